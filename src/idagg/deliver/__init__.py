@@ -1,0 +1,1 @@
+"""Ways out: RabbitMQ, the log file, and callbacks behind their guard."""

@@ -1,0 +1,50 @@
+"""Errors that one room raises for another, and the process's exit codes.
+
+Each error's text is one sentence for a person: what happened and, where there is something to do, what.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class Exit(enum.IntEnum):
+    """Exit codes of the ``idagg`` command."""
+
+    OK = 0
+    TROUBLE = 1  # `idagg check` found a dependency in trouble
+    USAGE = 2  # settings or arguments are wrong; nothing was started
+    CANNOT_START = 3  # port taken, state folder in use, no embedded server to be had
+    CRASH_LOOP = 4  # workers died again and again
+
+
+class IdaggError(Exception):
+    """The base of them all."""
+
+
+class CannotStartError(IdaggError):
+    """This instance cannot start here; a person has to change something."""
+
+
+class StoreError(IdaggError):
+    """The base of the store's errors."""
+
+
+class StoreAwayError(StoreError):
+    """The store could not be reached or is not ready; whether the command was carried out is unknown."""
+
+
+class StoreRefusedError(StoreError):
+    """The store answered no: the command was not carried out, and asking again will not help by itself."""
+
+
+class FencedError(StoreRefusedError):
+    """Another leader has taken over since; what was asked under the old epoch was not done."""
+
+
+class BrokerAwayError(IdaggError):
+    """The message was not confirmed; it may or may not have arrived."""
+
+
+class LogFileError(IdaggError):
+    """A line could not be written to the log file; the file holds no part of it."""

@@ -1,0 +1,1 @@
+"""Leadership, sealing and the outbox: decides what is owed."""

@@ -1,0 +1,1 @@
+"""The processes that hold the four rooms, and the composition root."""
