@@ -1,0 +1,175 @@
+"""Group commit: many requests, one command to the store.
+
+One batch travels at a time. While it does, arriving ids collect in the next one; so the batch grows with the
+load and with the store's latency, and there is no timer to tune. Nothing is made per request but its place in
+two lists: no future, no task, no clock reading.
+
+Batches are settled in the order in which they were opened, and the requests of one in the order in which they
+came. That is what keeps pipelined answers in order, and what makes one deadline per batch enough: a batch
+expires ``deadline_s`` after its first request, no request joins one older than a tick, and no later batch can
+expire before it.
+
+May live here: the queue of batches and who is waiting. Not here: sockets, HTTP, Redis.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
+
+from idagg.errors import StoreAwayError, StoreRefusedError
+
+TICK_S = 0.1
+# A worker's queue at full speed for about a second; some 100 bytes a place.
+MAX_WAITING = 65_536
+_RETRY_S = 0.05
+
+
+class Waiter(Protocol):
+    """Someone who is owed an answer."""
+
+    def answer(self, stored: bool) -> None:
+        """Called once, in turn. Must not raise."""
+
+
+class Hits(Protocol):
+    """Where batches go."""
+
+    async def add(self, seq: int, ids: Sequence[bytes], endpoints: Collection[bytes] = ()) -> int: ...
+
+
+class Observer(Protocol):
+    """Who is told of each batch, once it is settled."""
+
+    def batch(self, *, requests: int, stored: bool, took_s: float) -> None: ...
+
+
+class _Batch:
+    __slots__ = ("endpoints", "expires_at", "ids", "waiters")
+
+    def __init__(self, expires_at: float) -> None:
+        self.expires_at = expires_at
+        self.ids: list[bytes] = []
+        self.waiters: list[Waiter] = []
+        self.endpoints: set[bytes] = set()
+
+
+class GroupCommit:
+    def __init__(
+        self,
+        hits: Hits,
+        observer: Observer,
+        *,
+        deadline_s: float,
+        max_batch: int,
+        max_waiting: int = MAX_WAITING,
+        now: Callable[[], float],
+    ) -> None:
+        self._hits = hits
+        self._observer = observer
+        self._deadline_s = deadline_s
+        self._max_batch = max_batch
+        self._max_waiting = max_waiting
+        self._now = now
+        self._seq = 0
+        self._open: _Batch | None = None
+        self._closed: collections.deque[_Batch] = collections.deque()
+        self._queued = 0  # requests in _closed
+        self._wake: asyncio.Future[None] | None = None
+        self._stopping = False
+        self.trouble: str | None = None  # why the last batch was not stored
+
+    def __repr__(self) -> str:
+        collecting = len(self._open.waiters) if self._open else 0
+        return f"<GroupCommit seq={self._seq} queued={self._queued} collecting={collecting}>"
+
+    def add(self, waiter: Waiter, canonical_id: bytes, endpoint: bytes | None = None) -> bool:
+        """Count the id; ``waiter`` is answered when it is stored, or cannot be. False: no room, not taken."""
+        batch = self._open
+        if batch is None:
+            if self._queued >= self._max_waiting:
+                return False
+            batch = self._begin()
+        batch.ids.append(canonical_id)
+        batch.waiters.append(waiter)
+        if endpoint is not None:
+            batch.endpoints.add(endpoint)
+        if len(batch.waiters) >= self._max_batch:
+            self._close_batch()
+        return True
+
+    def in_turn(self, waiter: Waiter) -> None:
+        """Answer ``waiter`` when its turn comes, without counting anything."""
+        (self._open or self._begin()).waiters.append(waiter)
+
+    def tick(self) -> None:
+        """To be called every TICK_S: nobody joins a batch that waits since before the last tick."""
+        if self._open is not None:
+            self._close_batch()
+
+    async def run(self) -> None:
+        """Carry batches until ``stop`` was called and nobody waits."""
+        while True:
+            if not self._closed:
+                if self._open is not None:
+                    self._close_batch()
+                elif self._stopping:
+                    return
+                else:
+                    self._wake = asyncio.get_running_loop().create_future()
+                    await self._wake
+                    continue
+            batch = self._closed.popleft()
+            self._queued -= len(batch.waiters)
+            began = time.monotonic()
+            stored = not batch.ids or await self._carry(batch)
+            for waiter in batch.waiters:
+                waiter.answer(stored)
+            self._observer.batch(requests=len(batch.ids), stored=stored, took_s=time.monotonic() - began)
+
+    def stop(self) -> None:
+        """Let ``run`` return once everyone who waits has been answered."""
+        self._stopping = True
+        self._rouse()
+
+    def _begin(self) -> _Batch:
+        self._open = batch = _Batch(self._now() + self._deadline_s)
+        self._rouse()
+        return batch
+
+    def _close_batch(self) -> None:
+        assert self._open is not None
+        self._closed.append(self._open)
+        self._queued += len(self._open.waiters)
+        self._open = None
+
+    def _rouse(self) -> None:
+        if self._wake is not None:
+            if not self._wake.done():
+                self._wake.set_result(None)
+            self._wake = None
+
+    async def _carry(self, batch: _Batch) -> bool:
+        """Whether the batch was stored within its time."""
+        if self._now() >= batch.expires_at:
+            return False
+        self._seq += 1
+        try:
+            async with asyncio.timeout_at(batch.expires_at):
+                while True:
+                    try:
+                        await self._hits.add(self._seq, batch.ids, batch.endpoints)
+                    except StoreAwayError as error:
+                        self.trouble = str(error)
+                        await asyncio.sleep(_RETRY_S)
+                    else:
+                        self.trouble = None
+                        return True
+        except StoreRefusedError as error:
+            self.trouble = str(error)
+        except TimeoutError:
+            self.trouble = self.trouble or f"the store did not answer within {self._deadline_s:g} s"
+        return False

@@ -1,0 +1,373 @@
+"""The hot door: a protocol of its own for the one request that comes by the hundred thousand.
+
+It answers ``GET /api/verve/accept?…`` in plain form and knows nothing else. The first request on a
+connection that is anything else, by its method, path, body or an odd header, hands the whole connection over
+to aiohttp for the rest of its life, its bytes replayed, once the answers already owed are out. So every rule
+of HTTP that the hot request does not need is written once, by aiohttp; and aiohttp alone judges what is
+malformed.
+
+A request is taken apart with two slices: the query, and what follows the target (version and header fields,
+as far as the blank line). Clients send the same header fields again and again, so what was found out about
+them is kept by their bytes in ``FrontDoor.verdicts``; only fields not seen before go through the parser.
+
+Answers leave in the order of the requests: those that wait for the store through the group commit's queue,
+and those that do not behind them in the same queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import enum
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import cast
+
+import httptools
+
+from idagg.accept.commit import GroupCommit
+from idagg.accept.request import PATH, parse
+
+# Precedents: nginx's keepalive_timeout, 75 s, above the 60 s after which load balancers drop idle upstreams.
+IDLE_S = 75
+# From the first byte of a request to its blank line. Precedents: haproxy's timeout http-request is commonly
+# set to 10 s; nginx allows 60.
+HEADER_S = 10
+# Precedents: aiohttp's and nginx's line limits, 8 KiB; aiohttp's and Apache's field limits, 128 and 100.
+MAX_HEAD_BYTES = 8192
+MAX_FIELDS = 128
+# Requests a connection may have waiting before it is not read from.
+MAX_OWED = 512
+MAX_VERDICTS = 1024
+
+_HOT = f"GET {PATH}?".encode()
+_QUERY = len(_HOT)
+# More than one of these makes a message ambiguous; aiohttp refuses it.
+_SINGLE = frozenset({b"host", b"user-agent", b"content-type", b"max-forwards", b"transfer-encoding"})
+
+
+class Style(enum.IntEnum):
+    """How the connection goes on after the answer, and what the answer says of it."""
+
+    KEEP = 0  # HTTP/1.1
+    CLOSE = 1
+    KEEP_10 = 2  # HTTP/1.0 with Connection: keep-alive
+
+
+_CONNECTION = ("", "Connection: close\r\n", "Connection: keep-alive\r\n")
+
+
+class Replies:
+    """The bytes of every answer, by style. Made anew once a second, for ``Date`` (RFC 9110, 6.6.1)."""
+
+    __slots__ = ("bad", "ok", "unavailable")
+
+    def __init__(self, epoch_s: float) -> None:
+        date = email.utils.formatdate(epoch_s, usegmt=True)
+
+        def each(status: HTTPStatus, body: str, extra: str = "") -> list[bytes]:
+            return [
+                (
+                    f"HTTP/1.1 {status.value} {status.phrase}\r\n"
+                    "Content-Type: text/plain; charset=utf-8\r\n"
+                    f"Content-Length: {len(body)}\r\nDate: {date}\r\n{extra}{connection}\r\n{body}"
+                ).encode()
+                for connection in _CONNECTION
+            ]
+
+        self.ok = each(HTTPStatus.OK, "ok")
+        self.bad = each(HTTPStatus.BAD_REQUEST, "failed")
+        self.unavailable = each(HTTPStatus.SERVICE_UNAVAILABLE, "failed", "Retry-After: 1\r\n")
+
+
+class _Judge:
+    """What the parser says of one head."""
+
+    def __init__(self) -> None:
+        self.parser = httptools.HttpRequestParser(self)
+        self.fields: list[bytes] = []
+        self.complete = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append(name.lower())
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+
+
+def judge(head: bytes, tail: bytes) -> Style | None:
+    """The style of a plain request; None where aiohttp has to look at it.
+
+    ``tail`` is the head from behind the target on: version, fields, blank line.
+    """
+    if len(head) > MAX_HEAD_BYTES:
+        return None
+    seen = _Judge()
+    try:
+        seen.parser.feed_data(head)
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        return None
+    fields = seen.fields
+    if not seen.complete or len(fields) > MAX_FIELDS or b"expect" in fields or b"upgrade" in fields:
+        return None
+    if any(fields.count(name) > 1 for name in _SINGLE):
+        return None
+    keep = seen.parser.should_keep_alive()
+    if tail.startswith(b" HTTP/1.1\r\n") and b"host" in fields:
+        return Style.KEEP if keep else Style.CLOSE
+    if tail.startswith(b" HTTP/1.0\r\n"):
+        return Style.KEEP_10 if keep else Style.CLOSE
+    return None
+
+
+class FrontDoor:
+    """What all connections of a worker share. Call it to make the protocol of a new connection."""
+
+    def __init__(
+        self,
+        commit: GroupCommit,
+        hand_over: Callable[[], asyncio.Protocol],
+        *,
+        epoch_s: float,
+    ) -> None:
+        self.commit = commit
+        self.hand_over = hand_over
+        self.replies = Replies(epoch_s)
+        self.verdicts: dict[bytes, Style] = {}
+        self.connections: set[Connection] = set()
+        self.now_s = 0  # whole seconds since the door opened; advanced by ``second``
+        self.bad = 0  # requests answered 400 since take_refused
+        self.turned_away = 0  # requests answered 503 for want of room, likewise
+        self.draining = False
+
+    def __call__(self) -> Connection:
+        return Connection(self)
+
+    def verdict(self, head: bytes, tail: bytes) -> Style | None:
+        style = self.verdicts.get(tail)
+        if style is None:
+            style = judge(head, tail)
+            if style is not None:
+                if len(self.verdicts) >= MAX_VERDICTS:
+                    self.verdicts.clear()
+                self.verdicts[tail] = style
+        return style
+
+    def second(self, epoch_s: float) -> None:
+        """To be called once a second."""
+        self.now_s += 1
+        self.replies = Replies(epoch_s)
+        for connection in list(self.connections):
+            connection.expire(self.now_s)
+
+    def take_refused(self) -> tuple[tuple[int, int], ...]:
+        """(status, requests) of those answered without asking the store, since the last call."""
+        taken = (400, self.bad), (503, self.turned_away)
+        self.bad = self.turned_away = 0
+        return taken
+
+    def drain(self) -> None:
+        """Close each connection once what it is owed is out."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.finish()
+
+
+class Reply:
+    """A waiter for an answer that is not the plain one."""
+
+    __slots__ = ("connection", "otherwise", "stored")
+
+    def __init__(self, connection: Connection, stored: bytes, otherwise: bytes) -> None:
+        self.connection = connection
+        self.stored = stored
+        self.otherwise = otherwise
+
+    def answer(self, stored: bool) -> None:
+        self.connection.send(self.stored if stored else self.otherwise)
+
+
+class Connection(asyncio.Protocol):
+    """One client. Where it stands: ``_owed`` answers are to come; then ``_then``, if set, happens, once;
+    ``_partial`` are the first bytes of a request whose blank line has not come."""
+
+    __slots__ = ("_door", "_owed", "_partial", "_paused", "_seen_s", "_then", "_transport")
+
+    def __init__(self, door: FrontDoor) -> None:
+        self._door = door
+        self._transport: asyncio.Transport | None = None
+        self._owed = 0
+        self._partial = b""
+        self._paused = False
+        self._seen_s = door.now_s
+        self._then: Callable[[], None] | None = None
+
+    def __repr__(self) -> str:
+        state = "closed" if self._transport is None else "paused" if self._paused else "open"
+        return f"<Connection {state} owed={self._owed} partial={len(self._partial)}>"
+
+    # From the transport.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._door.connections.add(self)
+        if self._door.draining:
+            self._close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = self._then = None
+        self._door.connections.discard(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._then is not None:
+            return
+        if self._partial:
+            data = self._partial + data
+            self._partial = b""
+        else:
+            self._seen_s = self._door.now_s
+        if data.startswith(_HOT):
+            space = data.find(b" ", _QUERY)
+            style = self._door.verdicts.get(data[space:])
+            if style is not None:
+                self._take(data[_QUERY:space], style)
+                return
+        self._walk(data)
+
+    def eof_received(self) -> bool:
+        """The client has said all; it may still be listening."""
+        if self._owed and self._then is None:
+            self._then = self._close
+        return self._owed > 0
+
+    def pause_writing(self) -> None:
+        # The client does not read its answers: take no more requests from it.
+        self._pause()
+
+    def resume_writing(self) -> None:
+        self._resume()
+
+    # From the group commit.
+
+    def answer(self, stored: bool) -> None:
+        replies = self._door.replies
+        self.send(replies.ok[0] if stored else replies.unavailable[0])
+
+    def send(self, reply: bytes) -> None:
+        self._owed -= 1
+        if self._transport is not None:
+            try:
+                self._transport.write(reply)
+            except RuntimeError:  # uvloop's, of a transport that closed in this very turn of the loop
+                self._transport = None
+        if not self._owed:
+            if self._then is not None:
+                then, self._then = self._then, None
+                then()
+            elif self._paused:
+                self._resume()
+
+    # From the door.
+
+    def expire(self, now_s: int) -> None:
+        """Drop the client that is idle, or too slow to say or to take what it wants."""
+        limit_s = HEADER_S if self._partial else IDLE_S
+        if self._transport is not None and not self._owed and now_s - self._seen_s > limit_s:
+            self._transport.abort()
+
+    def finish(self) -> None:
+        """Close once nothing is owed; a hand-over that waits is given up with it."""
+        if self._owed:
+            self._then = self._close
+        else:
+            self._close()
+
+    # Its own.
+
+    def _walk(self, data: bytes) -> None:
+        """Take requests one by one; hand over at the first that is not plain."""
+        start = 0
+        while start < len(data) and self._then is None and self._transport is not None:
+            end = data.find(b"\r\n\r\n", start) + 4
+            if end < 4:
+                self._keep(data[start:])
+                return
+            head = data[start:end]
+            space = head.find(b" ", _QUERY)
+            style = self._door.verdict(head, head[space:]) if head.startswith(_HOT) else None
+            if style is None:
+                self._hand_over(data[start:])
+                return
+            self._take(head[_QUERY:space], style)
+            start = end
+        if self._owed > MAX_OWED:
+            self._pause()
+
+    def _take(self, query: bytes, style: Style) -> None:
+        """Answer one plain request, at once or in its turn."""
+        door = self._door
+        replies = door.replies
+        hit = parse(query)
+        if hit is None:
+            door.bad += 1
+            self._reply(replies.bad[style])
+        else:
+            plain = style is Style.KEEP
+            waiter = self if plain else Reply(self, replies.ok[style], replies.unavailable[style])
+            if door.commit.add(waiter, *hit):
+                self._owed += 1
+            else:
+                door.turned_away += 1
+                self._reply(replies.unavailable[style])
+        if style is Style.CLOSE:
+            self.finish()
+
+    def _reply(self, reply: bytes) -> None:
+        """An answer that does not wait for the store, but for those before it."""
+        self._owed += 1
+        if self._owed == 1:
+            self.send(reply)
+        else:
+            self._door.commit.in_turn(Reply(self, reply, reply))
+
+    def _keep(self, rest: bytes) -> None:
+        """Wait for the rest of a head, as long as it can still become a plain request."""
+        plausible = rest.startswith(_HOT) or _HOT.startswith(rest)
+        if plausible and len(rest) <= MAX_HEAD_BYTES and rest.count(b"\n") == rest.count(b"\r\n"):
+            self._partial = rest
+        else:
+            self._hand_over(rest)
+
+    def _hand_over(self, rest: bytes) -> None:
+        def now() -> None:
+            transport = self._transport
+            if transport is None or transport.is_closing():
+                return
+            self._transport = None
+            self._door.connections.discard(self)
+            successor = self._door.hand_over()
+            successor.connection_made(transport)
+            transport.set_protocol(successor)
+            if self._paused:
+                transport.resume_reading()
+            successor.data_received(rest)
+
+        if self._owed:
+            self._pause()
+            self._then = now
+        else:
+            now()
+
+    def _pause(self) -> None:
+        if not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _resume(self) -> None:
+        if self._paused and self._then is None and self._owed <= MAX_OWED and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+
+    def _close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()

@@ -1,0 +1,102 @@
+"""What a valid request is. Both doors ask here, so that they cannot differ.
+
+The input is the raw query, as it came over the wire, so that nothing is decoded twice or in two ways.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from urllib.parse import unquote_to_bytes, urlsplit
+
+PATH = "/api/verve/accept"
+
+MAX_ENDPOINT_BYTES = 2048
+_INT64_DIGITS = 19
+_ZERO = ord("0")
+_VISIBLE = bytes(range(0x21, 0x7F))
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+# A DNS name as resolvers take it: letters, digits, hyphens, underscores (common, though not legal) and dots.
+_HOST = re.compile(rb"[0-9A-Za-z_-]{1,63}(\.[0-9A-Za-z_-]{1,63})*\.?")
+# RFC 3986's characters: no space, control, quote or bracket but those around an IPv6 address.
+_URL = re.compile(rb"[!#-;=?-Z\[\]_a-z~]+")
+
+Hit = tuple[bytes, bytes | None]
+
+
+def parse(query: bytes) -> Hit | None:
+    """The id, canonical, and the endpoint or None; None for what is answered 400.
+
+    Unknown parameters are ignored; ``id`` and ``endpoint`` may stand once.
+    """
+    if query.startswith(b"id="):
+        value = query[3:]
+        # Canonical as it stands: no zero in front, and too short to leave 64 bits.
+        if value.isdigit() and len(value) < _INT64_DIGITS and value[0] != _ZERO:
+            return value, None
+    if query.translate(None, _VISIBLE):
+        return None
+    ids: bytes | None = None
+    endpoint: bytes | None = None
+    for pair in query.split(b"&"):
+        name, _, value = pair.partition(b"=")
+        if name == b"id":
+            if ids is not None:
+                return None
+            ids = canonical_id(value)
+            if ids is None:
+                return None
+        elif name == b"endpoint":
+            if endpoint is not None:
+                return None
+            endpoint = canonical_endpoint(value)
+            if endpoint is None:
+                return None
+        elif b"%" in name and unquote_to_bytes(name) in (b"id", b"endpoint"):
+            # Another reader of this URL would see one of the two a second time.
+            return None
+    if ids is None:
+        return None
+    return ids, endpoint
+
+
+def canonical_id(value: bytes) -> bytes | None:
+    """``007`` → ``7``, ``-0`` → ``0``; None unless it is a decimal integer of signed 64 bits."""
+    digits = value[1:] if value[:1] == b"-" else value
+    if not digits.isdigit():
+        return None
+    digits = digits.lstrip(b"0") or b"0"
+    if len(digits) > _INT64_DIGITS:
+        return None
+    number = -int(digits) if value[:1] == b"-" else int(digits)
+    if not _INT64_MIN <= number <= _INT64_MAX:
+        return None
+    return b"%d" % number
+
+
+def canonical_endpoint(value: bytes) -> bytes | None:
+    """The percent-decoded URL; None unless it is absolute http or https with a host and without userinfo."""
+    url = unquote_to_bytes(value)
+    if not 0 < len(url) <= MAX_ENDPOINT_BYTES or not _URL.fullmatch(url):
+        return None
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:  # a bad port or bracket
+        return None
+    if parts.scheme not in (b"http", b"https") or b"@" in parts.netloc or port == 0:
+        return None
+    host = parts.hostname
+    if not host or not _is_host(host, bracketed=b"[" in parts.netloc):
+        return None
+    return url
+
+
+def _is_host(host: bytes, *, bracketed: bool) -> bool:
+    if not bracketed:
+        return len(host) <= 253 and _HOST.fullmatch(host) is not None
+    try:
+        ipaddress.IPv6Address(host.decode("ascii"))
+    except ValueError:
+        return False
+    return True

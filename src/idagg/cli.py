@@ -1,0 +1,111 @@
+"""The ``idagg`` command."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+
+from idagg import __version__
+from idagg.errors import CannotStartError, Exit
+from idagg.settings import Settings, SettingsError, default_text, flag, load
+
+_EPILOG = (
+    "Each setting is also a variable IDAGG_NAME and a key of the TOML file; a flag wins over the variable, "
+    "that over the file. Flags can be seen by every user of this machine: give secrets as variables, or as "
+    "systemd credentials idagg_redis_url, idagg_amqp_url and idagg_callback_secret."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    try:
+        with _printing():
+            arguments = parser.parse_args(argv)
+        if arguments.run is None:
+            parser.print_help(sys.stderr)
+            return Exit.USAGE
+        settings, origin = load(vars(arguments), os.environ)
+        return int(arguments.run(settings, origin))
+    except SettingsError as error:
+        return _complain(Exit.USAGE, *error.problems)
+    except CannotStartError as error:
+        return _complain(Exit.CANNOT_START, str(error))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("idagg", description="Counts unique ids per minute.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"idagg {__version__}")
+    parser.set_defaults(run=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for name, run, summary in (
+        ("serve", _serve, "count until told to stop"),
+        ("check", _check, "check the settings and reach every dependency"),
+        ("config", _config, "print the settings in force and where each came from"),
+    ):
+        command = commands.add_parser(
+            name, help=summary, description=summary, epilog=_EPILOG, allow_abbrev=False
+        )
+        command.set_defaults(run=run)
+        command.add_argument(
+            "--config", metavar="FILE", help="TOML file of settings (default: $IDAGG_CONFIG)"
+        )
+        for setting, field in Settings.model_fields.items():
+            command.add_argument(
+                flag(setting),
+                action="append" if setting == "callback_allow" else "store",
+                help=f"{field.description} (default: {default_text(setting)})",
+            )
+    return parser
+
+
+# What `serve` and `check` import is heavy, and of no use to `config` and `--help`.
+def _serve(settings: Settings, _origin: Mapping[str, str]) -> int:
+    from idagg.run.supervisor import serve
+
+    return serve(settings)
+
+
+def _check(settings: Settings, _origin: Mapping[str, str]) -> int:
+    from idagg.run.check import check
+
+    return check(settings)
+
+
+def _config(settings: Settings, origin: Mapping[str, str]) -> int:
+    rows = [(name, _shown(value), origin[name]) for name, value in settings.masked().items()]
+    name_width, value_width = (max(len(row[column]) for row in rows) for column in (0, 1))
+    with _printing():
+        for name, value, where in rows:
+            sys.stdout.write(f"{name:{name_width}}  {value:{value_width}}  ({where})\n")
+    return Exit.OK
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        value = ",".join(value)
+    return "none" if value in (None, "") else str(value)
+
+
+def _complain(code: Exit, *sentences: str) -> int:
+    sys.stderr.writelines(f"idagg: {sentence}\n" for sentence in sentences)
+    return code
+
+
+@contextlib.contextmanager
+def _printing() -> Iterator[None]:
+    """Ends the process quietly, as SIGPIPE would, when the reader of its output has left."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still buffered has to go somewhere, else the interpreter complains on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None

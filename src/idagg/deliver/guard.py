@@ -1,0 +1,141 @@
+"""Where callbacks may go: a pure judgement of addresses, and the socket factory that enforces it.
+
+Anyone may name an endpoint, so without a guard anyone could make this server call its own neighbours. What is
+judged is the address really dialled, after the name is resolved; ``ipaddress.is_global`` is no such judgement
+(it passes multicast, NAT64 and 6to4 forms of 127.0.0.1 and some clouds' metadata services, and its answers
+differ between releases of Python), so the table is our own. No sockets here but the one that is handed out.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Iterable
+
+from aiohttp import AddrInfoType
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+# IANA's special-purpose address registries (RFC 6890) plus metadata services at public addresses; the first
+# match counts. Of IPv6 only 2000::/3 is given out (RFC 4291), hence the last two rows.
+_SPECIAL: tuple[tuple[_Network, str | None], ...] = tuple(
+    (ipaddress.ip_network(network), reason)
+    for network, reason in (
+        ("100.100.100.200/32", "cloud metadata"),  # Alibaba
+        ("168.63.129.16/32", "cloud metadata"),  # Azure
+        ("169.254.169.254/32", "cloud metadata"),  # AWS, Azure, Google and most others
+        ("192.0.0.192/32", "cloud metadata"),  # Oracle
+        ("fd00:ec2::254/128", "cloud metadata"),  # AWS
+        ("0.0.0.0/8", "unspecified"),
+        ("10.0.0.0/8", "private"),
+        ("100.64.0.0/10", "shared"),
+        ("127.0.0.0/8", "loopback"),
+        ("169.254.0.0/16", "link-local"),
+        ("172.16.0.0/12", "private"),
+        ("192.0.0.0/24", "reserved"),
+        ("192.0.2.0/24", "documentation"),
+        ("192.88.99.0/24", "reserved"),
+        ("192.168.0.0/16", "private"),
+        ("198.18.0.0/15", "benchmarking"),
+        ("198.51.100.0/24", "documentation"),
+        ("203.0.113.0/24", "documentation"),
+        ("224.0.0.0/4", "multicast"),
+        ("240.0.0.0/4", "reserved"),
+        ("::/128", "unspecified"),
+        ("::1/128", "loopback"),
+        ("64:ff9b:1::/48", "private"),  # local-use NAT64: where in it the IPv4 address stands is local, too
+        ("fc00::/7", "private"),
+        ("fe80::/10", "link-local"),
+        ("fec0::/10", "site-local"),
+        ("ff00::/8", "multicast"),
+        ("2001::/23", "reserved"),
+        ("2001:db8::/32", "documentation"),
+        ("3fff::/20", "documentation"),
+        ("2000::/3", None),
+        ("::/0", "reserved"),
+    )
+)
+_IPV4_IN_THE_LAST_32_BITS = (
+    ipaddress.IPv6Network("64:ff9b::/96"),  # NAT64, RFC 6052
+    ipaddress.IPv6Network("::/96"),  # IPv4-compatible, RFC 4291; it holds :: and ::1, too
+)
+# The last label is no number: resolvers take 2130706433 and 127.1 for addresses.
+_HOST = re.compile(r"(?:[a-z0-9_-]+\.)*(?!\d+\Z)[a-z0-9_-]+")
+
+
+class BlockedAddressError(OSError):
+    """The guard refuses this address; nothing was sent to it."""
+
+
+class Guard:
+    """Refuses every address that is not public, but for what ``allow`` names.
+
+    An item of ``allow`` is a network, an address or a host name. A network lifts the refusal of the addresses
+    in it, and of IPv6 forms of them, such as IPv4-mapped or NAT64; a host may be called whatever its name
+    resolves to.
+    """
+
+    def __init__(self, allow: Iterable[str] = ()) -> None:
+        self._hosts: set[str] = set()
+        self._networks: list[_Network] = []
+        for item in allow:
+            try:
+                self._networks.append(ipaddress.ip_network(item))
+            except ValueError:
+                host = _plain(item)
+                if not _HOST.fullmatch(host):
+                    raise ValueError(
+                        f"{item!r} is neither a host name, an address nor a network such as 10.0.0.0/8"
+                    ) from None
+                self._hosts.add(host)
+
+    def for_host(self, host: str) -> Guard:
+        """The guard for calls to ``host``: one that refuses nothing where the host is allowed by its name."""
+        return _OPEN if _plain(host) in self._hosts else self
+
+    def refusal(self, address: str) -> str | None:
+        """Why ``address`` must not be dialled, or None."""
+        try:
+            dialled = ipaddress.ip_address(address.partition("%")[0])
+        except ValueError:
+            return "not an address"
+        if self._allows(dialled):
+            return None
+        reasons = (_special(judged) for judged in _destinations(dialled) if not self._allows(judged))
+        return next(filter(None, reasons), None)
+
+    def open_socket(self, addr_info: AddrInfoType) -> socket.socket:
+        """A socket for dialling ``addr_info``: the ``socket_factory`` of aiohttp's ``TCPConnector``."""
+        family, kind, proto, _, address = addr_info
+        if reason := self.refusal(address[0]):
+            raise BlockedAddressError(f"{address[0]} is refused: {reason}")
+        return socket.socket(family, kind, proto)
+
+    def _allows(self, address: _Address) -> bool:
+        return any(address in network for network in self._networks)
+
+
+_OPEN = Guard(["0.0.0.0/0", "::/0"])
+
+
+def _plain(host: str) -> str:
+    return host.lower().removesuffix(".")
+
+
+def _destinations(address: _Address) -> tuple[_Address, ...]:
+    """Where a packet to ``address`` may end: the IPv4 addresses inside an IPv6 one, else the address."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return (address,)
+    if inner := address.ipv4_mapped or address.sixtofour:
+        return (inner,)
+    if address.teredo:
+        return address.teredo
+    if int(address) > 1 and any(address in network for network in _IPV4_IN_THE_LAST_32_BITS):
+        return (ipaddress.IPv4Address(int(address) & 0xFFFFFFFF),)
+    return (address,)
+
+
+def _special(address: _Address) -> str | None:
+    return next((reason for network, reason in _SPECIAL if address in network), None)

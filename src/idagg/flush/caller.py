@@ -1,0 +1,100 @@
+"""The leader's other work: have each window's endpoints called, beside the flush and never in its way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol
+
+from idagg.errors import FencedError, LogFileError, StoreError
+from idagg.flush.leader import Leadership
+from idagg.store.windows import WindowStore
+from idagg.window import Record, iso
+
+log = logging.getLogger("idagg.flush")
+
+LOOK_S = 0.5
+RETRY_S = 1.0
+# Three attempts of 10 s each, and the pauses between them.
+PATIENCE_S = 40
+# Endpoints under way, over all windows: what bounds memory, at up to 2 KiB each.
+MAX_ENDPOINTS = 20_000
+# Windows that wait for their calls; beyond that the oldest are given up, so that the store stays bounded.
+MAX_BACKLOG = 120
+
+
+class Calls(Protocol):
+    async def deliver(
+        self,
+        record: Record,
+        endpoints: Iterable[str],
+        done: Callable[[str], Awaitable[None]],
+        *,
+        deadline: float,
+    ) -> None: ...
+
+
+class Caller:
+    def __init__(self, windows: WindowStore, leadership: Leadership, calls: Calls) -> None:
+        self._windows = windows
+        self._leadership = leadership
+        self._calls = calls
+        self._under_way: dict[int, tuple[asyncio.Task[None], int]] = {}  # by start: its task, its endpoints
+
+    async def run(self) -> None:
+        """Work while this process leads, until cancelled; the next leader goes on with what is under way."""
+        try:
+            while True:
+                epoch = await self._leadership.elected()
+                try:
+                    await self._look(epoch)
+                except FencedError:
+                    self._leadership.lost(epoch)
+                except StoreError as error:
+                    log.warning("callbacks wait: %s", error)
+                await asyncio.sleep(LOOK_S)
+                if self._leadership.epoch != epoch:
+                    await self._drop()
+        finally:
+            await self._drop()
+
+    async def _look(self, epoch: int) -> None:
+        backlog = await self._windows.depth("callbacks")
+        for owed in await self._windows.uncalled(limit=MAX_BACKLOG):
+            record = owed.record
+            if record.start_s in self._under_way:
+                continue
+            if backlog > MAX_BACKLOG:
+                backlog -= 1
+                log.error("window %s: its callbacks are given up, too many windows wait", iso(record.start_s))
+                await self._windows.give_up_calls(epoch, record.start_s)
+                continue
+            if sum(count for _, count in self._under_way.values()) >= MAX_ENDPOINTS:
+                return
+            endpoints = await self._windows.endpoints(record.start_s)
+            task = asyncio.create_task(self._call(epoch, record, endpoints))
+            self._under_way[record.start_s] = task, len(endpoints)
+
+    async def _call(self, epoch: int, record: Record, endpoints: list[str]) -> None:
+        async def done(endpoint: str) -> None:
+            await self._windows.mark_called(epoch, record.start_s, [endpoint])
+
+        deadline = asyncio.get_running_loop().time() + max(record.length_s, PATIENCE_S)
+        try:
+            await self._calls.deliver(record, endpoints, done, deadline=deadline)
+        except FencedError:
+            self._leadership.lost(epoch)
+        except (StoreError, LogFileError) as error:
+            # Those not marked are called again, under the same webhook-id.
+            log.error("window %s: callbacks are interrupted: %s", iso(record.start_s), error)
+            await asyncio.sleep(RETRY_S)
+        finally:
+            self._under_way.pop(record.start_s, None)
+
+    async def _drop(self) -> None:
+        tasks = [task for task, _ in self._under_way.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._under_way.clear()  # a task that was cancelled before it began has not seen to it

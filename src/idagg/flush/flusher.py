@@ -1,0 +1,178 @@
+"""The leader's work: seal each window when it ends, and see to it that the count arrives.
+
+A sealed window is owed to a sink: the broker where one is configured, else the log file. Where the broker
+does not confirm in time, the line is written to the log at once and the message stays owed until the broker
+is back. Each step is marked in the store only once it is done, so whoever leads next repeats at most the step
+that was under way, with the same message id and the same count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable
+from typing import Protocol
+
+from idagg.errors import BrokerAwayError, FencedError, LogFileError, StoreError
+from idagg.flush.leader import Leadership
+from idagg.store.windows import Owed, WindowStore
+from idagg.window import Record, iso
+
+log = logging.getLogger("idagg.flush")
+
+# Between two tries after the store or the log file failed.
+RETRY_S = 0.5
+# The store's clock may be stepped: never sleep long on what it said.
+LOOK_S = 1.0
+# Messages sent late between two looks at the clock, so that a backlog does not hold up the next window.
+LATE_AT_ONCE = 20
+# The sketch's standard error, 1.04/sqrt(2**14); five of them, and some room for very small counts.
+SKETCH_ERROR = 0.0081
+SKETCH_SLACK = 5
+
+
+class Publisher(Protocol):
+    """Where messages go. Raises BrokerAwayError, at once where the broker is known to be away."""
+
+    @property
+    def ready(self) -> asyncio.Event: ...
+
+    async def publish(self, record: Record) -> None: ...
+
+
+class Lines(Protocol):
+    """Where lines go. Raises LogFileError where the line is not on disk."""
+
+    async def window(self, record: Record, *, reason: str | None) -> None: ...
+
+
+class Observer(Protocol):
+    def sealed(self, record: Record, *, dropped_endpoints: int, suspicious: bool) -> None: ...
+
+    def delivered(self, record: Record, *, sink: str, lag_s: float) -> None: ...
+
+    def depth(self, *, undelivered: int, unsent: int) -> None: ...
+
+
+def suspicious(record: Record) -> bool:
+    """Whether exact count and estimate differ by more than the sketch explains: a sign of lost writes."""
+    off = abs(record.unique_ids - record.estimate)
+    return record.exact and off > 5 * SKETCH_ERROR * record.unique_ids + SKETCH_SLACK
+
+
+class Flusher:
+    def __init__(
+        self,
+        windows: WindowStore,
+        leadership: Leadership,
+        *,
+        broker: Publisher | None,
+        lines: Lines,
+        observer: Observer,
+    ) -> None:
+        self._windows = windows
+        self._leadership = leadership
+        self._broker = broker
+        self._lines = lines
+        self._observer = observer
+        self._stopping = asyncio.Event()
+        self._seen_s = -1  # the newest window that the observer was told of
+
+    async def run(self) -> None:
+        """Work while this process leads, until ``stop``; ends between two steps, never within one."""
+        while not self._stopping.is_set():
+            if not self._leadership.epoch:
+                await self._first(self._leadership.elected(), timeout_s=None)
+                continue
+            epoch = self._leadership.epoch
+            try:
+                await self._turn(epoch)
+            except FencedError:
+                self._leadership.lost(epoch)
+            except (StoreError, LogFileError) as error:
+                log.error("windows stay owed, trying again: %s", error)
+                await self._first(timeout_s=RETRY_S)
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    async def _turn(self, epoch: int) -> None:
+        """Seal what has ended, deliver what is owed, and wait for the next to do."""
+        while not (wait_ms := await self._windows.seal(epoch)):
+            pass
+        while (owed := await self._windows.undelivered()) and not self._stopping.is_set():
+            for entry in owed:
+                await self._deliver(epoch, entry)
+        late = await self._send_late(epoch)
+        unsent = await self._windows.depth("unsent")
+        self._observer.depth(undelivered=len(owed), unsent=unsent)
+        if unsent and late:
+            return
+        broker_back = self._broker.ready.wait() if self._broker and unsent and not late else None
+        await self._first(broker_back, timeout_s=min(wait_ms / 1000, LOOK_S))
+
+    async def _deliver(self, epoch: int, owed: Owed) -> None:
+        """To the broker; without one, or with one that does not confirm in time, to the log file."""
+        record = owed.record
+        self._look_at(owed)
+        if self._broker is None:
+            await self._lines.window(record, reason=None)
+            await self._delivered(epoch, record, sink="log")
+            return
+        try:
+            await self._broker.publish(record)
+        except BrokerAwayError as error:
+            await self._lines.window(record, reason=str(error))
+            await self._windows.mark_logged(epoch, record.start_s)
+        else:
+            await self._delivered(epoch, record, sink="broker")
+
+    async def _send_late(self, epoch: int) -> bool:
+        """Send messages that are owed since the broker was away; False where it still is."""
+        if self._broker is not None and not self._broker.ready.is_set():
+            return False
+        for owed in await self._windows.unsent(limit=LATE_AT_ONCE):
+            if self._broker is not None:
+                try:
+                    await self._broker.publish(owed.record)
+                except BrokerAwayError:
+                    return False
+            # Without a broker the line, which is written, is all that is owed.
+            await self._delivered(epoch, owed.record, sink="broker" if self._broker else "log")
+        return True
+
+    async def _delivered(self, epoch: int, record: Record, *, sink: str) -> None:
+        await self._windows.mark_delivered(epoch, record.start_s)
+        self._observer.delivered(record, sink=sink, lag_s=time.time() - record.end_s)
+
+    def _look_at(self, owed: Owed) -> None:
+        record = owed.record
+        if record.start_s <= self._seen_s:
+            return
+        self._seen_s = record.start_s
+        odd = suspicious(record)
+        self._observer.sealed(record, dropped_endpoints=owed.dropped, suspicious=odd)
+        if odd:
+            log.warning(
+                "window %s: %d ids and an estimate of %d: the store may have lost writes",
+                iso(record.start_s),
+                record.unique_ids,
+                record.estimate,
+            )
+        if owed.dropped:
+            log.warning(
+                "window %s: %d hits named an endpoint over the limit", iso(record.start_s), owed.dropped
+            )
+
+    async def _first(self, *events: Awaitable[object] | None, timeout_s: float | None) -> None:
+        """Wait for the first of the events, a stop, or the time."""
+        waiting = [asyncio.ensure_future(event) for event in (self._stopping.wait(), *events) if event]
+        try:
+            await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.gather(*waiting, return_exceptions=True)

@@ -1,0 +1,117 @@
+"""Leadership: who may seal and deliver.
+
+All workers of all VMs bid for one lock in the store; the holder has an epoch, a number that rises with every
+change of leader. Nobody has to trust the lock's clock: the store's scripts refuse an epoch that has passed,
+so a leader that was stopped and wakes late can do no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+from collections.abc import Callable
+from typing import Protocol
+
+from idagg.errors import StoreError
+from idagg.store.windows import Term
+
+log = logging.getLogger("idagg.flush")
+
+# What a leader's sudden death costs at most. Precedents: Kubernetes' leases 15 s, etcd's election 1 s.
+LEASE_MS = 5000
+# How often the others look: an orderly hand-over is noticed within it.
+LOOK_S = 0.3
+
+
+class Lock(Protocol):
+    async def lead(self, name: str, *, lease_ms: int) -> Term: ...
+
+    async def resign(self, name: str) -> None: ...
+
+
+def next_bid_s(term: Term, *, chance: float) -> float:
+    """When to bid again: a leader renews with two thirds of its lease in hand, the others look often.
+
+    ``chance`` in [0, 1) spreads those who look.
+    """
+    if term.epoch:
+        return term.lasts_ms / 3000
+    return LOOK_S * (0.5 + chance / 2)
+
+
+class Leadership:
+    """This process's bid. ``epoch`` is 0 while another leads or the store is away.
+
+    ``trouble`` says why this process can take no part, in a sentence; None when it can.
+    """
+
+    def __init__(
+        self, lock: Lock, *, window_s: int, on_change: Callable[[int], None] = lambda epoch: None
+    ) -> None:
+        self._lock = lock
+        self._window_s = window_s
+        self._name = secrets.token_hex(8)
+        self._changed = asyncio.Event()
+        self._on_change = on_change
+        self.epoch = 0
+        self.trouble: str | None = None
+        self.answered = asyncio.Event()  # the first bid has succeeded or failed
+
+    def __repr__(self) -> str:
+        return f"<Leadership {self._name} epoch={self.epoch}>"
+
+    async def run(self) -> None:
+        """Bid for ever."""
+        while True:
+            try:
+                term = await self._lock.lead(self._name, lease_ms=LEASE_MS)
+            except StoreError as error:
+                self.trouble = str(error)
+                self._set(0)
+                self.answered.set()
+                await asyncio.sleep(LOOK_S)
+                continue
+            if term.window_s == self._window_s:
+                self.trouble = None
+            else:
+                self.trouble = (
+                    f"the store counts in windows of {term.window_s} s for another running instance: "
+                    "give this one the same --window, or a --namespace of its own"
+                )
+            self._set(term.epoch)
+            self.answered.set()
+            # Spreads bids over processes; nothing secret hangs on it.
+            await asyncio.sleep(next_bid_s(term, chance=random.random()))  # noqa: S311  as said above
+
+    async def elected(self) -> int:
+        """Wait until this process leads; returns the epoch."""
+        while not self.epoch:
+            self._changed.clear()
+            await self._changed.wait()
+        return self.epoch
+
+    def lost(self, epoch: int) -> None:
+        """The store has refused this epoch."""
+        if self.epoch == epoch:
+            self._set(0)
+
+    async def resign(self) -> None:
+        """Let another lead at once. ``run`` must have been ended."""
+        self._set(0)
+        try:
+            await self._lock.resign(self._name)
+        except StoreError as error:
+            log.warning("leadership was not handed over, the lease has to run out: %s", error)
+
+    def _set(self, epoch: int) -> None:
+        if epoch == self.epoch:
+            return
+        if epoch:
+            log.info("leading: epoch %d", epoch)
+        elif self.epoch:
+            log.info("not leading any more: epoch %d has ended", self.epoch)
+        self.epoch = epoch
+        self._changed.set()
+        self._on_change(epoch)

@@ -1,0 +1,139 @@
+"""What is counted about ourselves, over all workers of this VM.
+
+Workers write their figures to files in a folder that the supervisor made (prometheus_client's multiprocess
+mode); the admin door adds them up. Figures move per batch or per window, never per request.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    multiprocess,
+    values,
+)
+
+from idagg.window import Record
+
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""The library reads it when it is imported: a worker has to be started with it."""
+
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+def use_slot(slot: int) -> None:
+    """Write under the worker's slot, which its successor takes over, so that files do not pile up."""
+    if FOLDER_VARIABLE in os.environ:
+        values.ValueClass = values.MultiProcessValue(lambda: slot)  # type: ignore[no-untyped-call]  # untyped there
+
+
+def forget(folder: Path, slot: int) -> None:
+    """The worker is dead: what it said of the present is not true any more."""
+    multiprocess.mark_process_dead(slot, str(folder))  # type: ignore[no-untyped-call]  # untyped there
+
+
+def exposition(folder: Path) -> bytes:
+    """All workers' figures in Prometheus' text format."""
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry, path=str(folder))  # type: ignore[no-untyped-call]  # untyped there
+    return generate_latest(registry)
+
+
+class Metrics:
+    """One worker's figures. "LOSS" marks those that mean that something was not counted or not delivered."""
+
+    def __init__(self) -> None:
+        registry = CollectorRegistry()
+        self._requests = Counter(
+            "idagg_requests", "Accept requests by the status answered", ["status"], registry=registry
+        )
+        self._answered = {status: self._requests.labels(str(status)) for status in (200, 400, 413, 503)}
+        self._batch_size = Histogram(
+            "idagg_batch_size",
+            "Ids in a batch",
+            buckets=[4**power for power in range(7)],
+            registry=registry,
+        )
+        self._store_seconds = Histogram(
+            "idagg_store_seconds",
+            "Time from sending a batch to the store's answer, retries included",
+            buckets=[0.0005 * 2**power for power in range(13)],
+            registry=registry,
+        )
+        self._sealed = Counter("idagg_windows_sealed", "Windows sealed", registry=registry)
+        self._delivered = Counter("idagg_windows_delivered", "Windows delivered", ["sink"], registry=registry)
+        self._lag = Histogram(
+            "idagg_flush_lag_seconds",
+            "Time from a window's end to its delivery",
+            buckets=[0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3600],
+            registry=registry,
+        )
+        self._suspicious = Counter(
+            "idagg_windows_suspicious",
+            "LOSS: windows whose exact count and estimate differ by more than the sketch explains",
+            registry=registry,
+        )
+        self._dropped = Counter(
+            "idagg_endpoints_dropped",
+            "LOSS: hits whose endpoint was over the window's limit and is not called",
+            registry=registry,
+        )
+        self._callbacks = Counter("idagg_callbacks", "Endpoints by result", ["result"], registry=registry)
+        self._leader = Gauge(
+            "idagg_leader",
+            "1 where a worker of this VM leads",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self._last = Gauge(
+            "idagg_last_sealed_window_seconds",
+            "Start of the newest window sealed here, Unix time",
+            multiprocess_mode="max",
+            registry=registry,
+        )
+        self._depth = Gauge(
+            "idagg_outbox_windows",
+            "Sealed windows that are owed: to any sink, or to the broker while they are in the log file",
+            ["owed"],
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+
+    def batch(self, *, requests: int, stored: bool, took_s: float) -> None:
+        self._answered[200 if stored else 503].inc(requests)
+        self._batch_size.observe(requests)
+        self._store_seconds.observe(took_s)
+
+    def refused(self, status: int, requests: int = 1) -> None:
+        """Requests answered without asking the store; 503: for want of room."""
+        self._answered[status].inc(requests)
+
+    def sealed(self, record: Record, *, dropped_endpoints: int, suspicious: bool) -> None:
+        self._sealed.inc()
+        self._last.set(record.start_s)
+        self._dropped.inc(dropped_endpoints)
+        self._suspicious.inc(suspicious)
+
+    def delivered(self, record: Record, *, sink: str, lag_s: float) -> None:
+        self._delivered.labels(sink).inc()
+        self._lag.observe(max(lag_s, 0))
+
+    def depth(self, *, undelivered: int, unsent: int) -> None:
+        self._depth.labels("any sink").set(undelivered)
+        self._depth.labels("broker").set(unsent)
+
+    def leads(self, epoch: int) -> None:
+        self._leader.set(1 if epoch else 0)
+        if not epoch:
+            self.depth(undelivered=0, unsent=0)
+
+    def called(self, result: str) -> None:
+        self._callbacks.labels(result).inc()

@@ -1,0 +1,54 @@
+"""The public door's listening sockets: one SO_REUSEPORT socket per worker, held by the supervisor.
+
+The kernel spreads connections over them. A dead worker's socket stays open here, so that what waits in its
+backlog waits for the successor instead of being reset.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from idagg.errors import CannotStartError
+
+# The kernel caps it at net.core.somaxconn, 4096 by default since Linux 5.4.
+BACKLOG = 4096
+
+
+def listen(host: str, port: int, count: int) -> list[socket.socket]:
+    """``count`` listening sockets on one address. Raises CannotStartError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise CannotStartError(f"--host {host} cannot be resolved: {error.strerror}") from error
+    sockets: list[socket.socket] = []
+    try:
+        # SO_REUSEPORT alone would share the port with any other process of this user: the first socket is
+        # bound without it, which is refused where somebody listens, and lets go before the others are bound.
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            address = probe.getsockname()
+        for _ in range(count):
+            listener = socket.socket(family, kind, protocol)
+            sockets.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.bind(address)
+            listener.listen(BACKLOG)
+            listener.setblocking(False)
+    except OSError as error:
+        for listener in sockets:
+            listener.close()
+        reason = os.strerror(error.errno or 0)
+        raise CannotStartError(
+            f"cannot listen on {shown(host, port)}: {reason}; is another idagg running there? "
+            "Stop it, or give another --host or --port"
+        ) from error
+    return sockets
+
+
+def shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,51 @@
+"""What passes between supervisor and worker: the order at the start, and a worker's beats.
+
+Both are JSON, a line each: the order on the worker's standard input, which then stays open and so tells of
+the supervisor's death; the beats on its standard output.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+
+import orjson
+
+from idagg.settings import Settings
+
+BEAT_S = 0.5
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Order:
+    """``slot`` names the worker among those of this VM, ``listener`` is an inherited descriptor."""
+
+    settings: Settings
+    redis_url: str
+    slot: int
+    listener: int
+
+    def line(self) -> bytes:
+        settings = base64.b64encode(self.settings.to_json()).decode()
+        return orjson.dumps([settings, self.redis_url, self.slot, self.listener]) + b"\n"
+
+    @classmethod
+    def parse(cls, line: bytes) -> Order:
+        settings, redis_url, slot, listener = orjson.loads(line)
+        return cls(Settings.from_json(base64.b64decode(settings)), redis_url, slot, listener)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Beat:
+    """A worker lives and listens. ``store`` and ``broker`` say what is wrong with them, if anything."""
+
+    epoch: int
+    store: str | None
+    broker: str | None
+
+    def line(self) -> bytes:
+        return orjson.dumps([self.epoch, self.store, self.broker]) + b"\n"
+
+    @classmethod
+    def parse(cls, line: bytes) -> Beat:
+        return cls(*orjson.loads(line))

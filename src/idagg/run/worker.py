@@ -1,0 +1,229 @@
+"""A worker process: one event loop that accepts, and bids to lead. The composition root of the four rooms.
+
+Run by the supervisor as ``python -m idagg.run.worker``; see ``idagg.run.status`` for what they say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+
+import uvloop
+from aiohttp import http_parser
+
+from idagg import metrics as metrics_module
+from idagg.accept.app import AppDoor, application
+from idagg.accept.commit import TICK_S, GroupCommit
+from idagg.accept.front import FrontDoor
+from idagg.deliver.broker import Broker
+from idagg.deliver.callback import Callbacks
+from idagg.deliver.guard import Guard
+from idagg.deliver.logfile import LogFile
+from idagg.errors import Exit
+from idagg.flush.caller import Caller
+from idagg.flush.flusher import Flusher
+from idagg.flush.leader import Leadership
+from idagg.metrics import Metrics
+from idagg.run.logs import log_to_stderr
+from idagg.run.sockets import BACKLOG
+from idagg.run.status import BEAT_S, Beat, Order
+from idagg.store.client import Client
+from idagg.store.hits import MAX_BATCH, HitStore
+from idagg.store.windows import WindowStore
+
+log = logging.getLogger("idagg.worker")
+
+# The flush side waits for the store longer than a request may: nobody waits for it.
+FLUSH_TIMEOUT_S = 5.0
+# With the group commit's own deadline, this is only a last resort against a connection that never ends.
+_HITS_TIMEOUT_SLACK_S = 1.0
+
+
+class Worker:
+    def __init__(self, order: Order) -> None:
+        settings = order.settings
+        self._order = order
+        self._stop = asyncio.Event()
+        self._metrics = Metrics()
+        loop = asyncio.get_running_loop()
+
+        self._hits = Client(order.redis_url, timeout_s=settings.deadline + _HITS_TIMEOUT_SLACK_S)
+        self._commit = GroupCommit(
+            HitStore(
+                self._hits,
+                namespace=settings.namespace,
+                window_s=settings.window,
+                exact_limit=settings.exact_limit,
+            ),
+            self._metrics,
+            deadline_s=settings.deadline,
+            max_batch=MAX_BATCH,
+            now=loop.time,
+        )
+        self._app = AppDoor(application(self._commit, self._store_trouble, self._metrics.refused))
+        self._front = FrontDoor(self._commit, self._app, epoch_s=time.time())
+
+        self._client = Client(order.redis_url, timeout_s=FLUSH_TIMEOUT_S)
+        windows = WindowStore(
+            self._client,
+            namespace=settings.namespace,
+            window_s=settings.window,
+            exact_limit=settings.exact_limit,
+        )
+        lines = LogFile(settings.log_file)
+        self._leadership = Leadership(windows, window_s=settings.window, on_change=self._metrics.leads)
+        self._broker = (
+            Broker(
+                settings.amqp_url,
+                settings.amqp_queue,
+                body=settings.amqp_body,
+                namespace=settings.namespace,
+            )
+            if settings.amqp_url
+            else None
+        )
+        self._callbacks = Callbacks(
+            guard=Guard(settings.callback_allow),
+            log=lines,
+            namespace=settings.namespace,
+            secret=settings.callback_secret,
+            on_result=self._metrics.called,
+        )
+        self._flusher = Flusher(
+            windows, self._leadership, broker=self._broker, lines=lines, observer=self._metrics
+        )
+        self._caller = Caller(windows, self._leadership, self._callbacks)
+
+    async def run(self) -> None:
+        """Serve until told to stop, then answer what was taken, hand leadership over, and return.
+
+        An error that escapes from any part ends the process: its successor starts from a known state.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        commit = asyncio.create_task(self._commit.run(), name="commit")
+        flusher = asyncio.create_task(self._flusher.run(), name="flusher")
+        bid = asyncio.create_task(self._leadership.run(), name="bid")
+        others = [
+            asyncio.create_task(self._caller.run(), name="caller"),
+            asyncio.create_task(self._tick(), name="tick"),
+            asyncio.create_task(self._connect_broker(), name="broker"),
+            asyncio.create_task(self._watch_supervisor(), name="supervisor"),
+        ]
+        await self._app.start()
+        server = await loop.create_server(
+            self._front, sock=socket.socket(fileno=self._order.listener), backlog=BACKLOG
+        )
+        others.append(asyncio.create_task(self._beat(), name="beat"))
+        # What is alive now stays alive: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+
+        stop = asyncio.create_task(self._stop.wait())
+        done, _ = await asyncio.wait(
+            [stop, commit, flusher, bid, *others], return_when=asyncio.FIRST_COMPLETED
+        )
+        if stop not in done:
+            for task in done:
+                task.result()
+            raise RuntimeError(f"{[task.get_name() for task in done]} ended by itself")
+
+        server.close()
+        self._front.drain()
+        self._flusher.stop()
+        await flusher
+        await _end(bid)
+        await self._leadership.resign()
+        await self._app.drain()
+        self._commit.stop()
+        await commit
+        await _end(*others)
+        await self._callbacks.close()
+        if self._broker:
+            await self._broker.close()
+        await self._hits.close()
+        await self._client.close()
+
+    def _store_trouble(self) -> str | None:
+        return self._commit.trouble or self._leadership.trouble
+
+    async def _tick(self) -> None:
+        """The one coarse clock of the doors."""
+        loop = asyncio.get_running_loop()
+        next_second = loop.time() + 1
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._commit.tick()
+            if loop.time() >= next_second:
+                next_second += 1
+                self._front.second(time.time())
+                for status, count in self._front.take_refused():
+                    self._metrics.refused(status, count)
+
+    async def _connect_broker(self) -> None:
+        """Only a leader has something to say to the broker."""
+        await self._leadership.elected()
+        if self._broker:
+            self._broker.start()
+        await asyncio.Event().wait()
+
+    async def _watch_supervisor(self) -> None:
+        """Stop when the supervisor has died: its end of our standard input closes."""
+        loop = asyncio.get_running_loop()
+        gone = asyncio.Event()
+        loop.add_reader(sys.stdin.fileno(), gone.set)
+        await gone.wait()
+        loop.remove_reader(sys.stdin.fileno())
+        log.error("the supervisor has died, stopping")
+        self._stop.set()
+        await asyncio.Event().wait()
+
+    async def _beat(self) -> None:
+        """Tell the supervisor how we are: that we live and listen, first of all."""
+        await self._leadership.answered.wait()
+        while True:
+            broker = self._broker.trouble if self._broker and self._leadership.epoch else None
+            line = Beat(self._leadership.epoch, self._store_trouble(), broker).line()
+            try:
+                os.write(sys.stdout.fileno(), line)
+            except BlockingIOError:
+                pass  # the supervisor is busy; the next beat will do
+            except BrokenPipeError:
+                self._stop.set()
+            await asyncio.sleep(BEAT_S)
+
+
+async def _end(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def main() -> int:
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as orders:
+        order = Order.parse(orders.readline())
+    log_to_stderr(f"worker-{order.slot}")
+    faulthandler.enable()  # says where it hung when the supervisor ends it with SIGABRT
+    os.set_blocking(sys.stdout.fileno(), False)
+    if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
+        log.error("aiohttp runs without its C parser: unset AIOHTTP_NO_EXTENSIONS, or install its wheel")
+        return Exit.CANNOT_START
+    metrics_module.use_slot(order.slot)
+
+    async def serve() -> None:
+        await Worker(order).run()
+
+    uvloop.run(serve())
+    return Exit.OK
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,322 @@
+"""The settings: what each means, what it may be, and where its value came from.
+
+A flag wins over the environment, that over the TOML file, that over a systemd credential, that over the
+default. This is plain pydantic: pydantic-settings' sources pass over a missing file and an unreadable
+credential without an error, and its models read the environment again in each worker.
+"""
+
+from __future__ import annotations
+
+import base64
+import difflib
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from idagg.errors import IdaggError
+
+MAX_WORKERS = 256
+SECRETS = ("redis_url", "amqp_url", "callback_secret")
+
+_CONFIG_VARIABLE = "IDAGG_CONFIG"
+# RFC 1123 with the underscores that container names have. A last label that begins with a digit is a mistyped
+# address, or one in a form that only resolvers read (127.1, 0x7f000001).
+_HOST_NAME = re.compile(
+    r"(?=.{1,253}\Z)(?:(?!-)[\w-]{1,63}(?<!-)\.)*(?=[A-Za-z])[\w-]{1,63}(?<!-)\.?", re.ASCII
+)
+
+_Found = dict[str, tuple[object, str]]  # setting → value, where it came from
+
+
+class SettingsError(IdaggError):
+    """Settings that cannot be used; ``problems`` has a sentence for each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def _host(value: str) -> str:
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        if not _HOST_NAME.fullmatch(value):
+            raise
+    return value
+
+
+def _host_or_network(value: str) -> str:
+    if "/" not in value:
+        return _host(value)
+    ipaddress.ip_network(value)
+    return value
+
+
+def _url(*schemes: str) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        parts = urlsplit(value)  # raises on a bad IPv6 host, `.port` on a bad port
+        place = parts.path.strip("/") if parts.scheme == "unix" else parts.hostname
+        # urlsplit forgives capitals, a lone slash, line breaks and tabs; those who connect do not.
+        scheme = value.partition("://")[0]
+        if scheme not in schemes or not place or parts.port == 0 or re.search(r"\s", value):
+            raise ValueError("not a URL of this kind")
+        return value
+
+    return check
+
+
+def _queue(value: str) -> str:
+    # AMQP's short string; RabbitMQ refuses to declare names with its own prefix.
+    if len(value.encode()) > 255 or value.startswith("amq."):
+        raise ValueError("not a queue name for us")
+    return value
+
+
+def _secret(value: str) -> str:
+    # Standard Webhooks writes a key as base64 behind this prefix.
+    if value.startswith("whsec_") and not base64.b64decode(value.removeprefix("whsec_"), validate=True):
+        raise ValueError("an empty key")
+    return value
+
+
+def _split(value: object) -> object:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _usable_cpus() -> int:
+    return min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+
+
+_Host = Annotated[str, AfterValidator(_host)]
+_Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Settings(BaseModel):
+    """Built by ``load`` from what a person wrote, and by ``from_json`` in workers. Prints without secrets.
+
+    Each description is a noun phrase with its unit and range: help, README and error messages show it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
+
+    host: _Host = Field(default="127.0.0.1", description="address or host name of the public door")
+    port: _Port = Field(default=8000, description="port of the public door, 0 to 65535 (0: any free one)")
+    admin_host: _Host = Field(
+        default="127.0.0.1", description="address or host name of the admin door: metrics, health, status"
+    )
+    admin_port: _Port = Field(
+        default=8001,
+        description="port of the admin door, 0 to 65535 (0: any free one); not the public door's",
+    )
+    workers: int = Field(
+        default_factory=_usable_cpus, ge=1, le=MAX_WORKERS, description="number of worker processes, 1 to 256"
+    )
+    redis_url: Annotated[str, AfterValidator(_url("redis", "rediss", "unix"))] | None = Field(
+        default=None, description="URL of the store, redis://, rediss:// or unix://; none: an embedded one"
+    )
+    namespace: str = Field(
+        default="idagg",
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="prefix of every key and message id, 1 to 64 letters, digits, dots, hyphens, underscores",
+    )
+    amqp_url: Annotated[str, AfterValidator(_url("amqp", "amqps"))] | None = Field(
+        default=None, description="URL of RabbitMQ, amqp:// or amqps://; none: windows go to the log file"
+    )
+    amqp_queue: Annotated[str, AfterValidator(_queue)] = Field(
+        default="counts_queue",
+        description="queue to publish to, 1 to 255 bytes, not starting with amq.; "
+        "declared as a durable quorum queue where missing",
+    )
+    amqp_body: Literal["json", "text"] = Field(
+        default="json", description="body of a message: json (the window's record) or text (the bare number)"
+    )
+    log_file: Path = Field(
+        default=Path("unique_id_capture.log"), description="file for records and callback responses"
+    )
+    window: int = Field(default=60, ge=1, le=3600, description="length of a window, 1 to 3600 whole seconds")
+    deadline: float = Field(
+        default=2, ge=0.05, le=60, description="time a request may wait for the store, 0.05 to 60 seconds"
+    )
+    exact_limit: int = Field(
+        default=10_000_000,
+        ge=0,
+        description="number of ids per window kept exactly, 0 or more; estimated beyond",
+    )
+    callback_allow: Annotated[
+        tuple[Annotated[str, AfterValidator(_host_or_network)], ...], BeforeValidator(_split)
+    ] = Field(
+        default=(),
+        description="CIDR, address or host name that callbacks may reach although private; repeatable",
+    )
+    callback_secret: Annotated[str, AfterValidator(_secret)] | None = Field(
+        default=None,
+        description="secret that signs callbacks (Standard Webhooks): whsec_ and base64, or other text",
+    )
+    state_dir: Path = Field(description="folder of the embedded store's data")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_accident(cls, value: object) -> object:
+        # An empty variable is one that nobody filled in, and pydantic takes true for 1. No path may hold a
+        # NUL, and no JSON a name that is not UTF-8 (`encode` raises).
+        if value == "" or isinstance(value, bool) or b"\0" in str(value).encode():
+            raise ValueError("not a value of any setting")
+        return value
+
+    @field_validator("admin_port")
+    @classmethod
+    def _own_door(cls, admin_port: int, info: ValidationInfo) -> int:
+        public = info.data.get("host"), info.data.get("port")
+        if admin_port and public == (info.data.get("admin_host"), admin_port):
+            raise ValueError("the public door's port")
+        return admin_port
+
+    def to_json(self) -> bytes:
+        """For a worker process: all of it, secrets too."""
+        return self.model_dump_json().encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Settings:
+        return cls.model_validate_json(data)
+
+    def masked(self) -> dict[str, object]:
+        """The values, fit to be shown."""
+        return {name: _masked(name, value) for name, value in self}
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        return self.masked().items()
+
+
+def _masked(name: str, value: object) -> object:
+    if name not in SECRETS or value is None:
+        return value
+    if name == "callback_secret":
+        return "***"
+    # From the colon behind the user to the last @: an unescaped password may hold either character.
+    text = re.sub(r"\A((?:[\w+.-]+://)?+[^:]*):.*@", r"\1:***@", str(value), flags=re.DOTALL)
+    return re.sub(r"(?<=password=)[^&#]*", "***", text)
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    return "IDAGG_" + name.upper()
+
+
+def default_text(name: str) -> str:
+    """The default in words, for help and README."""
+    computed = {"workers": "usable CPUs", "state_dir": "$STATE_DIRECTORY, else the XDG state folder"}
+    return computed.get(name) or str(Settings.model_fields[name].default or "none")
+
+
+def load(flags: Mapping[str, object], environ: Mapping[str, str]) -> tuple[Settings, dict[str, str]]:
+    """The settings in force and, for each, where it came from; or every problem at once.
+
+    ``flags`` has settings by name, and ``config``; what is None was not given.
+    """
+    problems: list[str] = []
+    path = flags.get("config")
+    found = (  # the later wins
+        _from_default(environ)
+        | _from_credentials(environ, problems)
+        | _from_file(environ.get(_CONFIG_VARIABLE) if path is None else str(path), problems)
+        | _from_environment(environ, problems)
+        | _from_flags(flags)
+    )
+    origin = {name: found[name][1] if name in found else "default" for name in Settings.model_fields}
+    try:
+        settings = Settings.model_validate({name: value for name, (value, _) in found.items()})
+    except ValidationError as error:
+        for detail in error.errors(include_url=False, include_context=False):
+            name = str(detail["loc"][0])
+            problems.append(
+                f"{name} ({origin[name]}) cannot be {_masked(name, detail['input'])!r}: "
+                f"it is the {Settings.model_fields[name].description}"
+            )
+    if problems:
+        raise SettingsError(problems)
+    return settings, origin
+
+
+def _from_default(environ: Mapping[str, str]) -> _Found:
+    """The one default that depends on the environment."""
+    if folders := environ.get("STATE_DIRECTORY"):
+        folder = folders.split(":")[0]  # systemd lists all of a unit's
+    elif state := environ.get("XDG_STATE_HOME"):
+        folder = f"{state}/idagg"
+    elif home := environ.get("HOME"):
+        folder = f"{home}/.local/state/idagg"
+    else:
+        folder = ""  # refused like any empty value, unless someone gives one
+    return {"state_dir": (folder, "default")}
+
+
+def _from_credentials(environ: Mapping[str, str], problems: list[str]) -> _Found:
+    found: _Found = {}
+    if folder := environ.get("CREDENTIALS_DIRECTORY"):
+        for name in SECRETS:
+            where = f"credential idagg_{name}"
+            try:
+                text = Path(folder, f"idagg_{name}").read_text("utf-8")
+            except FileNotFoundError:
+                continue
+            except (OSError, UnicodeDecodeError) as error:
+                problems.append(f"{where} cannot be read: {error}")
+            else:
+                found[name] = text.rstrip("\n"), where
+    return found
+
+
+def _from_file(path: str | None, problems: list[str]) -> _Found:
+    if path is None:
+        return {}
+    try:
+        table = tomllib.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        problems.append(f"the settings file {path!r} cannot be read: {error.strerror}")
+        return {}
+    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError
+        problems.append(f"the settings file {path!r} is not TOML: {error}")
+        return {}
+    known = Settings.model_fields.keys()
+    problems += [f"{key} in file {path} is no setting{_meant(key)}" for key in table if key not in known]
+    return {name: (value, f"file {path}") for name, value in table.items() if name in known}
+
+
+def _from_environment(environ: Mapping[str, str], problems: list[str]) -> _Found:
+    names = {variable(name): name for name in Settings.model_fields}
+    problems += [
+        f"environment {given} is no setting{_meant(given.removeprefix('IDAGG_'), variable)}"
+        for given in environ
+        if given.startswith("IDAGG_") and given not in names and given != _CONFIG_VARIABLE
+    ]
+    return {name: (environ[v], f"environment {v}") for v, name in names.items() if v in environ}
+
+
+def _from_flags(flags: Mapping[str, object]) -> _Found:
+    given = ((name, flags.get(name)) for name in Settings.model_fields)
+    return {name: (value, f"flag {flag(name)}") for name, value in given if value is not None}
+
+
+def _meant(wrong: str, written: Callable[[str], str] = str) -> str:
+    """What to do about a name that no setting has; ``written`` spells a setting as its source does."""
+    close = difflib.get_close_matches(wrong.lower(), Settings.model_fields, n=1)
+    return f"; did you mean {written(close[0])}?" if close else "; `idagg config` lists them all"

@@ -1,0 +1,35 @@
+-- Takes the leader's lock where it is free, keeps it where the caller holds it.
+--
+-- ARGV[1]  the caller's name
+-- ARGV[2]  lease, ms
+-- ARGV[3]  window length, s
+--
+-- Returns {epoch, ms, now, length}: the epoch, 0 where another leads; how long the present lease lasts; the
+-- store's clock, us; the length of the store's windows, s. Taking the lock begins a new epoch.
+--
+-- A new leader may change the length: windows of the old length stay open until their own end, and those of
+-- the new length begin after it.
+
+local holder = redis.call('GET', key('lock'))
+local now = now_us()
+local length = tonumber(ARGV[3])
+if holder == ARGV[1] then
+  redis.call('PEXPIRE', key('lock'), ARGV[2])
+  local state = redis.call('HMGET', key('state'), 'epoch', 'length')
+  return {tonumber(state[1]), tonumber(ARGV[2]), now, tonumber(state[2])}
+elseif holder then
+  local theirs = redis.call('HGET', key('state'), 'length')
+  return {0, redis.call('PTTL', key('lock')), now, tonumber(theirs or length)}
+end
+
+local state = redis.call('HMGET', key('state'), 'length', 'sealed_through')
+local sealed_through = tonumber(state[2] or 0)
+if state[1] and tonumber(state[1]) ~= length then
+  for _, start in ipairs(redis.call('ZRANGE', key('open'), 0, -1)) do
+    sealed_through = math.max(sealed_through, start + redis.call('HGET', key('w', start), 'length'))
+  end
+end
+redis.call('SET', key('lock'), ARGV[1], 'PX', ARGV[2])
+redis.call('HSET', key('state'), 'schema', 1, 'length', length, 'sealed_through', sealed_through,
+  'since', math.floor(now / 1000000))
+return {redis.call('HINCRBY', key('state'), 'epoch', 1), tonumber(ARGV[2]), now, length}

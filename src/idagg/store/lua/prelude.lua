@@ -1,0 +1,32 @@
+-- Opens every script: the one clock, and where things live.
+--
+-- KEYS[1] is the shard's tag, e.g. {idagg:0}. Every key is made from it, so that all of a shard's keys hash
+-- to one slot of a cluster:
+--
+--   TAG:state             hash    schema, length (s), sealed_through (s), epoch, since (s; the epoch's begin)
+--   TAG:lock              string  the leader's name, with a time to live
+--   TAG:open              zset    starts of the windows that hold ids and are not sealed
+--   TAG:w:START           hash    length (s), hits, dropped (endpoints over the limit), capped
+--   TAG:w:START:ids       set     the ids, canonical decimal
+--   TAG:w:START:hll       HyperLogLog of the ids; kept 48 h after sealing
+--   TAG:w:START:endpoints set     the window's endpoints
+--   TAG:outbox            zset    starts of the sealed windows that no sink has
+--   TAG:unsent            zset    starts of those that are in the log file, their message still owed
+--   TAG:callbacks         zset    starts of the sealed windows with endpoints still to be called
+--   TAG:o:START           hash    the record: length, unique, estimate, hits, exact, dropped, epoch
+--   TAG:o:START:endpoints set     the endpoints still to be called
+--   TAG:batch:WORKER      string  "SEQ START": the worker's last batch and the window it went to; kept 24 h
+
+local function key(...)
+  return KEYS[1] .. ':' .. table.concat({...}, ':')
+end
+
+-- Unix time in microseconds. Below 2^53, so that a Lua number holds it exactly.
+local function now_us()
+  local time = redis.call('TIME')
+  return time[1] * 1000000 + time[2]
+end
+
+local function on_grid(second, length)
+  return math.ceil(second / length) * length
+end

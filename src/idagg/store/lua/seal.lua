@@ -1,0 +1,47 @@
+-- Seals the oldest window that has ended: fixes its count, writes its outbox entry, drops its ids.
+--
+-- ARGV[2]  ids per window kept exactly
+--
+-- Returns {ms}: nothing has ended; the next window does so in that time, by the store's clock; or
+-- {0, start}: that window was sealed.
+--
+-- An empty window is sealed where the leader was there at its end. Those that nobody was there for are passed
+-- over: they hold nothing, and after a year away there are half a million of them.
+
+local state = redis.call('HMGET', key('state'), 'length', 'sealed_through', 'since')
+local length, since = tonumber(state[1]), tonumber(state[3])
+local now = now_us()
+
+local oldest = tonumber(redis.call('ZRANGE', key('open'), 0, 0)[1])
+local start = on_grid(tonumber(state[2]), length)
+local attended = since - since % length
+if start < attended then
+  start = attended
+end
+if oldest and oldest <= start then
+  start = oldest
+end
+
+local window, outbox = key('w', start), key('o', start)
+local meta = redis.call('HMGET', window, 'length', 'hits', 'dropped', 'capped')
+length = tonumber(meta[1] or length)
+local left_us = (start + length) * 1000000 - now
+if left_us > 0 then
+  return {math.ceil(left_us / 1000)}
+end
+
+local count = redis.call('SCARD', window .. ':ids')
+local estimate = redis.call('PFCOUNT', window .. ':hll')
+local exact = not meta[4] and count <= tonumber(ARGV[2])
+redis.call('HSET', outbox, 'length', length, 'unique', exact and count or estimate, 'estimate', estimate,
+  'hits', meta[2] or 0, 'exact', exact and 1 or 0, 'dropped', meta[3] or 0, 'epoch', ARGV[1])
+redis.call('ZADD', key('outbox'), start, start)
+if redis.call('EXISTS', window .. ':endpoints') == 1 then
+  redis.call('RENAME', window .. ':endpoints', outbox .. ':endpoints')
+  redis.call('ZADD', key('callbacks'), start, start)
+end
+redis.call('ZREM', key('open'), start)
+redis.call('UNLINK', window, window .. ':ids')
+redis.call('EXPIRE', window .. ':hll', 172800)
+redis.call('HSET', key('state'), 'sealed_through', math.max(tonumber(state[2]), start + length))
+return {0, start}
