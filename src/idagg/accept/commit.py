@@ -128,7 +128,8 @@ class GroupCommit:
             stored = not batch.ids or await self._carry(batch)
             for waiter in batch.waiters:
                 waiter.answer(stored)
-            self._observer.batch(requests=len(batch.ids), stored=stored, took_s=time.monotonic() - began)
+            if batch.ids:
+                self._observer.batch(requests=len(batch.ids), stored=stored, took_s=time.monotonic() - began)
 
     def stop(self) -> None:
         """Let ``run`` return once everyone who waits has been answered."""

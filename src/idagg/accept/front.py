@@ -86,10 +86,14 @@ class _Judge:
     def __init__(self) -> None:
         self.parser = httptools.HttpRequestParser(self)
         self.fields: list[bytes] = []
+        self.keep = False
         self.complete = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.fields.append(name.lower())
+
+    def on_headers_complete(self) -> None:
+        self.keep = self.parser.should_keep_alive()  # forgotten once the message is complete
 
     def on_message_complete(self) -> None:
         self.complete = True
@@ -112,11 +116,10 @@ def judge(head: bytes, tail: bytes) -> Style | None:
         return None
     if any(fields.count(name) > 1 for name in _SINGLE):
         return None
-    keep = seen.parser.should_keep_alive()
     if tail.startswith(b" HTTP/1.1\r\n") and b"host" in fields:
-        return Style.KEEP if keep else Style.CLOSE
+        return Style.KEEP if seen.keep else Style.CLOSE
     if tail.startswith(b" HTTP/1.0\r\n"):
-        return Style.KEEP_10 if keep else Style.CLOSE
+        return Style.KEEP_10 if seen.keep else Style.CLOSE
     return None
 
 

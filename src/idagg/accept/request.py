@@ -12,6 +12,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 PATH = "/api/verve/accept"
 
 MAX_ENDPOINT_BYTES = 2048
+_MAX_HOST_BYTES = 253  # RFC 1035, less the two bytes that the wire form adds
 _INT64_DIGITS = 19
 _ZERO = ord("0")
 _VISIBLE = bytes(range(0x21, 0x7F))
@@ -86,17 +87,19 @@ def canonical_endpoint(value: bytes) -> bytes | None:
         return None
     if parts.scheme not in (b"http", b"https") or b"@" in parts.netloc or port == 0:
         return None
-    host = parts.hostname
-    if not host or not _is_host(host, bracketed=b"[" in parts.netloc):
-        return None
-    return url
+    return url if _is_host(parts.netloc) else None
 
 
-def _is_host(host: bytes, *, bracketed: bool) -> bool:
-    if not bracketed:
-        return len(host) <= 253 and _HOST.fullmatch(host) is not None
+def _is_host(netloc: bytes) -> bool:
+    """A DNS name, an IPv4 address or a bracketed IPv6 address; the port has been looked at."""
+    if not netloc.startswith(b"["):
+        host = netloc.partition(b":")[0]
+        return len(host) <= _MAX_HOST_BYTES and _HOST.fullmatch(host) is not None
+    address, _, rest = netloc[1:].partition(b"]")
+    if b"%" in address or rest[:1] not in (b"", b":"):
+        return False
     try:
-        ipaddress.IPv6Address(host.decode("ascii"))
+        ipaddress.IPv6Address(address.decode("ascii"))
     except ValueError:
         return False
     return True

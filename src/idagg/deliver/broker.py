@@ -12,20 +12,24 @@ import contextlib
 import datetime
 import logging
 import random
-from collections.abc import AsyncIterator
-from typing import Literal
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, Literal, TypeVar
 
 import aiormq
 from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import (
+    ChannelInvalidStateError,
     ChannelNotFoundEntity,
     DeliveryError,
+    InvalidFrameError,
     ProbableAuthenticationError,
     PublishError,
 )
 
 from idagg.errors import BrokerAwayError
 from idagg.window import Record
+
+T = TypeVar("T")
 
 _log = logging.getLogger("idagg.broker")
 # It tells of each failed attempt; Broker tells of the trouble, once.
@@ -40,7 +44,7 @@ _LONGEST_PAUSE_S = 3.0
 class Broker:
     """The queue that window records go to.
 
-    ``ready`` is set while there is a connection; ``trouble`` says in words why there is none.
+    ``ready`` is set while there is a connection to publish on; ``trouble`` says in words why there is none.
     """
 
     def __init__(
@@ -73,6 +77,9 @@ class Broker:
         self._keeper = asyncio.create_task(self._keep(), name="idagg.broker")
 
     async def close(self) -> None:
+        self._channel = None
+        self.ready.clear()
+        self.trouble = "The connection to RabbitMQ is closed."
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])
@@ -87,8 +94,8 @@ class Broker:
             raise BrokerAwayError(self.trouble)
         text = self._body == "text"
         try:
-            async with _bounded(self._publish_timeout_s):
-                await channel.basic_publish(
+            await _bounded(
+                channel.basic_publish(
                     str(record.unique_ids).encode() if text else record.as_json(),
                     routing_key=self._queue,
                     mandatory=True,
@@ -101,49 +108,46 @@ class Broker:
                         message_type="idagg.window",
                         app_id="idagg",
                     ),
-                )
+                ),
+                self._publish_timeout_s,
+            )
         except BrokerAwayError as error:
             # A queue that refuses a message goes on refusing it on a new connection.
             if type(error.__cause__) is not DeliveryError:
                 self._away(str(error))
             raise
+        # Only this proves that the trouble is over: some last while connecting goes well.
         self._pause_s = _FIRST_PAUSE_S
+        if self._said_away:
+            self._said_away = False
+            _log.info("Messages go to RabbitMQ again.")
 
     async def check(self) -> bool:
         """Whether the queue exists; raises BrokerAwayError where RabbitMQ or the queue cannot be used."""
-        async with self._connection() as connection, _bounded(self._connect_timeout_s):
-            return await self._find_queue(connection) is not None
+        async with self._connection() as connection:
+            return await _bounded(self._find_queue(connection), self._connect_timeout_s) is not None
 
     async def _keep(self) -> None:
-        try:
-            while True:
-                try:
-                    async with self._connection() as connection:
-                        async with _bounded(self._connect_timeout_s):
-                            channel = await self._find_queue(connection) or await self._make_queue(connection)
-                        self._back(channel)
-                        await self._lost.wait()
-                        await self._sit_out_block(connection)
-                except BrokerAwayError as error:
-                    self._away(str(error))
-                await asyncio.sleep(self._pause_s * random.uniform(0.5, 1))  # noqa: S311  jitter
-                self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
-        finally:
-            self._channel = None
-            self.ready.clear()
-            self.trouble = "The connection to RabbitMQ is closed."
+        while True:
+            try:
+                async with self._connection() as connection:
+                    self._back(await _bounded(self._open(connection), self._connect_timeout_s))
+                    await self._lost.wait()
+                    await self._sit_out_block(connection)
+            except BrokerAwayError as error:
+                self._away(str(error))
+            await asyncio.sleep(self._pause_s * random.uniform(0.5, 1))  # noqa: S311  jitter
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[AbstractConnection]:
         connection = aiormq.Connection(self._url)
         try:
-            async with _bounded(self._connect_timeout_s):
-                await connection.connect()
+            await _bounded(connection.connect(), self._connect_timeout_s)
             yield connection
         finally:
             with contextlib.suppress(BrokerAwayError):  # it is of no more use, whatever became of it
-                async with _bounded(self._connect_timeout_s):
-                    await connection.close()
+                await _bounded(connection.close(), self._connect_timeout_s)
 
     async def _find_queue(self, connection: AbstractConnection) -> AbstractChannel | None:
         """A channel on which the queue was seen, of whatever type, or None where there is none."""
@@ -154,9 +158,12 @@ class Broker:
             return None
         return channel
 
-    async def _make_queue(self, connection: AbstractConnection) -> AbstractChannel:
-        channel = await connection.channel()
-        await channel.queue_declare(self._queue, durable=True, arguments={"x-queue-type": "quorum"})
+    async def _open(self, connection: AbstractConnection) -> AbstractChannel:
+        """A channel to publish on; the queue is there, declared by us where it was missing."""
+        channel = await self._find_queue(connection)
+        if channel is None:
+            channel = await connection.channel()
+            await channel.queue_declare(self._queue, durable=True, arguments={"x-queue-type": "quorum"})
         return channel
 
     async def _sit_out_block(self, connection: AbstractConnection) -> None:
@@ -183,9 +190,7 @@ class Broker:
         self._channel = channel
         self._lost.clear()
         self.trouble = None
-        self._said_away = False
         self.ready.set()
-        _log.info("Connected to RabbitMQ; messages go to the queue %s.", self._queue)
 
     def _away(self, trouble: str) -> None:
         self._channel = None
@@ -194,32 +199,36 @@ class Broker:
         self._lost.set()
         if not self._said_away:
             self._said_away = True
-            _log.warning("No messages go to RabbitMQ until it can be used again: %s", trouble)
+            _log.warning("No messages go to RabbitMQ for now: %s", trouble)
 
 
-@contextlib.asynccontextmanager
-async def _bounded(timeout_s: float) -> AsyncIterator[None]:
-    """Bound the calls to aiormq inside, and turn what goes wrong with them into BrokerAwayError."""
+async def _bounded(call: Coroutine[Any, Any, T], timeout_s: float) -> T:
+    """What a call to aiormq returns; whatever else becomes of it is a BrokerAwayError, in time.
+
+    A task of its own, because aiormq at times swallows a cancellation and at times raises one.
+    """
+    task = asyncio.create_task(call)
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may be left to ask
     try:
-        async with asyncio.timeout(timeout_s):
-            yield
-    except TimeoutError as error:
-        raise BrokerAwayError(f"RabbitMQ did not answer within {timeout_s:g} s.") from error
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
-        raise BrokerAwayError(_in_words(error)) from error
-    except Exception as error:  # beside its own, aiormq lets through what a garbled frame happens to raise
+        await asyncio.wait((task,), timeout=timeout_s)
+    finally:
+        task.cancel()
+    if not task.done():
+        raise BrokerAwayError(f"RabbitMQ did not answer within {timeout_s:g} s.")
+    try:
+        return task.result()
+    except (Exception, asyncio.CancelledError) as error:
         raise BrokerAwayError(_in_words(error)) from error
 
 
 def _in_words(error: BaseException | None) -> str:
     match error:
-        case None | asyncio.CancelledError():
+        case None | asyncio.CancelledError() | ChannelInvalidStateError():
             return "The connection to RabbitMQ was lost."
         case ProbableAuthenticationError():
             return "RabbitMQ refused the user name or the password."
+        case InvalidFrameError() if "OpenOk" in str(error):  # all that aiormq tells of the refusal
+            return "RabbitMQ refused the virtual host."
         case PublishError():
             return "RabbitMQ has no such queue any more."
         case DeliveryError():

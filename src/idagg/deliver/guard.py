@@ -98,7 +98,7 @@ class Guard:
     def refusal(self, address: str) -> str | None:
         """Why ``address`` must not be dialled, or None."""
         try:
-            dialled = ipaddress.ip_address(address.partition("%")[0])
+            dialled = ipaddress.ip_address(address)
         except ValueError:
             return "not an address"
         if self._allows(dialled):

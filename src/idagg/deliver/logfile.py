@@ -119,4 +119,4 @@ def _iso_ms(time_s: float) -> str:
 
 def _quoted(text: str) -> str:
     """A JSON string in printable ASCII: it cannot end its line or its field, nor steer a terminal."""
-    return json.dumps(text).replace("\x7f", "\\u007f")
+    return json.dumps(text)

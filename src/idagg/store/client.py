@@ -30,7 +30,8 @@ _LUA = importlib.resources.files("idagg.store") / "lua"
 _FENCED = frozenset({"seal", "mark", "called"})
 
 
-def _source(name: str) -> str:
+def source(name: str) -> str:
+    """A script whole, its prelude included."""
     parts = ["prelude", "fence", name] if name in _FENCED else ["prelude", name]
     return "\n".join((_LUA / f"{part}.lua").read_text(encoding="utf-8") for part in parts)
 
@@ -60,6 +61,7 @@ class Client:
             socket_connect_timeout=timeout_s,
             health_check_interval=0,
         )
+        self._source = source
         self._sha: dict[str, str] = {}
         self._text: dict[str, str] = {}
 
@@ -90,7 +92,7 @@ class Client:
         await self._redis.aclose()
 
     def _load(self, name: str) -> str:
-        self._text[name] = text = _source(name)
+        self._text[name] = text = self._source(name)
         # EVALSHA's name for a script; nothing is protected by it.
         self._sha[name] = sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
         return sha

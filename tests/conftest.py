@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import uvloop
+
+import servers
+
+_loop_troubles: list[dict[str, Any]] = []
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    # A terminated run ends its servers as an interrupted one does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with session.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        servers.ensure_installed()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is loaded by now stays, so the collection after each test need not walk it
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return {"uvloop": _new_loop}
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    loop = uvloop.new_event_loop()
+    loop.set_exception_handler(lambda _, context: _loop_troubles.append(context))
+    return loop
+
+
+@pytest.fixture(autouse=True)
+def no_loop_troubles() -> Iterator[None]:
+    """A test fails on any exception that nothing handled in its event loop."""
+    _loop_troubles.clear()
+    yield
+    gc.collect()  # a lost exception is reported when its task is collected
+    assert _loop_troubles == []
+
+
+@pytest.fixture(params=["redis", "valkey"])
+def store_server(request: pytest.FixtureRequest) -> Iterator[servers.RedisServer]:
+    """An empty store, once of each kind."""
+    with servers.RedisServer(request.param) as server:
+        yield server
+
+
+@pytest.fixture
+def any_server() -> Iterator[servers.RedisServer]:
+    """An empty store, for what is the same with every kind."""
+    with servers.RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rabbit() -> Iterator[servers.RabbitServer]:
+    """The session's RabbitMQ; a test that stops or freezes it brings it back."""
+    with servers.RabbitServer() as server:
+        yield server
+
+
+@pytest.fixture
+def rabbit_queue() -> str:
+    """A queue's name that no other test uses."""
+    return f"test-{uuid.uuid4()}"

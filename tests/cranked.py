@@ -1,0 +1,25 @@
+"""The real store with a hand-cranked clock."""
+
+from __future__ import annotations
+
+from idagg.store.client import Client, source
+
+_TIME = "redis.call('TIME')"
+_CLOCK = "redis.call('HMGET', 'cranked', 's', 'us')"
+
+
+class CrankedClient(Client):
+    """Its scripts read the time that ``at`` has set, and differ in nothing else."""
+
+    def __init__(self, url: str, *, timeout_s: float = 5.0) -> None:
+        super().__init__(url, timeout_s=timeout_s)
+        self._source = _cranked
+
+    async def at(self, second: float) -> None:
+        await self.command("HSET", "cranked", "s", int(second), "us", int(second % 1 * 1e6))
+
+
+def _cranked(name: str) -> str:
+    text = source(name)
+    assert text.count(_TIME) == 1
+    return text.replace(_TIME, _CLOCK)

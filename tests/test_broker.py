@@ -1,0 +1,425 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import itertools
+import logging
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiormq
+import pytest
+from aiormq.abc import AbstractChannel, DeliveredMessage
+
+from idagg.deliver.broker import Broker
+from idagg.errors import BrokerAwayError
+from idagg.window import Record
+from servers import RabbitServer, free_port
+
+RECORD = Record(
+    start_s=1795344780, length_s=60, unique_ids=4000, estimate=3988, hits=10000, exact=True, epoch=7
+)
+
+AT_ONCE_S = 0.2  # far below each timeout
+RECOVERY_S = 5.0
+
+# Made for this test alone: openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 36500
+PEM = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQggifLXxSfCee0PWGj
+s4ivU4+4I/5PNBUATTM46w7VcIKhRANCAARLXX2YltLPwRpPZaAuKI01X481Klxe
+zeyCnVcMRK9Y9ZmoMusqq/HXczIgrvWclyYk+mCar/quYencNO/qXJKl
+-----END PRIVATE KEY-----
+-----BEGIN CERTIFICATE-----
+MIIBeTCCAR+gAwIBAgIUFXkfSJ0Ta5z1bRti8/C6e78hZZcwCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyMzE4MjcyNFoYDzIxMjYxMDMw
+MTgyNzI0WjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
+PQMBBwNCAARLXX2YltLPwRpPZaAuKI01X481KlxezeyCnVcMRK9Y9ZmoMusqq/HX
+czIgrvWclyYk+mCar/quYencNO/qXJKlo00wSzAdBgNVHQ4EFgQUOrwKwMYpzFo/
+egHs55J7zgAMepMwHwYDVR0jBBgwFoAUOrwKwMYpzFo/egHs55J7zgAMepMwCQYD
+VR0TBAIwADAKBggqhkjOPQQDAgNIADBFAiEA4t7OpVFPcf9lomSXF4Cx5UPhmWlR
+w8VPutCYRzLXMdoCIDic8oK8q5uirOoCz1mhWU0lWlJLtwkS6CLG8TQZz7DP
+-----END CERTIFICATE-----
+"""
+
+Connect = Callable[..., Broker]
+
+
+@pytest.fixture
+async def connect(rabbit: RabbitServer, rabbit_queue: str) -> AsyncIterator[Connect]:
+    """Start a broker; what is not said otherwise is the real one's."""
+    brokers = []
+
+    def start(url: str = rabbit.url, **options: Any) -> Broker:
+        broker = Broker(url, rabbit_queue, **{"body": "json", "namespace": "test", **options})
+        broker.start()
+        brokers.append(broker)
+        return broker
+
+    yield start
+    for broker in brokers:
+        await broker.close()
+
+
+@pytest.fixture
+async def admin(rabbit: RabbitServer) -> AsyncIterator[AbstractChannel]:
+    """A channel for what others do to the queue."""
+    async with aiormq.connect(rabbit.url) as connection:
+        yield await connection.channel()
+
+
+async def ready(broker: Broker, within_s: float = RECOVERY_S) -> None:
+    async with asyncio.timeout(within_s):
+        await broker.ready.wait()
+    assert broker.trouble is None
+
+
+async def until(condition: Callable[[], object], within_s: float) -> None:
+    async with asyncio.timeout(within_s):
+        while not condition():  # noqa: ASYNC110  what is awaited sets no event
+            await asyncio.sleep(0.01)
+
+
+@contextlib.contextmanager
+def fails(match: str, within_s: float = AT_ONCE_S) -> Iterator[None]:
+    start_s = time.monotonic()
+    with pytest.raises(BrokerAwayError, match=match):
+        yield
+    assert time.monotonic() - start_s < within_s
+
+
+async def take(admin: AbstractChannel, queue: str) -> DeliveredMessage:
+    return await admin.basic_get(queue, no_ack=True, timeout=2)
+
+
+async def queue_facts(rabbit: RabbitServer, queue: str) -> list[str]:
+    """Type and durability as RabbitMQ tells them."""
+    table = await asyncio.to_thread(rabbit.ctl, "list_queues", "name", "type", "durable")
+    return next((row[1:] for row in map(str.split, table.splitlines()) if row[0] == queue), [])
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "expected"),
+    [("json", "application/json", RECORD.as_json()), ("text", "text/plain", b"4000")],
+)
+async def test_message(
+    connect: Connect, admin: AbstractChannel, rabbit_queue: str, body: str, content_type: str, expected: bytes
+) -> None:
+    """Body and properties are what the README promises."""
+    await admin.queue_declare(rabbit_queue)  # a classic queue, which adds no header of its own
+    broker = connect(body=body, namespace="ns")
+    await ready(broker)
+    await broker.publish(RECORD)
+    message = await take(admin, rabbit_queue)
+    assert message.body == expected
+    properties = message.header.properties
+    assert {name: value for name, value in properties if value} == {
+        "content_type": content_type,
+        "headers": {"epoch": 7},
+        "delivery_mode": 2,
+        "message_id": "ns:1795344780",
+        "timestamp": datetime.datetime(2026, 11, 22, 10, 54, tzinfo=datetime.UTC),
+        "message_type": "idagg.window",
+        "app_id": "idagg",
+    }
+
+
+async def test_a_missing_queue_is_declared(connect: Connect, rabbit: RabbitServer, rabbit_queue: str) -> None:
+    await ready(connect())
+    assert await queue_facts(rabbit, rabbit_queue) == ["quorum", "true"]
+
+
+async def test_an_existing_queue_is_used_as_it_is(
+    connect: Connect, rabbit: RabbitServer, admin: AbstractChannel, rabbit_queue: str
+) -> None:
+    await admin.queue_declare(rabbit_queue, durable=False)
+    broker = connect()
+    await ready(broker)
+    await broker.publish(RECORD)
+    assert (await take(admin, rabbit_queue)).body == RECORD.as_json()
+    assert await queue_facts(rabbit, rabbit_queue) == ["classic", "false"]
+
+
+@pytest.mark.parametrize(("query", "expected_s"), [("", "5"), ("?heartbeat=9", "9")])
+async def test_heartbeat(connect: Connect, rabbit: RabbitServer, query: str, expected_s: str) -> None:
+    """It is a short one unless the URL sets another."""
+    await ready(connect(rabbit.url + query))
+    assert await asyncio.to_thread(rabbit.ctl, "list_connections", "timeout") == f"timeout\n{expected_s}\n"
+
+
+async def test_restart(
+    connect: Connect, rabbit: RabbitServer, rabbit_queue: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While RabbitMQ is away publish fails at once; when it is back, messages flow again by themselves."""
+    broker = connect()
+    await ready(broker)
+    await broker.publish(RECORD)
+    with caplog.at_level(logging.INFO):
+        await asyncio.to_thread(rabbit.stop)
+        await until(lambda: not broker.ready.is_set(), within_s=1)
+        with fails("CONNECTION_FORCED|Connection refused"):
+            await broker.publish(RECORD)
+        await asyncio.to_thread(rabbit.start)
+        await ready(broker)
+        await broker.publish(RECORD)
+    async with aiormq.connect(rabbit.url) as connection:
+        declared = await (await connection.channel()).queue_declare(rabbit_queue, passive=True)
+    assert declared.message_count == 2
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
+async def test_loss_of_the_connection_during_publish(
+    connect: Connect, rabbit: RabbitServer, admin: AbstractChannel, rabbit_queue: str
+) -> None:
+    """It is told as a failure to publish, never as a cancellation; and the keeper sees it too."""
+    # RabbitMQ 3.10 finds no leader for a quorum queue that was seconds old when it was killed.
+    await admin.queue_declare(rabbit_queue, durable=True)
+    broker = connect(publish_timeout_s=20)
+    await ready(broker)
+    rabbit.freeze()
+    publish = asyncio.create_task(broker.publish(RECORD))
+    done, _ = await asyncio.wait({publish}, timeout=0.1)
+    assert not done
+    await asyncio.to_thread(rabbit.kill)
+    with fails("connection", within_s=1):
+        await publish
+    assert not broker.ready.is_set()
+    await asyncio.to_thread(rabbit.start)
+    await ready(broker)
+    await broker.publish(RECORD)
+
+
+async def test_silence_during_publish(connect: Connect, rabbit: RabbitServer) -> None:
+    """A silent RabbitMQ costs one publish its timeout and the next ones nothing."""
+    broker = connect(publish_timeout_s=0.3, connect_timeout_s=0.5)
+    await ready(broker)
+    rabbit.freeze()
+    try:
+        with fails(r"RabbitMQ did not answer within 0\.3 s", within_s=1):
+            await broker.publish(RECORD)
+        with fails("RabbitMQ did not answer"):
+            await broker.publish(RECORD)
+        await until(lambda: "0.5 s" in str(broker.trouble), within_s=3)  # it tries to connect
+    finally:
+        rabbit.thaw()
+    await ready(broker)
+    await broker.publish(RECORD)
+
+
+async def test_silence_without_a_timeout(connect: Connect, rabbit: RabbitServer) -> None:
+    """The heartbeat finds it, publishing or not; at one a second aiormq gives up after six."""
+    url = f"{rabbit.url}?heartbeat=1"
+    idle, busy = connect(url), connect(url, publish_timeout_s=20)
+    await ready(idle)
+    await ready(busy)
+    rabbit.freeze()
+    try:
+        with fails("connection to RabbitMQ was lost", within_s=9):
+            await busy.publish(RECORD)
+        await until(lambda: not idle.ready.is_set(), within_s=2)
+    finally:
+        rabbit.thaw()
+    await ready(idle)
+
+
+async def test_resource_alarm(
+    connect: Connect, rabbit: RabbitServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RabbitMQ that takes no messages for want of memory is told from one that is silent, and told once."""
+    broker = connect(publish_timeout_s=0.3)
+    await ready(broker)
+    await asyncio.to_thread(rabbit.ctl, "set_vm_memory_high_watermark", "0.000001")
+    try:
+        with fails("did not answer within", within_s=1):
+            await broker.publish(RECORD)
+        await until(lambda: "short of memory" in str(broker.trouble), within_s=1)
+        with pytest.raises(TimeoutError):
+            await ready(broker, within_s=0.5)
+        with fails("short of memory"):
+            await broker.publish(RECORD)
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+    finally:
+        await asyncio.to_thread(rabbit.ctl, "set_vm_memory_high_watermark", "0.4")
+    await ready(broker)
+    await broker.publish(RECORD)
+
+
+async def test_deleted_queue(connect: Connect, admin: AbstractChannel, rabbit_queue: str) -> None:
+    """A message that no queue took is no success; the queue is declared anew."""
+    broker = connect()
+    await ready(broker)
+    await admin.queue_delete(rabbit_queue)
+    with fails("no such queue", within_s=1):
+        await broker.publish(RECORD)
+    assert not broker.ready.is_set()
+    troubles = set()
+    async with asyncio.timeout(2):
+        while not broker.ready.is_set():
+            troubles.add(broker.trouble)
+            await asyncio.sleep(0)
+    assert troubles == {"RabbitMQ has no such queue any more."}
+    await broker.publish(RECORD)
+    assert (await take(admin, rabbit_queue)).body == RECORD.as_json()
+
+
+async def test_full_queue(connect: Connect, admin: AbstractChannel, rabbit_queue: str) -> None:
+    """A refusal is no success, and no reason to connect anew."""
+    await admin.queue_declare(rabbit_queue, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+    broker = connect()
+    await ready(broker)
+    await broker.publish(RECORD)
+    with fails("refused the message", within_s=1):
+        await broker.publish(RECORD)
+    assert broker.ready.is_set()
+    await admin.queue_purge(rabbit_queue)
+    await broker.publish(RECORD)
+
+
+async def test_wrong_password(
+    connect: Connect, rabbit: RabbitServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The reason says so, and the password is told to nobody."""
+    broker = connect(f"amqp://guest:geheim@127.0.0.1:{rabbit.port}/")
+    await until(lambda: "password" in str(broker.trouble), within_s=2)
+    with fails("refused the user name or the password"):
+        await broker.publish(RECORD)
+    with fails("refused the user name or the password", within_s=2):
+        await broker.check()
+    assert "refused the user name or the password" in caplog.text
+    assert "geheim" not in caplog.text + str(broker.trouble)
+
+
+async def test_unknown_virtual_host(connect: Connect, rabbit: RabbitServer) -> None:
+    broker = connect(f"{rabbit.url}nowhere")
+    await until(lambda: "virtual host" in str(broker.trouble), within_s=2)
+
+
+async def test_nothing_listens(connect: Connect) -> None:
+    broker = connect(f"amqp://guest:guest@127.0.0.1:{free_port()}/")
+    with fails("no connection to RabbitMQ yet"):
+        await broker.publish(RECORD)
+    await until(lambda: "Connection refused" in str(broker.trouble), within_s=1)
+    with fails("Connection refused"):
+        await broker.publish(RECORD)
+
+
+async def test_many_failed_attempts_are_one_line(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
+    """What closes each connection, or speaks something else, is tried again and again, and told of once."""
+    attempts_s: list[float] = []
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        attempts_s.append(time.monotonic())
+        if len(attempts_s) % 2:
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        connect(f"amqp://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        await until(lambda: len(attempts_s) == 5, within_s=3)
+    assert len(caplog.records) == 1
+    pauses_s = [later - earlier for earlier, later in itertools.pairwise(attempts_s)]
+    assert all(pause_s > 0.05 * 2**n for n, pause_s in enumerate(pauses_s))
+
+
+async def test_cancelled_publish(connect: Connect, rabbit: RabbitServer) -> None:
+    """The caller is cancelled as it asked, and the connection is as good as before."""
+    broker = connect()
+    await ready(broker)
+    tasks = asyncio.all_tasks()
+    rabbit.freeze()
+    try:
+        publish = asyncio.create_task(broker.publish(RECORD))
+        done, _ = await asyncio.wait({publish}, timeout=0.1)
+        assert not done
+        publish.cancel()
+        await asyncio.wait({publish}, timeout=AT_ONCE_S)
+        assert publish.cancelled()
+        await until(lambda: asyncio.all_tasks() == tasks, within_s=AT_ONCE_S)
+    finally:
+        rabbit.thaw()
+    assert broker.ready.is_set()
+    assert broker.trouble is None
+    await broker.publish(RECORD)
+
+
+async def test_check(rabbit: RabbitServer, admin: AbstractChannel, rabbit_queue: str) -> None:
+    """It says whether the queue exists, and makes none."""
+    broker = Broker(rabbit.url, rabbit_queue, body="json", namespace="test")
+    assert not await broker.check()
+    assert not await broker.check()
+    await admin.queue_declare(rabbit_queue)
+    assert await broker.check()
+
+
+async def test_check_of_a_silent_server(rabbit_queue: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"amqp://127.0.0.1:{listener.getsockname()[1]}"
+        broker = Broker(url, rabbit_queue, body="json", namespace="test", connect_timeout_s=0.3)
+        with fails(r"RabbitMQ did not answer within 0\.3 s", within_s=1):
+            await broker.check()
+
+
+async def test_check_of_a_silent_server_over_tls(tmp_path: Path, rabbit_queue: str) -> None:
+    """One that says its part of the TLS handshake and then nothing, not even goodbye."""
+    (tmp_path / "pem").write_text(PEM)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "pem")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = asyncio.create_task(
+            asyncio.to_thread(lambda: context.wrap_socket(listener.accept()[0], server_side=True))
+        )
+        url = f"amqps://127.0.0.1:{listener.getsockname()[1]}/?no_verify_ssl=1"
+        broker = Broker(url, rabbit_queue, body="json", namespace="test", connect_timeout_s=0.3)
+        with fails(r"RabbitMQ did not answer within 0\.3 s", within_s=2):
+            await broker.check()
+        (await serving).close()
+
+
+async def test_close_leaves_nothing(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither a task nor, for whoever publishes afterwards, a hope; and it is no trouble to report."""
+    broker = connect()
+    await ready(broker)
+    await broker.close()
+    with fails("is closed"):
+        await broker.publish(RECORD)
+    await until(lambda: asyncio.all_tasks() == {asyncio.current_task()}, within_s=1)
+    assert not caplog.records
+
+
+async def test_close_at_any_moment_of_connecting(rabbit_queue: str) -> None:
+    """aiormq at times swallows a cancellation while a connection fails; the broker closes all the same."""
+    connected = asyncio.Event()
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+        connected.set()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        url = f"amqp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        for number in range(200):
+            connected.clear()
+            broker = Broker(url, rabbit_queue, body="json", namespace="test")
+            broker.start()
+            await connected.wait()
+            for _ in range(number % 20):
+                await asyncio.sleep(0)
+            async with asyncio.timeout(1):
+                await broker.close()
+
+
+async def test_close_while_rabbitmq_is_silent(connect: Connect, rabbit: RabbitServer) -> None:
+    broker = connect(connect_timeout_s=0.5)
+    await ready(broker)
+    rabbit.freeze()
+    try:
+        async with asyncio.timeout(1):
+            await broker.close()
+    finally:
+        rabbit.thaw()

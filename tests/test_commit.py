@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from fakes import Batches, Hits, settle
+from idagg.accept.commit import GroupCommit
+from idagg.errors import StoreAwayError, StoreRefusedError
+
+DEADLINE_S = 0.15
+
+
+class Client:
+    """A waiter that notes its answers with its name."""
+
+    def __init__(self, name: str, answers: list[tuple[str, bool]]) -> None:
+        self._name = name
+        self._answers = answers
+
+    def answer(self, stored: bool) -> None:
+        self._answers.append((self._name, stored))
+
+
+class Bench:
+    """A group commit at work on a store that waits for word."""
+
+    def __init__(self, *, max_batch: int = 4, max_waiting: int = 8) -> None:
+        self.hits = Hits()
+        self.batches = Batches()
+        self.answers: list[tuple[str, bool]] = []
+        self.commit = GroupCommit(
+            self.hits,
+            self.batches,
+            deadline_s=DEADLINE_S,
+            max_batch=max_batch,
+            max_waiting=max_waiting,
+            now=asyncio.get_running_loop().time,
+        )
+        self.task = asyncio.create_task(self.commit.run())
+
+    def add(self, *names: str) -> list[bool]:
+        return [self.commit.add(Client(name, self.answers), name.encode()) for name in names]
+
+    async def answered(self, count: int) -> None:
+        async with asyncio.timeout(5):
+            while len(self.answers) < count:  # noqa: ASYNC110  what it waits for sets no event
+                await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.commit.stop()
+    bench.hits.reply(*[None] * 100)
+    async with asyncio.timeout(5):
+        await bench.task
+
+
+async def test_nobody_is_answered_before_the_store(bench: Bench) -> None:
+    """ok comes after the store's reply, not before."""
+    bench.add("1")
+    await settle()
+    assert bench.hits.sent == [(1, [b"1"], set())]
+    assert bench.answers == []
+    bench.hits.reply(None)
+    await settle()
+    assert bench.answers == [("1", True)]
+
+
+async def test_ids_collect_while_a_batch_travels(bench: Bench) -> None:
+    """One batch is under way; the next holds all that came meanwhile, in their order."""
+    bench.add("1")
+    await settle()
+    bench.add("2", "3")
+    await settle()
+    assert len(bench.hits.sent) == 1
+    bench.hits.reply(None)
+    await settle()
+    assert bench.hits.sent[1] == (2, [b"2", b"3"], set())
+    bench.hits.reply(None)
+    await settle()
+    assert bench.answers == [("1", True), ("2", True), ("3", True)]
+
+
+async def test_a_batch_has_a_largest_size(bench: Bench) -> None:
+    """What does not fit goes with the next batch."""
+    bench.add("1")
+    await settle()
+    bench.add("2", "3", "4", "5", "6")
+    bench.hits.reply(None, None, None)
+    await settle()
+    assert [ids for _, ids, _ in bench.hits.sent] == [[b"1"], [b"2", b"3", b"4", b"5"], [b"6"]]
+
+
+async def test_endpoints_travel_with_their_batch_once(bench: Bench) -> None:
+    """A batch names an endpoint once, however many hits named it."""
+    for name in ("1", "2"):
+        bench.commit.add(Client(name, bench.answers), name.encode(), b"http://a/")
+    await settle()
+    assert bench.hits.sent == [(1, [b"1", b"2"], {b"http://a/"})]
+    bench.hits.reply(None)
+
+
+async def test_an_attempt_without_outcome_is_repeated_under_its_number(bench: Bench) -> None:
+    """A lost reply is followed by the same batch with the same number, so that it counts once."""
+    bench.add("1")
+    bench.hits.reply(StoreAwayError("gone"), None)
+    await bench.answered(1)
+    assert bench.answers == [("1", True)]
+    assert bench.hits.sent == [(1, [b"1"], set())] * 2
+    assert bench.commit.trouble is None
+
+
+async def test_a_refusal_is_not_repeated(bench: Bench) -> None:
+    """Where the store says no, the answer is failed, at once."""
+    bench.add("1")
+    bench.hits.reply(StoreRefusedError("full"))
+    await settle()
+    assert bench.answers == [("1", False)]
+    assert len(bench.hits.sent) == 1
+    assert bench.commit.trouble == "full"
+
+
+async def test_a_silent_store_fails_everyone_at_their_deadline_and_is_asked_again(bench: Bench) -> None:
+    """The batch under way and those that wait fail in time; the next one has a number of its own."""
+    began = asyncio.get_running_loop().time()
+    bench.add("1")
+    await settle()
+    bench.add("2")
+    await bench.answered(2)
+    assert bench.answers == [("1", False), ("2", False)]
+    assert asyncio.get_running_loop().time() - began < 10 * DEADLINE_S
+    assert "did not answer" in str(bench.commit.trouble)
+    bench.hits.reply(None)
+    bench.add("3")
+    await bench.answered(3)
+    assert bench.answers[-1] == ("3", True)
+    assert bench.hits.sent[-1][0] > 1
+
+
+async def test_what_expired_while_it_waited_is_not_sent(bench: Bench) -> None:
+    """A batch whose time is over before its turn fails without asking the store."""
+    bench.add("1")
+    await settle()
+    bench.add("2")
+    bench.commit.tick()
+    await bench.answered(2)
+    assert [ids for _, ids, _ in bench.hits.sent] == [[b"1"]]
+
+
+async def test_a_tick_closes_the_batch_that_waits(bench: Bench) -> None:
+    """Nobody shares the deadline of one who came a tick earlier."""
+    bench.add("1")
+    await settle()
+    bench.add("2")
+    bench.commit.tick()
+    bench.add("3")
+    bench.hits.reply(None, None, None)
+    await settle()
+    assert [ids for _, ids, _ in bench.hits.sent] == [[b"1"], [b"2"], [b"3"]]
+
+
+async def test_room_is_bounded(bench: Bench) -> None:
+    """Past the bound nothing is taken, and there is room again when some have been answered."""
+    bench.add("0")
+    await settle()
+    taken = bench.add(*map(str, range(1, 20)))
+    assert taken == [True] * 8 + [False] * 11
+    bench.hits.reply(None, None, None)
+    await settle()
+    assert len(bench.answers) == 9
+    assert bench.add("x") == [True]
+
+
+async def test_who_is_in_turn_is_answered_behind_those_before(bench: Bench) -> None:
+    """An answer that needs no store keeps its place, and costs no command."""
+    bench.add("1")
+    await settle()
+    bench.commit.in_turn(Client("bad", bench.answers))
+    await settle()
+    assert bench.answers == []
+    bench.hits.reply(None)
+    await settle()
+    assert bench.answers == [("1", True), ("bad", True)]
+    assert len(bench.hits.sent) == 1
+
+
+async def test_stop_answers_everyone_first(bench: Bench) -> None:
+    """The run ends when nobody waits any more."""
+    bench.add("1")
+    await settle()
+    bench.add("2")
+    bench.commit.stop()
+    await settle()
+    assert not bench.task.done()
+    bench.hits.reply(None, None)
+    await settle()
+    assert bench.task.done()
+    assert bench.answers == [("1", True), ("2", True)]
+
+
+async def test_observer_hears_of_each_batch(bench: Bench) -> None:
+    """Figures move per batch."""
+    bench.add("1", "2")
+    bench.hits.reply(None)
+    await settle()
+    bench.add("3")
+    bench.hits.reply(StoreRefusedError("no"))
+    await settle()
+    assert bench.batches.settled == [(2, True), (1, False)]

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from idagg.deliver.guard import BlockedAddressError, Guard
+
+REFUSED = {
+    "0.0.0.0": "unspecified",
+    "0.1.2.3": "unspecified",
+    "10.0.0.1": "private",
+    "100.64.0.1": "shared",
+    "100.100.100.200": "cloud metadata",
+    "127.0.0.1": "loopback",
+    "127.255.255.254": "loopback",
+    "168.63.129.16": "cloud metadata",
+    "169.254.1.1": "link-local",
+    "169.254.169.254": "cloud metadata",
+    "172.16.0.1": "private",
+    "172.31.255.255": "private",
+    "192.0.0.192": "cloud metadata",
+    "192.0.0.8": "reserved",
+    "192.0.2.1": "documentation",
+    "192.88.99.1": "reserved",
+    "192.168.0.1": "private",
+    "198.18.0.1": "benchmarking",
+    "198.51.100.1": "documentation",
+    "203.0.113.1": "documentation",
+    "224.0.0.1": "multicast",
+    "239.255.255.250": "multicast",
+    "240.0.0.1": "reserved",
+    "255.255.255.255": "reserved",
+    "::": "unspecified",
+    "::1": "loopback",
+    "::2": "unspecified",  # the IPv4-compatible form of 0.0.0.2
+    "::127.0.0.1": "loopback",
+    "::ffff:127.0.0.1": "loopback",
+    "::ffff:7f00:1": "loopback",
+    "::ffff:169.254.169.254": "cloud metadata",
+    "::ffff:0:127.0.0.1": "reserved",  # IPv4-translated, RFC 2765
+    "64:ff9b::127.0.0.1": "loopback",
+    "64:ff9b::168.63.129.16": "cloud metadata",
+    "64:ff9b:1::1.1.1.1": "private",
+    "100::1": "reserved",
+    "2001:10::1": "reserved",
+    "2001:db8::1": "documentation",
+    "2002:7f00:1::": "loopback",
+    "2002:a9fe:a9fe::1": "cloud metadata",
+    "3fff::1": "documentation",
+    "4000::1": "reserved",
+    "5f00::1": "reserved",
+    "fc00::1": "private",
+    "fd00:ec2::254": "cloud metadata",
+    "fe80::1": "link-local",
+    "fe80::1%eth0": "link-local",
+    "fe80::1%25eth0": "link-local",
+    "::1%lo": "loopback",
+    "fec0::1": "site-local",
+    "ff02::1": "multicast",
+    "2130706433": "not an address",
+    "127.1": "not an address",
+    "0x7f000001": "not an address",
+    "0177.0.0.1": "not an address",
+    "localhost": "not an address",
+    "": "not an address",
+}
+PUBLIC = [
+    "1.1.1.1",
+    "9.255.255.255",
+    "11.0.0.0",
+    "100.63.255.255",
+    "100.128.0.0",
+    "172.15.255.255",
+    "172.32.0.0",
+    "223.255.255.255",
+    "2606:4700:4700::1111",
+    "2a00:1450:4001:82b::200e",
+    "::ffff:1.1.1.1",
+    "64:ff9b::1.1.1.1",
+    "2002:101:101::1",
+]
+
+
+def teredo(server: int, client: int) -> ipaddress.IPv6Address:
+    """RFC 4380: the server's address as it is, the client's inverted."""
+    return ipaddress.IPv6Address(0x20010000 << 96 | server << 64 | (client ^ 0xFFFFFFFF))
+
+
+ONE = int(ipaddress.IPv4Address("1.1.1.1"))
+FORMS: dict[str, Callable[[int], ipaddress.IPv4Address | ipaddress.IPv6Address]] = {
+    "itself": ipaddress.IPv4Address,
+    "IPv4-mapped": lambda ip: ipaddress.IPv6Address(0xFFFF << 32 | ip),
+    "IPv4-compatible": lambda ip: ipaddress.IPv6Address(ip),
+    "NAT64": lambda ip: ipaddress.IPv6Address(0x64FF9B << 96 | ip),
+    "local-use NAT64": lambda ip: ipaddress.IPv6Address(0x64FF9B0001 << 80 | ip),
+    "6to4": lambda ip: ipaddress.IPv6Address(0x2002 << 112 | ip << 80 | 1),
+    "Teredo client": lambda ip: teredo(ONE, ip),
+    "Teredo server": lambda ip: teredo(ip, ONE),
+}
+INWARD = ["10.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"]
+
+
+@st.composite
+def inward(draw: st.DrawFn) -> int:
+    network = ipaddress.IPv4Network(draw(st.sampled_from(INWARD)))
+    return int(network[draw(st.integers(0, network.num_addresses - 1))])
+
+
+@pytest.mark.parametrize("address", REFUSED)
+def test_refused(address: str) -> None:
+    """An address that is not public is refused, in a word that says why."""
+    assert Guard().refusal(address) == REFUSED[address]
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_public(address: str) -> None:
+    """A public address passes, also where it stands inside an IPv6 one."""
+    assert Guard().refusal(address) is None
+
+
+@pytest.mark.parametrize("form", FORMS)
+@given(inward())
+def test_every_form(form: str, ip: int) -> None:
+    """No way to write an inward IPv4 address gets past the guard."""
+    assert Guard().refusal(str(FORMS[form](ip))) is not None
+
+
+@given(st.ip_addresses())
+def test_no_wider_than_ipaddress(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
+    """What the standard library calls multicast or not global is refused."""
+    if address.is_multicast or not address.is_global:
+        assert Guard().refusal(str(address)) is not None
+
+
+@pytest.mark.parametrize(
+    ("allow", "passes", "stays_refused"),
+    [
+        ("10.1.0.0/16", "10.1.2.3", "10.2.0.1"),
+        ("10.1.2.3", "10.1.2.3", "10.1.2.4"),
+        ("169.254.169.254", "169.254.169.254", "169.254.169.253"),
+        ("10.0.0.0/8", "::ffff:10.0.0.1", "::ffff:127.0.0.1"),
+        ("10.0.0.0/8", "64:ff9b::10.0.0.1", "64:ff9b:1::10.0.0.1"),
+        ("10.0.0.0/8", "2002:a00:1::1", "2002:7f00:1::1"),
+        ("10.0.0.0/8", str(teredo(ONE, 0x0A000001)), str(teredo(0x7F000001, 0x0A000001))),
+        ("64:ff9b::/96", "64:ff9b::10.0.0.1", "10.0.0.1"),
+        ("fd00::/8", "fd12::1", "fc12::1"),
+        ("fe80::/10", "fe80::1%eth0", "fec0::1"),
+        ("fe80::1%eth0", "fe80::1", "fe80::2"),
+        ("::/0", "fd12::1", "10.0.0.1"),
+        ("0.0.0.0/0", "127.0.0.1", "::1"),
+    ],
+)
+def test_allowed_network(allow: str, passes: str, stays_refused: str) -> None:
+    """An allowed network lets its addresses pass, their IPv6 forms too, and no others."""
+    guard = Guard([allow])
+    assert guard.refusal(passes) is None
+    assert guard.refusal(stays_refused) is not None
+
+
+@given(inward(), st.sampled_from(sorted(FORMS)))
+def test_allow_names_what_is_judged(ip: int, form: str) -> None:
+    """To allow an IPv4 address allows each form that leads nowhere else."""
+    guard = Guard([str(ipaddress.IPv4Address(ip))])
+    assert (guard.refusal(str(FORMS[form](ip))) is None) is (form != "local-use NAT64")
+
+
+@pytest.mark.parametrize("host", ["hooks.internal", "HOOKS.Internal", "hooks.internal."])
+def test_allowed_host(host: str) -> None:
+    """Calls to a host that is allowed by name may go anywhere, others of the same guard may not."""
+    guard = Guard(["Hooks.internal."])
+    assert guard.for_host(host).refusal("127.0.0.1") is None
+    assert guard.for_host(host).refusal("fe80::1") is None
+    assert guard.for_host("a." + host).refusal("127.0.0.1") == "loopback"
+    assert guard.refusal("127.0.0.1") == "loopback"
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        *(
+            "",
+            " ",
+            "a b",
+            "a\n",
+            "a..b",
+            "*.example.com",
+            "example.com:80",
+            "example.com/x",
+            "http://example.com",
+        ),
+        *("10.0.0.0/33", "10.0.0.1/8", "999.1.1.1", "2130706433", "127.1", "[::1]", "::1::"),
+    ],
+)
+def test_bad_allow(item: str) -> None:
+    """What is no network, address or host name is refused in one sentence that repeats it."""
+    with pytest.raises(ValueError, match="is neither a host name, an address nor a network") as raised:
+        Guard([item])
+    assert str(raised.value).startswith(repr(item))
+
+
+def test_socket() -> None:
+    """A socket is made for an address that passes, and none for one that is refused."""
+    kind = socket.SOCK_STREAM
+    with Guard().open_socket((socket.AF_INET, kind, 0, "", ("1.1.1.1", 80))) as made:
+        assert (made.family, made.type) == (socket.AF_INET, kind)
+    with pytest.raises(BlockedAddressError, match=r"^::1 is refused: loopback$"):
+        Guard().open_socket((socket.AF_INET6, kind, 0, "", ("::1", 80, 0, 0)))

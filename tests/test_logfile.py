@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from idagg.deliver.logfile import LogFile, callback_line, window_line
+from idagg.errors import LogFileError
+from idagg.window import Record
+
+RECORD = Record(
+    start_s=1795344780, length_s=60, unique_ids=4000, estimate=3988, hits=10000, exact=True, epoch=7
+)
+TIME_S = 1795344840.012
+
+ANY_TEXT = st.text(st.characters(exclude_categories=()))  # surrogates too
+HOSTILE = 'a\r\nlevel=INFO event=window "unique_ids"=1\\ \x00\x1b[2J\x7f\x85\u2028\ud800\N{GRINNING FACE}\''
+
+
+def parse(line: str) -> dict[str, str]:
+    field = re.compile(r'(\w+)=(?:("(?:[^"\\]|\\.)*")|([^ "=]*))(?: |$)')
+    fields = {}
+    position = 0
+    while position < len(line):
+        match = field.match(line, position)
+        assert match, line[position:]
+        name, quoted, bare = match.groups()
+        assert name not in fields
+        fields[name] = json.loads(quoted) if quoted else bare
+        position = match.end()
+    return fields
+
+
+def same(one: str, other: str) -> bool:
+    """Two lone surrogates that meet are one character to a JSON parser."""
+    return one.encode("utf-16", "surrogatepass") == other.encode("utf-16", "surrogatepass")
+
+
+def test_window_line() -> None:
+    """The line that section "Log file" of the README promises."""
+    assert window_line(RECORD, time_s=TIME_S) == (
+        "time=2026-11-22T10:54:00.012Z level=INFO event=window window=2026-11-22T10:53:00Z"
+        " unique_ids=4000 estimate=3988 hits=10000 exact=true sink=log"
+    )
+
+
+def test_window_line_says_why_the_broker_did_not_get_it() -> None:
+    line = window_line(RECORD, time_s=TIME_S, reason='no "answer"')
+    assert line == window_line(RECORD, time_s=TIME_S) + r' reason="no \"answer\""'
+
+
+def test_callback_line() -> None:
+    line = callback_line(
+        time_s=TIME_S, window_s=RECORD.start_s, url="http://h/?a=b", status=200, attempts=1, ms=35, error=None
+    )
+    assert line == (
+        "time=2026-11-22T10:54:00.012Z level=INFO event=callback window=2026-11-22T10:53:00Z"
+        ' url="http://h/?a=b" status=200 attempts=1 ms=35'
+    )
+
+
+def test_callback_line_without_an_answer() -> None:
+    """An error stands where the status would."""
+    line = callback_line(
+        time_s=TIME_S, window_s=RECORD.start_s, url="http://h/", status=None, attempts=3, ms=35, error="gone"
+    )
+    assert line == (
+        "time=2026-11-22T10:54:00.012Z level=WARNING event=callback window=2026-11-22T10:53:00Z"
+        ' url="http://h/" error="gone" attempts=3 ms=35'
+    )
+
+
+@given(url=ANY_TEXT, error=ANY_TEXT)
+@example(url=HOSTILE, error=HOSTILE)
+def test_no_caller_forges_a_line_or_a_field(url: str, error: str) -> None:
+    """Whatever is in it, a callback's line is one printable line, and a parser gets the values back."""
+    line = callback_line(time_s=TIME_S, window_s=0, url=url, status=None, attempts=1, ms=2, error=error)
+    assert line.isascii()
+    assert line.isprintable()
+    fields = parse(line)
+    assert list(fields) == ["time", "level", "event", "window", "url", "error", "attempts", "ms"]
+    assert same(fields["url"], url)
+    assert same(fields["error"], error)
+
+
+@given(reason=ANY_TEXT)
+@example(reason=HOSTILE)
+def test_no_reason_forges_a_line_or_a_field(reason: str) -> None:
+    line = window_line(RECORD, time_s=TIME_S, reason=reason)
+    assert line.isascii()
+    assert line.isprintable()
+    assert same(parse(line)["reason"], reason)
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_append(tmp_path: Path, durable: bool) -> None:
+    path = tmp_path / "log"
+    for line in "one", "two":
+        await LogFile(path).append(line, durable=durable)
+    assert path.read_text() == "one\ntwo\n"
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_durable_means_that_file_and_folder_are_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool
+) -> None:
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(Path(f"/proc/self/fd/{fd}").readlink()))
+    path = tmp_path / "log"
+    await LogFile(path).append("one", durable=durable)
+    assert synced == ([path, tmp_path] if durable else [])
+
+
+async def test_rotation_needs_no_signal(tmp_path: Path) -> None:
+    """After the file was renamed away, the next line is in a new one."""
+    log = LogFile(tmp_path / "log")
+    await log.append("one", durable=False)
+    (tmp_path / "log").rename(tmp_path / "log.1")
+    await log.append("two", durable=False)
+    assert (tmp_path / "log.1").read_text() == "one\n"
+    assert (tmp_path / "log").read_text() == "two\n"
+
+
+@contextlib.contextmanager
+def room_for(size_bytes: int) -> Iterator[None]:
+    """Writes stop short at that size of a file, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_no_torn_record_when_the_disk_is_full(tmp_path: Path) -> None:
+    """A line that does not fit leaves nothing of itself, and the file goes on when there is room again."""
+    log = LogFile(tmp_path / "log")
+    await log.append("one", durable=True)
+    with room_for(size_bytes=7), pytest.raises(LogFileError) as raised:
+        await log.append("does not fit", durable=True)
+    assert str(raised.value) == f"The log file {tmp_path / 'log'} cannot be written: File too large."
+    assert (tmp_path / "log").read_text() == "one\n"
+    await log.append("two", durable=True)
+    assert (tmp_path / "log").read_text() == "one\ntwo\n"
+
+
+async def test_no_record_when_it_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the error is raised the line is not there, so that writing it again does not double it."""
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    log = LogFile(tmp_path / "log")
+    await log.append("one", durable=True)
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(LogFileError, match="Input/output error"):
+        await log.append("two", durable=True)
+    assert (tmp_path / "log").read_text() == "one\n"
+
+
+async def test_a_line_torn_by_a_power_cut_stays_alone(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("one\ntor")
+    await LogFile(tmp_path / "log").append("two", durable=False)
+    assert (tmp_path / "log").read_text() == "one\ntor\ntwo\n"
+
+
+async def test_append_waits_for_the_lock_and_not_in_the_loop(tmp_path: Path) -> None:
+    """Another process in the middle of a line is waited for, while the loop goes on."""
+    log = LogFile(tmp_path / "log")
+    with (tmp_path / "log").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        append = asyncio.create_task(log.append("two", durable=False))
+        done, _ = await asyncio.wait({append}, timeout=0.1)
+        assert not done
+        other.write("one\n")
+    async with asyncio.timeout(5):
+        await append
+    assert (tmp_path / "log").read_text() == "one\ntwo\n"
+
+
+WRITER = """
+import asyncio, sys
+from idagg.deliver.logfile import LogFile
+
+async def main(path, name):
+    log = LogFile(path)
+    async with asyncio.TaskGroup() as group:
+        for number in range(50):
+            group.create_task(log.append(f"{name}-{number}-" + name * (number * 100), durable=False))
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def test_many_processes_and_threads_write_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    names = "abcd"
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, path, name]) for name in names]
+    assert [writer.wait(timeout=30) for writer in writers] == [0] * len(names)
+    expected = [f"{name}-{number}-" + name * (number * 100) for name in names for number in range(50)]
+    assert sorted(path.read_text().splitlines()) == sorted(expected)
+
+
+async def test_errors_name_the_file_and_the_reason(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "log"
+    with pytest.raises(LogFileError) as raised:
+        await LogFile(path).append("one", durable=False)
+    assert str(raised.value) == f"The log file {path} cannot be written: No such file or directory."
+
+
+async def test_check_makes_no_file(tmp_path: Path) -> None:
+    """Who checks may be root, and the service could not write to root's file."""
+    await LogFile(tmp_path / "log").check()
+    assert not (tmp_path / "log").exists()
+
+
+async def test_check_leaves_the_file_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("one\n")
+    await LogFile(tmp_path / "log").check()
+    assert (tmp_path / "log").read_text() == "one\n"
+
+
+async def test_check_of_a_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(LogFileError, match="its folder is missing or not writable"):
+        await LogFile(tmp_path / "missing" / "log").check()
+
+
+async def test_check_of_what_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(LogFileError, match="Is a directory"):
+        await LogFile(tmp_path).check()

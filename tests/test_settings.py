@@ -1,0 +1,504 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pydantic
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from idagg.deliver.callback import signing_key
+from idagg.deliver.guard import Guard
+from idagg.settings import SECRETS, Settings, SettingsError, default_text, flag, load, variable
+
+HOME = {"HOME": "/home/ida"}
+
+# Every setting, with a value that is not its default.
+GIVEN = {
+    "host": "::",
+    "port": 0,
+    "admin_host": "admin.example",
+    "admin_port": 65535,
+    "workers": 256,
+    "redis_url": "rediss://ida:hunter2@redis.example:6380/1",
+    "namespace": "eu.West_1-a",
+    "amqp_url": "amqps://ida:hunter2@rabbit.example/vhost",
+    "amqp_queue": "ä" * 127,
+    "amqp_body": "text",
+    "log_file": Path("/var/log/idagg.log"),
+    "window": 3600,
+    "deadline": 0.05,
+    "exact_limit": 0,
+    "callback_allow": ("10.0.0.0/8", "::1", "hooks.internal"),
+    "callback_secret": "whsec_aHVudGVyMg==",
+    "state_dir": Path("/var/lib/idagg"),
+}
+
+
+def problems(flags: Mapping[str, object], environ: Mapping[str, str] = HOME) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        load(flags, environ)
+    assert str(caught.value) == "\n".join(caught.value.problems)
+    return caught.value.problems
+
+
+def toml(tmp_path: Path, text: str) -> dict[str, str]:
+    path = tmp_path / "idagg.toml"
+    path.write_text(text, "utf-8")
+    return {"config": str(path)}
+
+
+def test_defaults() -> None:
+    """With nothing given every setting has its documented default and says so."""
+    settings, origin = load({}, HOME)
+    assert settings == Settings(
+        host="127.0.0.1",
+        port=8000,
+        admin_host="127.0.0.1",
+        admin_port=8001,
+        workers=len(os.sched_getaffinity(0)),
+        redis_url=None,
+        namespace="idagg",
+        amqp_url=None,
+        amqp_queue="counts_queue",
+        amqp_body="json",
+        log_file=Path("unique_id_capture.log"),
+        window=60,
+        deadline=2.0,
+        exact_limit=10_000_000,
+        callback_allow=(),
+        callback_secret=None,
+        state_dir=Path("/home/ida/.local/state/idagg"),
+    )
+    assert origin == dict.fromkeys(Settings.model_fields, "default")
+
+
+def test_default_workers_on_a_large_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with more CPUs than workers are allowed still starts without a flag."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(384)))
+    assert load({}, HOME)[0].workers == 256
+
+
+@pytest.mark.parametrize(
+    ("environ", "folder"),
+    [
+        ({"STATE_DIRECTORY": "/var/lib/a:/var/lib/b", "XDG_STATE_HOME": "/xdg", **HOME}, "/var/lib/a"),
+        ({"XDG_STATE_HOME": "/xdg", **HOME}, "/xdg/idagg"),
+        ({"STATE_DIRECTORY": "", "XDG_STATE_HOME": "", **HOME}, "/home/ida/.local/state/idagg"),
+    ],
+)
+def test_default_state_dir(environ: dict[str, str], folder: str) -> None:
+    """State goes to systemd's first folder, else to the XDG one, else below the home."""
+    settings, origin = load({}, environ)
+    assert (settings.state_dir, origin["state_dir"]) == (Path(folder), "default")
+
+
+def test_no_place_for_state() -> None:
+    """Where no default folder can be named, one has to be given."""
+    assert problems({}, {}) == [
+        "state_dir (default) cannot be '': it is the folder of the embedded store's data"
+    ]
+    assert load({"state_dir": "/s"}, {})[0].state_dir == Path("/s")
+
+
+def test_precedence(tmp_path: Path) -> None:
+    """A flag wins over the environment, that over the file, that over a credential, that over the default."""
+    (tmp_path / "idagg_redis_url").write_text("redis://credential\n")
+    flags = toml(tmp_path, 'redis_url = "redis://file"') | {"redis_url": "redis://flag"}
+    environ = HOME | {"IDAGG_REDIS_URL": "redis://environment", "CREDENTIALS_DIRECTORY": str(tmp_path)}
+
+    def in_force() -> tuple[str | None, str]:
+        settings, origin = load(flags, environ)
+        return settings.redis_url, origin["redis_url"]
+
+    assert in_force() == ("redis://flag", "flag --redis-url")
+    del flags["redis_url"]
+    assert in_force() == ("redis://environment", "environment IDAGG_REDIS_URL")
+    del environ["IDAGG_REDIS_URL"]
+    assert in_force() == ("redis://file", f"file {flags['config']}")
+    del flags["config"]
+    assert in_force() == ("redis://credential", "credential idagg_redis_url")
+    del environ["CREDENTIALS_DIRECTORY"]
+    assert in_force() == (None, "default")
+
+
+def test_sources_add_up(tmp_path: Path) -> None:
+    """Settings from different sources are in force together."""
+    flags = toml(tmp_path, 'host = "0.0.0.0"') | {"port": "80"}
+    settings, origin = load(flags, HOME | {"IDAGG_WORKERS": "3"})
+    assert (settings.host, settings.port, settings.workers) == ("0.0.0.0", 80, 3)
+    assert (origin["host"], origin["port"], origin["workers"]) == (
+        f"file {flags['config']}",
+        "flag --port",
+        "environment IDAGG_WORKERS",
+    )
+
+
+def test_every_setting_from_every_source(tmp_path: Path) -> None:
+    """Each setting can be given as flag, variable and key, and means the same."""
+    text = {
+        name: ",".join(value) if isinstance(value, tuple) else str(value) for name, value in GIVEN.items()
+    }
+    # In TOML, numbers look as they do in Python.
+    keys = [
+        f"{name} = {value!r}" if isinstance(value, int | float) else f"{name} = '{text[name]}'"
+        for name, value in GIVEN.items()
+    ]
+    expected = Settings.model_validate(GIVEN)
+    assert load(text | {"callback_allow": list(expected.callback_allow)}, {})[0] == expected
+    assert load({}, {variable(name): value for name, value in text.items()})[0] == expected
+    assert load(toml(tmp_path, "\n".join(keys)), {})[0] == expected
+
+
+def test_config_file_named_in_the_environment(tmp_path: Path) -> None:
+    """IDAGG_CONFIG names the file, and --config wins over it."""
+    flags = toml(tmp_path, "port = 1")
+    other = tmp_path / "other.toml"
+    other.write_text("port = 2")
+    environ = HOME | {"IDAGG_CONFIG": str(other)}
+    assert load({}, environ)[0].port == 2
+    assert load(flags, environ)[0].port == 1
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_credentials(tmp_path: Path, name: str) -> None:
+    """Each secret can come from a systemd credential, whose last line break is not part of it."""
+    (tmp_path / f"idagg_{name}").write_text(f"{GIVEN[name]}\n")
+    settings, origin = load({}, HOME | {"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert (getattr(settings, name), origin[name]) == (GIVEN[name], f"credential idagg_{name}")
+
+
+def test_credentials_are_for_secrets_only(tmp_path: Path) -> None:
+    """Other files among a unit's credentials are not settings."""
+    (tmp_path / "idagg_port").write_text("1")
+    assert load({}, HOME | {"CREDENTIALS_DIRECTORY": str(tmp_path)})[0].port == 8000
+
+
+def test_credential_that_cannot_be_read(tmp_path: Path) -> None:
+    """An unreadable credential stops the start instead of being passed over."""
+    (tmp_path / "idagg_amqp_url").mkdir()
+    (tmp_path / "idagg_callback_secret").write_bytes(b"\xff")
+    [folder, binary] = problems({}, HOME | {"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert folder.startswith("credential idagg_amqp_url cannot be read: ")
+    assert binary.startswith("credential idagg_callback_secret cannot be read: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("host", "127.1"),
+        ("host", "10.0.0.300"),
+        ("host", "0x7f000001"),
+        ("host", "-a.example"),
+        ("host", "a..example"),
+        ("host", "a b"),
+        ("host", "exämple"),
+        ("host", "a\n"),
+        ("host", "[::1]"),
+        ("host", "a" * 64),
+        ("host", ".".join(["a" * 63] * 4)),
+        ("admin_host", "*"),
+        ("port", "-1"),
+        ("port", "65536"),
+        ("port", "http"),
+        ("port", "80.5"),
+        ("admin_port", "65536"),
+        ("workers", "0"),
+        ("workers", "257"),
+        ("redis_url", "localhost:6379"),
+        ("redis_url", "amqp://localhost"),
+        ("redis_url", "REDIS://localhost"),
+        ("redis_url", "redis:/localhost"),
+        ("redis_url", "redis://"),
+        ("redis_url", "redis://localhost:65536"),
+        ("redis_url", "redis://localhost:0"),
+        ("redis_url", "redis://[::1"),
+        ("redis_url", "redis://local\nhost"),
+        ("redis_url", "unix://"),
+        ("redis_url", "unix:///"),
+        ("namespace", "a:b"),
+        ("namespace", "{a}"),
+        ("namespace", "a\n"),
+        ("namespace", "a" * 65),
+        ("amqp_url", "redis://localhost"),
+        ("amqp_url", "amqp:///vhost"),
+        ("amqp_queue", "amq.counts"),
+        ("amqp_queue", "ä" * 128),
+        ("amqp_body", "JSON"),
+        ("log_file", "a\0b"),
+        ("window", "0"),
+        ("window", "3601"),
+        ("window", "1.5"),
+        ("deadline", "0.04"),
+        ("deadline", "60.1"),
+        ("deadline", "nan"),
+        ("deadline", "inf"),
+        ("exact_limit", "-1"),
+        ("callback_allow", "10.0.0.1/8"),
+        ("callback_allow", "10.0.0.0/33"),
+        ("callback_allow", "a.example/8"),
+        ("callback_allow", "http://a.example"),
+        ("callback_secret", "whsec_"),
+        ("callback_secret", "whsec_not base64"),
+        ("callback_secret", "whsec_aHVudGVyMg"),
+        *((name, "") for name in GIVEN),
+        *((name, "\udcff") for name in GIVEN),  # what is not UTF-8 in the environment looks like this
+    ],
+)
+def test_bad_value(name: str, value: str) -> None:
+    """What a setting cannot be is refused in one sentence: its name, its source, the value, what it takes."""
+    shown = "***" if name == "callback_secret" else value
+    meaning = Settings.model_fields[name].description
+    assert problems({}, HOME | {variable(name): value}) == [
+        f"{name} (environment {variable(name)}) cannot be {shown!r}: it is the {meaning}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("host", "0.0.0.0"),
+        ("host", "fe80::1%eth0"),
+        ("host", "a_b-1.example."),
+        ("redis_url", "redis://:s3cret@[::1]:6379/0"),
+        ("redis_url", "unix://ida:s3cret@/run/redis.sock?db=1"),
+        ("amqp_url", "amqp://localhost"),
+        ("deadline", "60"),
+        ("window", "1"),
+        ("exact_limit", str(10**30)),
+        ("callback_secret", "any text"),
+    ],
+)
+def test_good_value(name: str, value: str) -> None:
+    """What is on the edge of the allowed is taken as it is."""
+    assert str(getattr(load({name: value}, HOME)[0], name)).startswith(value)
+
+
+def test_empty_flag() -> None:
+    """A flag that a script left empty is refused, not passed over."""
+    [problem] = problems({"redis_url": ""}, HOME | {"IDAGG_REDIS_URL": "redis://localhost"})
+    assert problem.startswith("redis_url (flag --redis-url) cannot be '': ")
+
+
+@pytest.mark.parametrize("toml_value", ["true", "[8000]", "{ port = 8000 }", "80.5", "2026-11-22"])
+def test_bad_type_in_the_file(tmp_path: Path, toml_value: str) -> None:
+    """A TOML value of another type is refused; true is not 1."""
+    [problem] = problems(toml(tmp_path, f"port = {toml_value}"))
+    assert problem.startswith(f"port (file {tmp_path}/idagg.toml) cannot be ")
+
+
+def test_callback_allow_forms(tmp_path: Path) -> None:
+    """Hosts are a repeated flag, a comma separated variable or a TOML list, and each bad one is named."""
+    assert load({}, HOME | {"IDAGG_CALLBACK_ALLOW": "10.0.0.0/8, a.b"})[0].callback_allow == (
+        "10.0.0.0/8",
+        "a.b",
+    )
+    assert load(toml(tmp_path, 'callback_allow = ["::1"]'), HOME)[0].callback_allow == ("::1",)
+    first, second = problems({"callback_allow": ["a/b", "c.d", "e f"]})
+    assert first.startswith("callback_allow (flag --callback-allow) cannot be 'a/b': ")
+    assert second.startswith("callback_allow (flag --callback-allow) cannot be 'e f': ")
+
+
+@given(st.text("aA1-_.:/%\n é", max_size=12) | st.ip_addresses(network="10.0.0.0/30").map(str))
+@example("fe80::1%eth0")
+@example("10.0.0.0/255.0.0.0")
+@example("A.example.")
+@example("0x7f.0x1")
+def test_the_guard_takes_what_settings_take(item: str) -> None:
+    """No host gets past the settings that the callbacks' guard would then trip over."""
+    try:
+        settings = Settings(state_dir=Path("/s"), callback_allow=(item,))
+    except pydantic.ValidationError:
+        return
+    Guard(settings.callback_allow)
+
+
+@given(st.text(max_size=12) | st.text("AZaz09+/=", max_size=12).map("whsec_".__add__))
+def test_callbacks_take_what_settings_take(secret: str) -> None:
+    """No secret gets past the settings that signing would then trip over."""
+    try:
+        settings = Settings(state_dir=Path("/s"), callback_secret=secret)
+    except pydantic.ValidationError:
+        return
+    assert signing_key(settings.callback_secret or "")
+
+
+@pytest.mark.parametrize(
+    ("flags", "origin"), [({"port": "8001"}, "default"), ({"admin_port": "8000"}, "flag --admin-port")]
+)
+def test_both_doors_on_one_port(flags: dict[str, str], origin: str) -> None:
+    """The admin door cannot share the public door's port, whichever of the two was moved."""
+    [problem] = problems(flags)
+    assert problem.startswith(f"admin_port ({origin}) cannot be ")
+    assert problem.endswith("not the public door's")
+
+
+def test_same_port_without_a_clash() -> None:
+    """Two free ports, and one port on two hosts, are no clash."""
+    load({"port": "0", "admin_port": "0"}, HOME)
+    load({"port": "80", "admin_port": "80", "host": "10.0.0.1"}, HOME)
+
+
+def test_all_problems_at_once(tmp_path: Path) -> None:
+    """Every problem of every source is told in one go."""
+    flags = toml(tmp_path, 'prot = 1\namqp_body = "xml"') | {"window": "0", "admin_port": "8000"}
+    environ = HOME | {
+        "IDAGG_WORKERS": "many",
+        "IDAGG_WINDOWS": "1",
+        "CREDENTIALS_DIRECTORY": str(tmp_path),
+    }
+    (tmp_path / "idagg_redis_url").mkdir()
+    (tmp_path / "idagg_amqp_url").write_text("http://localhost")
+    told = [problem.split(" cannot be")[0].split(" is no ")[0] for problem in problems(flags, environ)]
+    assert sorted(told) == sorted(
+        [
+            "credential idagg_redis_url",
+            f"prot in file {tmp_path}/idagg.toml",
+            "environment IDAGG_WINDOWS",
+            "admin_port (flag --admin-port)",
+            "workers (environment IDAGG_WORKERS)",
+            "amqp_url (credential idagg_amqp_url)",
+            f"amqp_body (file {tmp_path}/idagg.toml)",
+            "window (flag --window)",
+        ]
+    )
+
+
+def test_unknown_names(tmp_path: Path) -> None:
+    """A name that no setting has is refused, with the nearest that exists, or where to find them all."""
+    flags = toml(tmp_path, "redis-url = 1\nPORT = 1\nxyzzy = 1")
+    config = flags["config"]
+    environ = HOME | {"IDAGG_PROT": "1", "IDAGG_XYZZY": "1", "XIDAGG_PORT": "1"}
+    assert problems(flags, environ) == [
+        f"redis-url in file {config} is no setting; did you mean redis_url?",
+        f"PORT in file {config} is no setting; did you mean port?",
+        f"xyzzy in file {config} is no setting; `idagg config` lists them all",
+        "environment IDAGG_PROT is no setting; did you mean IDAGG_PORT?",
+        "environment IDAGG_XYZZY is no setting; `idagg config` lists them all",
+    ]
+
+
+def test_file_that_cannot_be_used(tmp_path: Path) -> None:
+    """A named file that is missing, a folder, no TOML or no UTF-8 stops the start; so does an empty name."""
+    assert problems({"config": "/no/such"}) == [
+        "the settings file '/no/such' cannot be read: No such file or directory"
+    ]
+    assert problems({"config": ""}) == ["the settings file '' cannot be read: Is a directory"]
+    assert problems({}, HOME | {"IDAGG_CONFIG": str(tmp_path)}) == [
+        f"the settings file '{tmp_path}' cannot be read: Is a directory"
+    ]
+    [problem] = problems(toml(tmp_path, "port ="))
+    assert problem.startswith(f"the settings file '{tmp_path}/idagg.toml' is not TOML: ")
+    (tmp_path / "binary").write_bytes(b"\xff")
+    [problem] = problems({"config": str(tmp_path / "binary")})
+    assert problem.startswith(f"the settings file '{tmp_path}/binary' is not TOML: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("redis_url", "redis://ida:hunter2@h:1/0", "redis://ida:***@h:1/0"),
+        ("redis_url", "redis://:hunter2@h", "redis://:***@h"),
+        ("redis_url", "redis://ida@h", "redis://ida@h"),
+        ("redis_url", "redis://[::1]:1/0", "redis://[::1]:1/0"),
+        ("redis_url", "unix:///s?password=hunter2&db=1", "unix:///s?password=***&db=1"),
+        ("amqp_url", "amqps://ida:hunter2@h/v", "amqps://ida:***@h/v"),
+        ("callback_secret", "hunter2", "***"),
+        ("callback_secret", None, None),
+    ],
+)
+def test_masked(name: str, value: str | None, shown: str | None) -> None:
+    """Whatever prints settings prints no password, and leaves the rest of a URL readable."""
+    settings, _ = load({name: value}, HOME)
+    assert getattr(settings, name) == value
+    assert settings.masked()[name] == shown
+    for text in (repr(settings), str(settings), f"{settings}"):
+        assert f"{name}={shown!r}" in text
+        assert "hunter2" not in text
+
+
+FRAME = "amqp://ida:***@rabbit.example:5672/vhost?heartbeat=5"
+
+
+@given(password=st.text(min_size=2), scheme=st.sampled_from(["redis", "amqp"]))
+@example(password="//hunter2", scheme="amqp")
+@example(password="p@ss:w/o?r#d\n@", scheme="redis")
+def test_no_password_gets_out(password: str, scheme: str) -> None:
+    """However a password is written, and whether or not its URL is accepted, it is never shown."""
+    assume(password not in FRAME)
+    url = FRAME.replace("***", password).replace("amqp", scheme)
+    for shown in ("amqp_url", "redis_url"):
+        try:
+            text = str(load({shown: url}, HOME)[0])
+        except SettingsError as error:
+            text = str(error)
+        assert f"{scheme}://ida:***@rabbit.example" in text
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_errors_are_masked(tmp_path: Path, name: str) -> None:
+    """A bad secret is refused without being shown, whatever its type, and also by the model itself."""
+    flags = toml(tmp_path, f'{name} = ["x:hunter2@y"]')
+    for told in (
+        *problems({name: "whsec_x:hunter2@y"}),
+        *problems(flags),
+    ):
+        assert told.startswith(f"{name} (")
+        assert "***" in told
+        assert "hunter2" not in told
+    with pytest.raises(pydantic.ValidationError) as caught:
+        Settings.model_validate({name: "whsec_x:hunter2@y", "state_dir": "/s"})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_round_trip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker gets back every setting with its secrets, whatever its own environment says."""
+    assert GIVEN.keys() == Settings.model_fields.keys()
+    defaults = load({}, HOME)[0]
+    assert not [name for name, value in GIVEN.items() if getattr(defaults, name) == value]
+    settings = Settings.model_validate(GIVEN)
+    for name in GIVEN:
+        monkeypatch.setenv(variable(name), "1")
+    again = Settings.from_json(settings.to_json())
+    assert again == settings
+    assert dict(again) == GIVEN
+
+
+def test_frozen() -> None:
+    """Settings cannot be changed once they are in force."""
+    settings, _ = load({}, HOME)
+    with pytest.raises(pydantic.ValidationError):
+        settings.port = 1
+
+
+def test_loading_leaves_the_process_environment_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the environment that is passed in counts."""
+    monkeypatch.setenv("IDAGG_PORT", "1")
+    monkeypatch.setenv("IDAGG_XYZZY", "1")
+    assert load({}, HOME)[0].port == 8000
+
+
+def test_names_and_defaults_in_words() -> None:
+    """Help and README spell flags, variables and defaults the way they are used."""
+    assert (flag("redis_url"), variable("redis_url")) == ("--redis-url", "IDAGG_REDIS_URL")
+    assert {name: default_text(name) for name in Settings.model_fields} == {
+        "host": "127.0.0.1",
+        "port": "8000",
+        "admin_host": "127.0.0.1",
+        "admin_port": "8001",
+        "workers": "usable CPUs",
+        "redis_url": "none",
+        "namespace": "idagg",
+        "amqp_url": "none",
+        "amqp_queue": "counts_queue",
+        "amqp_body": "json",
+        "log_file": "unique_id_capture.log",
+        "window": "60",
+        "deadline": "2",
+        "exact_limit": "10000000",
+        "callback_allow": "none",
+        "callback_secret": "none",
+        "state_dir": "$STATE_DIRECTORY, else the XDG state folder",
+    }

@@ -1,0 +1,278 @@
+"""The scripts, on a real server with a cranked clock, against a plain Python model of what they promise."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Coroutine, Iterator
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+import servers
+from cranked import CrankedClient
+from idagg.errors import FencedError, StoreRefusedError
+from idagg.store.hits import HitStore
+from idagg.store.windows import WindowStore
+
+T = TypeVar("T")
+_ENDPOINTS = 3
+_NOON = 1_800_000_000
+
+
+@dataclasses.dataclass
+class Window:
+    """What the replies said went into a window."""
+
+    length: int
+    ids: set[bytes] = dataclasses.field(default_factory=set)
+    hits: int = 0
+    endpoints: set[bytes] = dataclasses.field(default_factory=set)
+    dropped: int = 0
+    capped: bool = False
+
+
+@dataclasses.dataclass
+class Worker:
+    store: HitStore
+    length: int
+    exact_limit: int
+    seq: int = 0
+    went_to: int = 0
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Workers add, repeat and come late; leaders come, go and seal; the clock runs, jumps and steps back."""
+
+    server: servers.RedisServer
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.client = CrankedClient(self.server.url)
+        self.now = float(_NOON)
+        self.length = 10  # --window and --exact-limit of whoever starts now
+        self.exact_limit = 6
+        self.store_length: int | None = None
+        self.open: dict[int, Window] = {}
+        self.sealed: dict[int, Window] = {}
+        self.sealed_through = 0
+        self.epoch = 0
+        self.leader: str | None = None
+        self.since = 0
+        self.workers: list[Worker] = []
+
+    def run(self, call: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(call)
+
+    def windows(self) -> WindowStore:
+        return WindowStore(self.client, namespace="t", window_s=self.length, exact_limit=self.exact_limit)
+
+    @initialize(start=st.integers(0, 30))
+    def begin(self, start: int) -> None:
+        self.run(self.client.command("FLUSHALL"))
+        self.now += start
+        self.run(self.client.at(self.now))
+        self.workers = [self.worker(), self.worker()]
+        self.lead("a")
+
+    def worker(self) -> Worker:
+        store = HitStore(
+            self.client,
+            namespace="t",
+            window_s=self.length,
+            exact_limit=self.exact_limit,
+            endpoint_limit=_ENDPOINTS,
+        )
+        return Worker(store, self.length, self.exact_limit)
+
+    def teardown(self) -> None:
+        self.run(self.client.close())
+        self.loop.close()
+
+    @rule(seconds=st.sampled_from([0.25, 3.0, 9.75, 25.0, 95.0, -3.0, -12.0, -95.0]), seals=st.integers(0, 4))
+    def crank(self, seconds: float, seals: int) -> None:
+        self.now += seconds
+        self.run(self.client.at(self.now))
+        for _ in range(seals):
+            self.seal()
+
+    @rule(
+        which=st.integers(0, 1),
+        ids=st.lists(st.integers(-3, 20).map(lambda number: b"%d" % number), min_size=1, max_size=8),
+        endpoints=st.sampled_from(["", "", "a", "ab", "abc", "cde"]).map(
+            lambda hosts: {b"http://%c" % host for host in hosts.encode()}
+        ),
+    )
+    def add(self, which: int, ids: list[bytes], endpoints: set[bytes]) -> None:
+        """A new batch goes to the first window that is not sealed, at or after now."""
+        worker = self.workers[which]
+        worker.seq += 1
+        if self.store_length is None:
+            self.store_length = worker.length
+        if self.store_length != worker.length:
+            with pytest.raises(StoreRefusedError, match=f"windows of {self.store_length} s"):
+                self.run(worker.store.add(worker.seq, ids, sorted(endpoints)))
+            worker.seq -= 1
+            return
+        start = self.run(worker.store.add(worker.seq, ids, sorted(endpoints)))
+        length = worker.length
+        expected = int(self.now) // length * length
+        if expected < self.sealed_through:
+            expected = -(-self.sealed_through // length) * length
+        assert start == expected
+        worker.went_to = start
+        window = self.open.setdefault(start, Window(length))
+        window.hits += len(ids)
+        if len(window.ids) <= worker.exact_limit:
+            window.ids |= set(ids)
+        else:
+            window.capped = True
+        for endpoint in sorted(endpoints):
+            if len(window.endpoints) < _ENDPOINTS:
+                window.endpoints.add(endpoint)
+            elif endpoint not in window.endpoints:
+                window.dropped += 1
+
+    @rule(which=st.integers(0, 1), ids=st.lists(st.just(b"99"), min_size=1, max_size=3))
+    def repeat(self, which: int, ids: list[bytes]) -> None:
+        """A batch that comes again changes nothing and says where it went the first time."""
+        worker = self.workers[which]
+        if worker.seq and worker.length == self.store_length:
+            assert self.run(worker.store.add(worker.seq, ids)) == worker.went_to
+
+    @rule(which=st.integers(0, 1))
+    def come_late(self, which: int) -> None:
+        """A batch that comes after its successor is refused."""
+        worker = self.workers[which]
+        if worker.seq > 1 and worker.length == self.store_length:
+            with pytest.raises(StoreRefusedError, match="STALE"):
+                self.run(worker.store.add(worker.seq - 1, [b"98"]))
+
+    @rule(name=st.sampled_from(["a", "b"]))
+    def lead(self, name: str) -> None:
+        """The lock is had by one; a new holder begins a new epoch, and may bring a new length."""
+        term = self.run(self.windows().lead(name, lease_ms=60_000))
+        if self.leader is None:
+            if self.store_length not in (None, self.length):
+                ends = [start + window.length for start, window in self.open.items()]
+                self.sealed_through = max([self.sealed_through, *ends])
+            self.leader, self.epoch = name, self.epoch + 1
+            self.since = int(self.now)
+            self.store_length = self.length
+        assert term.epoch == (self.epoch if self.leader == name else 0)
+        assert term.window_s == self.store_length
+        assert 0 < term.lasts_ms <= 60_000
+
+    @rule(name=st.sampled_from(["a", "b"]), successor=st.sampled_from(["a", "b"]))
+    def resign(self, name: str, successor: str) -> None:
+        """Only the holder can give the lock back; an epoch that has passed seals nothing."""
+        self.run(self.windows().resign(name))
+        if self.leader == name:
+            self.leader = None
+        self.lead(successor)
+        with pytest.raises(FencedError):
+            self.run(self.windows().seal(self.epoch - 1))
+
+    @rule(length=st.sampled_from([10, 7]), exact_limit=st.sampled_from([6, 9]), led=st.booleans())
+    def restart(self, length: int, exact_limit: int, led: bool) -> None:
+        """All processes come back, perhaps with other settings; some before there is a leader."""
+        if self.leader is not None:
+            self.run(self.windows().resign(self.leader))
+            self.leader = None
+        self.length, self.exact_limit = length, exact_limit
+        self.workers = [self.worker(), self.worker()]
+        if led:
+            self.lead("a")
+
+    @rule()
+    def seal(self) -> None:
+        """The oldest window that has ended is sealed, with what the replies said went into it."""
+        if self.store_length != self.length:
+            return
+        length = self.length
+        expected = max(-(-self.sealed_through // length) * length, self.since // length * length)
+        if self.open and min(self.open) <= expected:
+            expected = min(self.open)
+        window = self.open.get(expected, Window(length))
+        wait_ms = self.run(self.windows().seal(self.epoch))
+        left = expected + window.length - self.now
+        if left > 0:
+            assert wait_ms == round(left * 1000)
+            return
+        assert wait_ms == 0
+        self.open.pop(expected, None)
+        assert expected not in self.sealed, "a sealed window was sealed again"
+        self.sealed_through = max(self.sealed_through, expected + window.length)
+        self.sealed[expected] = window
+        owed = {entry.record.start_s: entry for entry in self.run(self.windows().undelivered(limit=10_000))}
+        record = owed[expected].record
+        exact = len(window.ids) <= self.exact_limit and not window.capped
+        assert record.exact == exact
+        assert record.hits == window.hits
+        assert record.length_s == window.length
+        assert record.epoch == self.epoch
+        assert owed[expected].dropped == window.dropped
+        if exact:
+            # A sketch of so few is exact, too.
+            assert record.unique_ids == record.estimate == len(window.ids)
+        else:
+            assert record.unique_ids == record.estimate >= len(window.ids) - 1
+        assert {url.encode() for url in self.run(self.windows().endpoints(expected))} == window.endpoints
+
+    @precondition(lambda self: self.sealed)
+    @rule(data=st.data())
+    def deliver(self, data: st.DataObject) -> None:
+        """An entry goes when its message, its line and its calls are done, in whatever order."""
+        start = data.draw(st.sampled_from(sorted(self.sealed)[-4:]))
+        windows = self.windows()
+        step = data.draw(st.sampled_from(["logged", "delivered", "called", "given up"]))
+        if step == "logged":
+            self.run(windows.mark_logged(self.epoch, start))
+        elif step == "delivered":
+            self.run(windows.mark_delivered(self.epoch, start))
+        elif step == "called":
+            for endpoint in self.run(windows.endpoints(start))[:1]:
+                self.run(windows.mark_called(self.epoch, start, [endpoint]))
+        else:
+            self.run(windows.give_up_calls(self.epoch, start))
+        assert not {entry.record.start_s for entry in self.run(windows.undelivered(limit=10_000))} & {
+            entry.record.start_s for entry in self.run(windows.unsent(limit=10_000))
+        }
+
+    @invariant()
+    def nothing_is_left_behind(self) -> None:
+        """Records exist for what is owed, sets for what is open: the store does not fill up."""
+        if not self.workers:
+            return
+        keys = {key.decode() for key in self.run(self.client.command("KEYS", "{t:0}:*"))}
+        owed: set[int] = set()
+        for index in ("outbox", "unsent", "callbacks"):
+            owed |= {
+                int(start) for start in self.run(self.client.command("ZRANGE", f"{{t:0}}:{index}", 0, -1))
+            }
+        records = {int(key.split(":")[3]) for key in keys if key.startswith("{t:0}:o:")}
+        assert records == owed
+        assert {int(key.split(":")[3]) for key in keys if key.endswith(":ids")} <= set(self.open)
+
+
+@pytest.fixture(scope="module", params=["redis", "valkey"])
+def machine_server(request: pytest.FixtureRequest) -> Iterator[servers.RedisServer]:
+    with servers.RedisServer(request.param) as server:
+        yield server
+
+
+def test_scripts_keep_to_the_model(machine_server: servers.RedisServer) -> None:
+    """Whatever the order of events, every reply and every record is what the model says."""
+    machine = type("Machine", (StoreMachine,), {"server": machine_server})
+    case = machine.TestCase
+    case.settings = settings(
+        max_examples=150,
+        stateful_step_count=50,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    )
+    case().runTest()
