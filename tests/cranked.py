@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from idagg.store.client import Client, source
+from idagg.store.client import Client, Script, source
 
 _TIME = "redis.call('TIME')"
 _CLOCK = "redis.call('HMGET', 'cranked', 's', 'us')"
@@ -13,13 +13,11 @@ class CrankedClient(Client):
 
     def __init__(self, url: str, *, timeout_s: float = 5.0) -> None:
         super().__init__(url, timeout_s=timeout_s)
-        self._source = _cranked
 
     async def at(self, second: float) -> None:
         await self.command("HSET", "cranked", "s", int(second), "us", int(second % 1 * 1e6))
 
-
-def _cranked(name: str) -> str:
-    text = source(name)
-    assert text.count(_TIME) == 1
-    return text.replace(_TIME, _CLOCK)
+    def _script(self, name: str) -> Script:
+        text = source(name)
+        assert text.count(_TIME) == 1
+        return Script.of(text.replace(_TIME, _CLOCK))

@@ -17,6 +17,7 @@ from idagg.accept.commit import GroupCommit, Hits
 from idagg.accept.front import FrontDoor
 from idagg.store.client import Client
 from idagg.store.hits import MAX_BATCH, HitStore
+from idagg.store.link import Link
 
 
 @dataclasses.dataclass
@@ -70,12 +71,13 @@ async def open_doors(
 @contextlib.asynccontextmanager
 async def open_doors_before(url: str) -> AsyncIterator[Doors]:
     """Doors before the store at ``url``, which is emptied first."""
-    client = Client(url, timeout_s=5)
+    client, link = Client(url, timeout_s=5), Link(url)
     await client.command("FLUSHALL")
     try:
-        async with open_doors(HitStore(client, namespace="t", window_s=3600, exact_limit=10**6)) as doors:
+        async with open_doors(HitStore(link, namespace="t", window_s=3600, exact_limit=10**6)) as doors:
             yield doors
     finally:
+        await link.close()
         await client.close()
 
 

@@ -212,7 +212,6 @@ class RabbitServer(Server):
 
     def start(self) -> None:
         if self._epmd is None:
-            # One that the node starts by itself would become a daemon and outlive it.
             self._epmd = subprocess.Popen(["epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"])
         super().start()
 
@@ -229,6 +228,7 @@ class RabbitServer(Server):
         return {
             "HOME": str(self.folder),  # of the Erlang cookie
             "ERL_EPMD_PORT": str(self._epmd_port),
+            "ERL_AFLAGS": "-start_epmd false",  # it would become a daemon, and outlive the node
             "RABBITMQ_NODENAME": f"{self.folder.name}@localhost",
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": str(self.port),

@@ -231,7 +231,7 @@ async def test_resource_alarm(
     connect: Connect, rabbit: RabbitServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """RabbitMQ that takes no messages for want of memory is told from one that is silent, and told once."""
-    broker = connect(publish_timeout_s=0.3)
+    broker = connect(publish_timeout_s=0.3, connect_timeout_s=0.3)
     await ready(broker)
     await asyncio.to_thread(rabbit.ctl, "set_vm_memory_high_watermark", "0.000001")
     try:
@@ -239,7 +239,7 @@ async def test_resource_alarm(
             await broker.publish(RECORD)
         await until(lambda: "short of memory" in str(broker.trouble), within_s=1)
         with pytest.raises(TimeoutError):
-            await ready(broker, within_s=0.5)
+            await ready(broker, within_s=1)
         with fails("short of memory"):
             await broker.publish(RECORD)
         assert [record.levelname for record in caplog.records] == ["WARNING"]

@@ -10,7 +10,14 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 import servers
 from cranked import CrankedClient
@@ -267,12 +274,16 @@ def machine_server(request: pytest.FixtureRequest) -> Iterator[servers.RedisServ
 
 def test_scripts_keep_to_the_model(machine_server: servers.RedisServer) -> None:
     """Whatever the order of events, every reply and every record is what the model says."""
-    machine = type("Machine", (StoreMachine,), {"server": machine_server})
-    case = machine.TestCase
-    case.settings = settings(
-        max_examples=150,
-        stateful_step_count=50,
-        deadline=None,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+
+    class Machine(StoreMachine):
+        server = machine_server
+
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=150,
+            stateful_step_count=50,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+        ),
     )
-    case().runTest()

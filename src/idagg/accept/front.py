@@ -194,14 +194,15 @@ class Connection(asyncio.Protocol):
     """One client. Where it stands: ``_owed`` answers are to come; then ``_then``, if set, happens, once;
     ``_partial`` are the first bytes of a request whose blank line has not come."""
 
-    __slots__ = ("_door", "_owed", "_partial", "_paused", "_seen_s", "_then", "_transport")
+    __slots__ = ("_choked", "_door", "_owed", "_partial", "_paused", "_seen_s", "_then", "_transport")
 
     def __init__(self, door: FrontDoor) -> None:
         self._door = door
         self._transport: asyncio.Transport | None = None
         self._owed = 0
         self._partial = b""
-        self._paused = False
+        self._paused = False  # not read from
+        self._choked = False  # does not take its answers
         self._seen_s = door.now_s
         self._then: Callable[[], None] | None = None
 
@@ -244,10 +245,11 @@ class Connection(asyncio.Protocol):
         return self._owed > 0
 
     def pause_writing(self) -> None:
-        # The client does not read its answers: take no more requests from it.
+        self._choked = True
         self._pause()
 
     def resume_writing(self) -> None:
+        self._choked = False
         self._resume()
 
     # From the group commit.
@@ -367,7 +369,8 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _resume(self) -> None:
-        if self._paused and self._then is None and self._owed <= MAX_OWED and self._transport is not None:
+        held = self._choked or self._then is not None or self._owed > MAX_OWED
+        if self._paused and not held and self._transport is not None:
             self._paused = False
             self._transport.resume_reading()
 

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 _log = logging.getLogger("idagg.broker")
 # It tells of each failed attempt; Broker tells of the trouble, once.
-logging.getLogger("aiormq").setLevel(logging.CRITICAL + 1)
+logging.getLogger("aiormq").setLevel(logging.CRITICAL)
 
 # A silent broker is given up after 3 * (5 + 1) s where nothing is published (aiormq's own rule).
 _HEARTBEAT_S = 5
@@ -82,7 +82,7 @@ class Broker:
         self.trouble = "The connection to RabbitMQ is closed."
         if self._keeper is not None:
             self._keeper.cancel()
-            await asyncio.wait([self._keeper])
+            await asyncio.wait((self._keeper,))
 
     async def publish(self, record: Record) -> None:
         """Return once the broker has taken charge of the message; call it from one task at a time.

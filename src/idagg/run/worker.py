@@ -36,14 +36,13 @@ from idagg.run.sockets import BACKLOG
 from idagg.run.status import BEAT_S, Beat, Order
 from idagg.store.client import Client
 from idagg.store.hits import MAX_BATCH, HitStore
+from idagg.store.link import Link
 from idagg.store.windows import WindowStore
 
 log = logging.getLogger("idagg.worker")
 
 # The flush side waits for the store longer than a request may: nobody waits for it.
 FLUSH_TIMEOUT_S = 5.0
-# With the group commit's own deadline, this is only a last resort against a connection that never ends.
-_HITS_TIMEOUT_SLACK_S = 1.0
 
 
 class Worker:
@@ -54,7 +53,7 @@ class Worker:
         self._metrics = Metrics()
         loop = asyncio.get_running_loop()
 
-        self._hits = Client(order.redis_url, timeout_s=settings.deadline + _HITS_TIMEOUT_SLACK_S)
+        self._hits = Link(order.redis_url)
         self._commit = GroupCommit(
             HitStore(
                 self._hits,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
+import dataclasses
+import functools
 import hashlib
 import importlib.resources
 from typing import Any
@@ -15,7 +16,7 @@ from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
     ConnectionError,  # noqa: A004  the library's own name; the builtin is not used here
-    MaxConnectionsError,
+    NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -29,11 +30,46 @@ _LUA = importlib.resources.files("idagg.store") / "lua"
 # Scripts of the leader: fenced by its epoch.
 _FENCED = frozenset({"seal", "mark", "called"})
 
+# Error replies that say "not now"; whether to ask again is the caller's to decide.
+_NOT_NOW = {
+    "LOADING": "is still loading its data",
+    "READONLY": "takes no writes, it is a replica",
+    "MASTERDOWN": "takes no writes, its master is down",
+    "CLUSTERDOWN": "is part of a cluster that is down",
+    "TRYAGAIN": "is part of a cluster that moves its data",
+    "NOAUTH": "wants a password",
+    "WRONGPASS": "refuses the password or the user",
+    "NOPERM": "does not permit this user what is needed",
+}
+# The library's errors whose text has lost the code that it began with.
+_CODES: dict[type[Exception], str] = {
+    BusyLoadingError: "LOADING",
+    ReadOnlyError: "READONLY",
+    OutOfMemoryError: "OOM",
+    NoPermissionError: "NOPERM",
+    AuthenticationError: "WRONGPASS",
+}
+
 
 def source(name: str) -> str:
     """A script whole, its prelude included."""
     parts = ["prelude", "fence", name] if name in _FENCED else ["prelude", name]
     return "\n".join((_LUA / f"{part}.lua").read_text(encoding="utf-8") for part in parts)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Script:
+    text: str
+    sha: str  # EVALSHA's name for it
+
+    @classmethod
+    def of(cls, text: str) -> Script:
+        return cls(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+    @classmethod
+    @functools.cache
+    def load(cls, name: str) -> Script:
+        return cls.of(source(name))
 
 
 def address(url: str) -> str:
@@ -61,63 +97,59 @@ class Client:
             socket_connect_timeout=timeout_s,
             health_check_interval=0,
         )
-        self._source = source
-        self._sha: dict[str, str] = {}
-        self._text: dict[str, str] = {}
 
     async def script(self, name: str, tag: str, *args: bytes | str | int) -> Any:
         """Run ``store/lua/NAME.lua`` on the shard TAG.
 
         Raises StoreAwayError where the outcome is unknown, StoreRefusedError where nothing was done.
         """
+        script = self._script(name)
         try:
-            sha = self._sha.get(name)
-            if sha is None:
-                sha = self._load(name)
             try:
-                return await self._redis.evalsha(sha, 1, tag, *args)
+                return await self._redis.evalsha(script.sha, 1, tag, *args)
             except NoScriptError:
-                return await self._redis.eval(self._text[name], 1, tag, *args)
+                return await self._redis.eval(script.text, 1, tag, *args)
         except (RedisError, OSError) as error:
-            raise self.in_our_words(error) from error
+            raise self._in_our_words(error) from error
 
     async def command(self, *args: bytes | str | int) -> Any:
         """Run one plain command; errors as for ``script``."""
         try:
             return await self._redis.execute_command(*args)  # type: ignore[no-untyped-call]  # untyped there
         except (RedisError, OSError) as error:
-            raise self.in_our_words(error) from error
+            raise self._in_our_words(error) from error
 
     async def close(self) -> None:
         await self._redis.aclose()
 
-    def _load(self, name: str) -> str:
-        self._text[name] = text = self._source(name)
-        # EVALSHA's name for a script; nothing is protected by it.
-        self._sha[name] = sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-        return sha
+    def _script(self, name: str) -> Script:
+        return Script.load(name)
 
-    def in_our_words(self, error: Exception) -> StoreError:
-        text = str(error)
-        if isinstance(error, AuthenticationError) or text.startswith(("NOAUTH", "WRONGPASS")):
-            return StoreAwayError(f"Redis at {self.address} refuses the password or user: {text}")
-        if isinstance(error, BusyLoadingError):
-            return StoreAwayError(f"Redis at {self.address} is still loading its data")
-        if isinstance(error, MaxConnectionsError):
-            return StoreAwayError(f"Redis at {self.address}: {text}")
-        if isinstance(error, TimeoutError | asyncio.TimeoutError):
-            return StoreAwayError(f"Redis at {self.address} did not answer in time")
-        if isinstance(error, ConnectionError | OSError):
-            return StoreAwayError(f"Redis at {self.address} cannot be reached: {text}")
-        if isinstance(error, ReadOnlyError) or text.startswith(("MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")):
-            return StoreAwayError(f"Redis at {self.address} takes no writes now: {text}")
-        if isinstance(error, OutOfMemoryError):
-            return StoreRefusedError(f"Redis at {self.address} is out of memory (maxmemory)")
-        if text.startswith("FENCED"):
-            return FencedError(f"another leader has taken over (epoch {text.removeprefix('FENCED ')})")
-        if text.startswith("LENGTH"):
-            return StoreRefusedError(
-                f"Redis at {self.address} counts in windows of {text.removeprefix('LENGTH ')} s for another "
-                "instance: give this one the same --window, or a --namespace of its own"
-            )
-        return StoreRefusedError(f"Redis at {self.address} refused: {text}")
+    def _in_our_words(self, error: Exception) -> StoreError:
+        code = _CODES.get(type(error))
+        if code is None and isinstance(error, ConnectionError | TimeoutError | OSError):
+            return unreachable(self.address, str(error))
+        return refusal(self.address, f"{code} {error}" if code else str(error))
+
+
+def unreachable(where: str, why: str) -> StoreAwayError:
+    return StoreAwayError(f"Redis at {where} cannot be reached: {why}")
+
+
+def refusal(where: str, reply: str) -> StoreError:
+    """An error reply, code and all, as the error to raise."""
+    code, _, rest = reply.partition(" ")
+    if "unauthenticated" in rest:  # said in place of NOAUTH to commands of more than ten words
+        code = "NOAUTH"
+    if code in _NOT_NOW:
+        return StoreAwayError(f"Redis at {where} {_NOT_NOW[code]}")
+    if code == "OOM":
+        return StoreRefusedError(f"Redis at {where} is out of memory (maxmemory)")
+    if code == "FENCED":
+        return FencedError(f"another leader has taken over (epoch {rest})")
+    if code == "LENGTH":
+        return StoreRefusedError(
+            f"Redis at {where} counts in windows of {rest} s for another instance: "
+            "give this one the same --window, or a --namespace of its own"
+        )
+    return StoreRefusedError(f"Redis at {where} refused: {reply}")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Sequence
-
-from idagg.store.client import Client
+from typing import Any, Protocol
 
 # What one script call carries at most: Lua's unpack() is limited to about 8,000 values, and at about 1 us
 # an id the script holds Redis for no more than some 4 ms.
@@ -18,19 +17,25 @@ def shard_tag(namespace: str, shard: int = 0) -> str:
     return f"{{{namespace}:{shard}}}"
 
 
+class Scripts(Protocol):
+    """What runs scripts: a Link, or a Client."""
+
+    async def script(self, name: str, tag: str, *args: bytes | str | int) -> Any: ...
+
+
 class HitStore:
     """Counts batches for one worker, under a name that no other process has or had."""
 
     def __init__(
         self,
-        client: Client,
+        scripts: Scripts,
         *,
         namespace: str,
         window_s: int,
         exact_limit: int,
         endpoint_limit: int = MAX_ENDPOINTS,
     ) -> None:
-        self._client = client
+        self._scripts = scripts
         self._tag = shard_tag(namespace)
         self._fixed = (window_s, exact_limit, endpoint_limit, secrets.token_hex(8))
 
@@ -40,7 +45,7 @@ class HitStore:
         Safe to repeat with the same ``seq``, which rises with each batch. Raises StoreAwayError where it may
         or may not have been counted, StoreRefusedError where it was not.
         """
-        start: int = await self._client.script(
+        start: int = await self._scripts.script(
             "accept", self._tag, *self._fixed, seq, len(ids), *ids, *endpoints
         )
         return start

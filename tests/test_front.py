@@ -1,0 +1,265 @@
+"""What the hot door does over time: order, pressure, deadlines, clients that are slow or gone."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+
+from doors import Doors, Wire, open_doors
+from fakes import Hits
+from idagg.accept.front import HEADER_S, IDLE_S, MAX_OWED, MAX_VERDICTS, judge
+from idagg.errors import StoreRefusedError
+
+
+def get(query: str, fields: str = "Host: x\r\n") -> bytes:
+    return f"GET /api/verve/accept?{query} HTTP/1.1\r\n{fields}\r\n".encode()
+
+
+class Stage:
+    """The doors before a store that waits for word."""
+
+    def __init__(self, doors: Doors, hits: Hits) -> None:
+        self.doors = doors
+        self.hits = hits
+
+    async def connect(self) -> Wire:
+        return await self.doors.connect("front")
+
+    async def sent(self, batches: int) -> None:
+        async with asyncio.timeout(5):
+            while len(self.hits.sent) < batches:  # noqa: ASYNC110  what it waits for sets no event
+                await asyncio.sleep(0.001)
+
+    async def until(self, thing: object, state: str) -> None:
+        """Wait for what ``thing`` shows of itself."""
+        async with asyncio.timeout(20):
+            while state not in repr(thing):  # noqa: ASYNC110  likewise
+                await asyncio.sleep(0.001)
+
+    async def connections(self, count: int) -> None:
+        async with asyncio.timeout(5):
+            while len(self.doors.front.connections) != count:  # noqa: ASYNC110  likewise
+                await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+async def stage() -> AsyncIterator[Stage]:
+    hits = Hits()
+    async with open_doors(hits, max_waiting=20_000) as doors:
+        yield Stage(doors, hits)
+        hits.reply(*[None] * 1000)
+
+
+async def status(wire: Wire) -> int:
+    answer = await wire.answer()
+    assert answer is not None
+    return answer.status
+
+
+async def test_an_answer_that_needs_no_store_keeps_its_place(stage: Stage) -> None:
+    """400 behind a request that waits comes behind its answer."""
+    wire = await stage.connect()
+    await wire.send(get("id=1") + get("id=x") + get("id=2"))
+    await stage.sent(1)
+    stage.hits.reply(None, None)
+    assert [await status(wire) for _ in range(3)] == [200, 400, 200]
+
+
+async def test_a_hand_over_waits_for_what_is_owed(stage: Stage) -> None:
+    """aiohttp answers behind the hot door, on the same connection, and keeps it."""
+    wire = await stage.connect()
+    await wire.send(get("id=1") + b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n")
+    await stage.sent(1)
+    await wire.send(get("id=2"))
+    stage.hits.reply(None, None)
+    assert [await status(wire) for _ in range(3)] == [200, 404, 200]
+
+
+async def test_a_refusing_store_is_told_as_503_with_retry_after(stage: Stage) -> None:
+    """failed comes with a time to come again."""
+    wire = await stage.connect()
+    await wire.send(get("id=1"))
+    stage.hits.reply(StoreRefusedError("full"))
+    answer = await wire.answer()
+    assert answer is not None
+    assert (answer.status, answer.body, answer.headers["Retry-After"]) == (503, b"failed", "1")
+
+
+async def test_close_is_honoured_behind_the_answer(stage: Stage) -> None:
+    """Connection: close closes once its answer is out, and what comes behind it is not read."""
+    wire = await stage.connect()
+    await wire.send(get("id=1") + get("id=2", "Host: x\r\nConnection: close\r\n") + get("id=3"))
+    await stage.sent(1)
+    stage.hits.reply(None, None)
+    answers = [await wire.answer() for _ in range(2)]
+    assert [answer.headers["Connection"] for answer in answers if answer] == [None, "close"]
+    assert await wire.closed()
+    assert [ids for _, ids, _ in stage.hits.sent] == [[b"1", b"2"]]
+
+
+async def test_a_client_that_has_said_all_still_gets_its_answer(stage: Stage) -> None:
+    """A half-closed connection is closed behind what it is owed."""
+    wire = await stage.connect()
+    await wire.send(get("id=1"))
+    wire.socket.shutdown(1)
+    await stage.sent(1)
+    stage.hits.reply(None)
+    assert await status(wire) == 200
+    assert await wire.closed()
+
+
+async def test_a_client_that_vanishes_while_its_batch_travels_harms_nobody(stage: Stage) -> None:
+    """Its id is counted or not; the others of the batch, and those after, are answered."""
+    gone, here = await stage.connect(), await stage.connect()
+    await gone.send(get("id=1") * 3)
+    await here.send(get("id=2"))
+    await stage.sent(1)
+    gone.reset()
+    await stage.connections(1)
+    stage.hits.reply(None, None)
+    assert await status(here) == 200
+    await here.send(get("id=3"))
+    stage.hits.reply(None)
+    assert await status(here) == 200
+
+
+async def test_ten_thousand_requests_in_one_write_are_all_answered(stage: Stage) -> None:
+    """A flood on one connection waits in the kernel, not in memory, and nothing of it is lost."""
+    wire = await stage.connect()
+    count = 10_000
+    sending = asyncio.create_task(wire.send(b"".join(get(f"id={n}") for n in range(count))))
+    await stage.sent(1)
+    connection = next(iter(stage.doors.front.connections))
+    stage.hits.reply(*[None] * 10_000)
+    for _ in range(count):
+        assert await status(wire) == 200
+    await sending
+    assert b",".join(b",".join(ids) for _, ids, _ in stage.hits.sent) == b",".join(
+        b"%d" % n for n in range(count)
+    )
+    assert repr(connection) == "<Connection open owed=0 partial=0>"
+
+
+async def test_a_connection_that_is_owed_much_is_not_read_from(stage: Stage) -> None:
+    """Past MAX_OWED requests the next ones stay with the client until the answers are out."""
+    wire = await stage.connect()
+    await wire.send(b"".join(get(f"id={n}") for n in range(MAX_OWED + 1)))
+    await stage.sent(1)
+    (connection,) = stage.doors.front.connections
+    assert repr(connection) == f"<Connection paused owed={MAX_OWED + 1} partial=0>"
+    await wire.send(get("id=x"))
+    stage.hits.reply(*[None] * 10)
+    assert [await status(wire) for _ in range(MAX_OWED + 2)] == [200] * (MAX_OWED + 1) + [400]
+
+
+async def test_no_room_is_told_at_once_and_in_turn() -> None:
+    """Past the bound the answer is 503, behind the answers before it."""
+    hits = Hits()
+    async with open_doors(hits, max_waiting=2) as doors:
+        stage = Stage(doors, hits)
+        first, second, third = [await stage.connect() for _ in range(3)]
+        await first.send(get("id=1"))
+        await stage.sent(1)
+        await second.send(get("id=2") + get("id=3"))
+        await stage.until(doors.commit, "collecting=2")
+        doors.commit.tick()
+        await third.send(get("id=4"))
+        assert await status(third) == 503
+        await second.send(get("id=5"))
+        hits.reply(*[None] * 4)
+        assert [await status(second) for _ in range(3)] == [200, 200, 503]
+        assert await status(first) == 200
+        assert dict(doors.front.take_refused()) == {400: 0, 503: 2}
+        assert dict(doors.front.take_refused()) == {400: 0, 503: 0}
+
+
+async def test_a_slow_head_is_given_up(stage: Stage) -> None:
+    """A request whose blank line does not come closes its connection after HEADER_S, drip by drip."""
+    wire = await stage.connect()
+    await stage.connections(1)
+    (connection,) = stage.doors.front.connections
+    for second in range(HEADER_S + 1):
+        await wire.send(get("id=1")[second : second + 1])
+        await stage.until(connection, f"partial={second + 1}")
+        stage.doors.front.second(second)
+    assert await wire.closed()
+
+
+async def test_an_idle_connection_is_closed_and_a_used_one_is_not(stage: Stage) -> None:
+    """After IDLE_S without a request."""
+    idle, used = await stage.connect(), await stage.connect()
+    await stage.connections(2)
+    for second in range(IDLE_S + 1):
+        if second == IDLE_S // 2:
+            await used.send(get("id=1"))
+            stage.hits.reply(None)
+            assert await status(used) == 200
+        stage.doors.front.second(second)
+    assert await idle.closed()
+    await used.send(get("id=2"))
+    stage.hits.reply(None)
+    assert await status(used) == 200
+
+
+async def test_a_client_that_does_not_read_is_not_read_from(stage: Stage) -> None:
+    """Answers pile up to a bound; then no more requests are taken, and in the end the client is dropped."""
+    wire = await stage.connect()
+    wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    stage.hits.reply(*[None] * 100_000)
+    flood = get("id=1") * 1000
+    sending = asyncio.create_task(wire.send(flood * 100))
+    await stage.connections(1)
+    (connection,) = stage.doors.front.connections
+    await stage.until(connection, "paused owed=0")
+    assert not sending.done()
+    for second in range(IDLE_S + 2):
+        stage.doors.front.second(second)
+    await stage.connections(0)
+    await sending
+
+
+async def test_a_drain_answers_what_is_owed_and_closes(stage: Stage) -> None:
+    """Idle connections close at once, others behind their answers, new ones as they come."""
+    idle, busy = await stage.connect(), await stage.connect()
+    await busy.send(get("id=1"))
+    await stage.sent(1)
+    stage.doors.front.drain()
+    assert await idle.closed()
+    assert await (await stage.connect()).closed()
+    stage.hits.reply(None)
+    assert await status(busy) == 200
+    assert await busy.closed()
+
+
+async def test_the_date_moves_with_the_seconds(stage: Stage) -> None:
+    """Date is made once a second, and is that second's."""
+    wire = await stage.connect()
+    for epoch_s, date in ((0, "Thu, 01 Jan 1970 00:00:00 GMT"), (86_399, "Thu, 01 Jan 1970 23:59:59 GMT")):
+        stage.doors.front.second(epoch_s)
+        await wire.send(get("id=1"))
+        stage.hits.reply(None)
+        answer = await wire.answer()
+        assert answer is not None
+        assert answer.headers["Date"] == date
+
+
+async def test_what_is_known_of_header_fields_is_bounded(stage: Stage) -> None:
+    """Clients that vary their header fields do not fill the memory."""
+    wire = await stage.connect()
+    stage.hits.reply(*[None] * (MAX_VERDICTS + 10))
+    for n in range(MAX_VERDICTS + 10):
+        await wire.send(get("id=1", f"Host: x\r\nX-Request-Id: {n}\r\n"))
+        assert await status(wire) == 200
+    assert len(stage.doors.front.verdicts) <= MAX_VERDICTS
+
+
+def test_only_plain_heads_are_judged() -> None:
+    """A body, an upgrade, an expectation: aiohttp has to look."""
+    head = get("id=1")
+    assert judge(head, head[head.index(b" HTTP") :]) is not None
+    for field in ("Content-Length: 3", "Upgrade: h2c", "Expect: 100-continue", "Host: y"):
+        head = get("id=1", f"Host: x\r\n{field}\r\n")
+        assert judge(head, head[head.index(b" HTTP") :]) is None

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+import servers
+from fakes import Batches
+from idagg.accept.commit import GroupCommit
+from idagg.errors import StoreAwayError, StoreRefusedError
+from idagg.store.client import Client
+from idagg.store.hits import HitStore
+from idagg.store.link import Link
+from proxy import Proxy
+
+TAG = "{t:0}"
+
+
+def hits(link: Link, window_s: int = 3600) -> HitStore:
+    return HitStore(link, namespace="t", window_s=window_s, exact_limit=1000)
+
+
+async def total_hits(url: str) -> int:
+    client = Client(url, timeout_s=5)
+    try:
+        keys = await client.command("KEYS", "{t:0}:w:*")
+        metas = [key for key in keys if key.count(b":") == 3]
+        return sum([int(await client.command("HGET", key, "hits")) for key in metas])
+    finally:
+        await client.close()
+
+
+async def test_a_batch_goes_in(store_server: servers.RedisServer) -> None:
+    """A link counts, on either server, over a Unix socket."""
+    link = Link(store_server.url)
+    start = await hits(link).add(1, [b"1", b"2", b"1"])
+    await link.close()
+    assert start % 3600 == 0
+    assert await total_hits(store_server.url) == 3
+
+
+async def test_password_and_database_are_heeded() -> None:
+    """What the URL says of user, password and database is what happens, over TCP."""
+    with servers.RedisServer(tcp=True, requirepass="s3cret") as server:
+        link = Link(f"{server.tcp_url}/3")
+        await hits(link).add(1, [b"1"])
+        await link.close()
+        third, first = Client(f"{server.tcp_url}/3", timeout_s=5), Client(server.tcp_url, timeout_s=5)
+        assert await third.command("DBSIZE") > 0
+        assert await first.command("DBSIZE") == 0
+        await third.close()
+        await first.close()
+        nobody = Link(f"redis://:wrong@127.0.0.1:{server.port}")
+        with pytest.raises(StoreAwayError, match="refuses the password"):
+            await hits(nobody).add(1, [b"1"])
+        silent = Link(f"redis://127.0.0.1:{server.port}")
+        with pytest.raises(StoreAwayError, match="wants a password") as error:
+            await hits(silent).add(1, [b"1"])
+        assert "s3cret" not in str(error.value)
+        await nobody.close()
+        await silent.close()
+
+
+async def test_nothing_listens() -> None:
+    """The sentence names the address."""
+    port = servers.free_port()
+    link = Link(f"redis://127.0.0.1:{port}/0")
+    with pytest.raises(StoreAwayError, match=f"127.0.0.1:{port}"):
+        await hits(link).add(1, [b"1"])
+
+
+async def test_a_restarted_server_is_found_again(any_server: servers.RedisServer) -> None:
+    """A lost connection is told of once; the next command makes a new one, scripts and all."""
+    link = Link(any_server.url)
+    store = hits(link)
+    await store.add(1, [b"1"])
+    any_server.restart()
+    with pytest.raises(StoreAwayError):
+        await store.add(2, [b"2"])
+    await store.add(2, [b"2"])
+    await link.close()
+
+
+async def test_an_error_reply_leaves_the_connection_usable(any_server: servers.RedisServer) -> None:
+    """A refusal is an answer like another."""
+    link = Link(any_server.url)
+    store = hits(link)
+    await store.add(2, [b"1"])
+    with pytest.raises(StoreRefusedError, match="STALE 2"):
+        await store.add(1, [b"1"])
+    await store.add(3, [b"1"])
+    await link.close()
+
+
+async def test_a_cancelled_command_costs_the_connection(any_server: servers.RedisServer) -> None:
+    """Nobody takes another's answer for its own: the next command has a new connection."""
+    link = Link(any_server.url)
+    store = hits(link)
+    await store.add(1, [b"1"])
+    any_server.freeze()
+    try:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await store.add(2, [b"2"])
+    finally:
+        any_server.thaw()
+    again = await store.add(2, [b"2"])
+    assert again % 3600 == 0
+    await link.close()
+    assert await total_hits(any_server.url) == 2
+
+
+async def test_a_large_batch_comes_in_pieces_and_whole(any_server: servers.RedisServer) -> None:
+    """The largest batch is one command."""
+    link = Link(any_server.url)
+    await hits(link).add(1, [b"%d" % n for n in range(4096)], [b"http://a/%d" % n for n in range(4096)])
+    await link.close()
+    assert await total_hits(any_server.url) == 4096
+
+
+async def test_a_lost_reply_is_followed_by_a_no_op(any_server: servers.RedisServer) -> None:
+    """The batch that was applied and whose reply was lost is sent again, counts once, and is answered ok."""
+
+    class Client:
+        stored: asyncio.Future[bool]
+
+        def answer(self, stored: bool) -> None:
+            self.stored.set_result(stored)
+
+    loop = asyncio.get_running_loop()
+    async with Proxy(any_server.url.removeprefix("unix://")) as proxy:
+        link = Link(proxy.url)
+        commit = GroupCommit(hits(link), Batches(), deadline_s=5, max_batch=100, now=loop.time)
+        running = asyncio.create_task(commit.run())
+        client = Client()
+        for number in range(3):
+            client.stored = loop.create_future()
+            proxy.swallowed.clear()
+            proxy.drop_replies = 1 if number else 0
+            commit.add(client, b"7")
+            assert await client.stored
+            assert proxy.swallowed.is_set() == bool(number)
+        commit.stop()
+        await running
+        await link.close()
+    assert await total_hits(any_server.url) == 3
+
+
+async def test_a_server_that_is_no_redis_is_told_of() -> None:
+    """A peer that hangs up at once is a store that is away."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        listener.settimeout(5)
+        link = Link(f"redis://127.0.0.1:{listener.getsockname()[1]}")
+        adding = asyncio.create_task(hits(link).add(1, [b"1"]))
+        peer, _ = await asyncio.to_thread(listener.accept)
+        peer.close()
+        with pytest.raises(StoreAwayError, match="cannot be reached"):
+            await adding
+        await link.close()
