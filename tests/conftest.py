@@ -7,10 +7,15 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 import uvloop
 
 import servers
+
+# Machines that run tests are shared: an example that took long says nothing.
+hypothesis.settings.register_profile("idagg", deadline=None)
+hypothesis.settings.load_profile("idagg")
 
 _loop_troubles: list[dict[str, Any]] = []
 

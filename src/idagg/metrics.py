@@ -101,7 +101,7 @@ class Metrics:
         )
         self._depth = Gauge(
             "idagg_outbox_windows",
-            "Sealed windows that are owed: to any sink, or to the broker while they are in the log file",
+            "Sealed windows by what is owed: any sink at all, or the message while the line is written",
             ["owed"],
             multiprocess_mode="livesum",
             registry=registry,
@@ -127,8 +127,8 @@ class Metrics:
         self._lag.observe(max(lag_s, 0))
 
     def depth(self, *, undelivered: int, unsent: int) -> None:
-        self._depth.labels("any sink").set(undelivered)
-        self._depth.labels("broker").set(unsent)
+        self._depth.labels("sink").set(undelivered)
+        self._depth.labels("message").set(unsent)
 
     def leads(self, epoch: int) -> None:
         self._leader.set(1 if epoch else 0)
