@@ -19,7 +19,7 @@ class Case:
     name: str
     request: bytes
     status: int | None  # None: the connection is closed without an answer
-    id: bytes | None = None  # counted
+    counts: bytes | None = None  # the id that is in the store afterwards
     keeps: bool = True  # the connection
 
 
@@ -140,7 +140,7 @@ async def test_both_doors_say_the_same(store_url: str, case: Case, step: int | N
             assert after.status == 200
         else:
             assert await wire.closed()
-        expected = {id for id in (case.id, b"777" if case.keeps else None) if id}
+        expected = {number for number in (case.counts, b"777" if case.keeps else None) if number}
         assert await counted(store_url) == expected
 
 
