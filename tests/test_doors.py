@@ -56,7 +56,7 @@ CASES = [
     Case("word", get(b"?id=abc"), 400),
     Case("percent-encoded id", get(b"?id=%31"), 400),
     Case("Unicode digit", get(b"?id=%D9%A1"), 400),
-    Case("raw Unicode digit", get("?id=١".encode()), 400, keeps=False),
+    Case("raw Unicode digit", get(b"?id=\xd9\xa1"), 400, keeps=False),
     Case("too large", get(b"?id=9223372036854775808"), 400),
     Case("plus sign", get(b"?id=+1"), 400),
     Case("fragment", get(b"?id=1#x"), 400),
