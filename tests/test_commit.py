@@ -188,6 +188,23 @@ async def test_who_is_in_turn_is_answered_behind_those_before(bench: Bench) -> N
     assert len(bench.hits.sent) == 1
 
 
+async def test_a_waiter_that_fails_harms_nobody(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """It is told of, and the others of its batch and the next are answered."""
+
+    class Broken:
+        def answer(self, stored: bool) -> None:
+            raise OSError("gone")
+
+    bench.commit.add(Broken(), b"1")
+    bench.add("2")
+    bench.hits.reply(None, None)
+    await settle()
+    bench.add("3")
+    await settle()
+    assert bench.answers == [("2", True), ("3", True)]
+    assert "an answer could not be given" in caplog.text
+
+
 async def test_stop_answers_everyone_first(bench: Bench) -> None:
     """The run ends when nobody waits any more."""
     bench.add("1")

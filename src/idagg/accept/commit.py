@@ -16,11 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import logging
 import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from idagg.errors import StoreAwayError, StoreRefusedError
+
+log = logging.getLogger("idagg.accept")
 
 TICK_S = 0.1
 # A worker's queue at full speed for about a second; some 100 bytes a place.
@@ -32,7 +35,7 @@ class Waiter(Protocol):
     """Someone who is owed an answer."""
 
     def answer(self, stored: bool) -> None:
-        """Called once, in turn. Must not raise."""
+        """Called once, in turn."""
 
 
 class Hits(Protocol):
@@ -127,7 +130,10 @@ class GroupCommit:
             began = time.monotonic()
             stored = not batch.ids or await self._carry(batch)
             for waiter in batch.waiters:
-                waiter.answer(stored)
+                try:
+                    waiter.answer(stored)
+                except Exception:  # one client's trouble must not become everyone's
+                    log.exception("an answer could not be given")
             if batch.ids:
                 self._observer.batch(requests=len(batch.ids), stored=stored, took_s=time.monotonic() - began)
 
