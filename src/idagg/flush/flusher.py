@@ -9,7 +9,6 @@ that was under way, with the same message id and the same count.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable
@@ -102,15 +101,19 @@ class Flusher:
         """Seal what has ended, deliver what is owed, and wait for the next to do."""
         while not (wait_ms := await self._windows.seal(epoch)):
             pass
-        while (owed := await self._windows.undelivered()) and not self._stopping.is_set():
+        await self._tell_depth()  # a log file that is full ends the turn below
+        while owed := await self._windows.undelivered():
             for entry in owed:
+                if self._stopping.is_set():
+                    return
                 await self._deliver(epoch, entry)
-        late = await self._send_late(epoch)
-        unsent = await self._windows.depth("unsent")
-        self._observer.depth(undelivered=len(owed), unsent=unsent)
-        if unsent and late:
+        away = self._broker is not None and not self._broker.ready.is_set()
+        more = not away and await self._send_late(epoch)
+        unsent = await self._tell_depth()
+        if more:
             return
-        broker_back = self._broker.ready.wait() if self._broker and unsent and not late else None
+        # One that refuses messages while it is there is asked again at the next look.
+        broker_back = self._broker.ready.wait() if self._broker and away and unsent else None
         await self._first(broker_back, timeout_s=min(wait_ms / 1000, LOOK_S))
 
     async def _deliver(self, epoch: int, owed: Owed) -> None:
@@ -130,10 +133,11 @@ class Flusher:
             await self._delivered(epoch, record, sink="broker")
 
     async def _send_late(self, epoch: int) -> bool:
-        """Send messages that are owed since the broker was away; False where it still is."""
-        if self._broker is not None and not self._broker.ready.is_set():
-            return False
-        for owed in await self._windows.unsent(limit=LATE_AT_ONCE):
+        """Send messages that are owed since the broker was away; whether there may be more to send now."""
+        late = await self._windows.unsent(limit=LATE_AT_ONCE)
+        for owed in late:
+            if self._stopping.is_set():
+                return False
             if self._broker is not None:
                 try:
                     await self._broker.publish(owed.record)
@@ -141,11 +145,17 @@ class Flusher:
                     return False
             # Without a broker the line, which is written, is all that is owed.
             await self._delivered(epoch, owed.record, sink="broker" if self._broker else "log")
-        return True
+        return len(late) == LATE_AT_ONCE
 
     async def _delivered(self, epoch: int, record: Record, *, sink: str) -> None:
         await self._windows.mark_delivered(epoch, record.start_s)
         self._observer.delivered(record, sink=sink, lag_s=time.time() - record.end_s)
+
+    async def _tell_depth(self) -> int:
+        """Tell the observer what is owed; returns the number of messages that are sent late."""
+        unsent = await self._windows.depth("unsent")
+        self._observer.depth(undelivered=await self._windows.depth("outbox"), unsent=unsent)
+        return unsent
 
     def _look_at(self, owed: Owed) -> None:
         record = owed.record
@@ -174,5 +184,4 @@ class Flusher:
         finally:
             for task in waiting:
                 task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.gather(*waiting, return_exceptions=True)
+            await asyncio.gather(*waiting, return_exceptions=True)

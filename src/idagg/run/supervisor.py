@@ -7,6 +7,7 @@ replaced. They die with this process: their standard input closes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
@@ -54,6 +55,7 @@ class WorkerProcess:
         self.beat: Beat | None = None
         self.beat_at = 0.0
         self.process: asyncio.subprocess.Process | None = None
+        self._stopping = False
 
     def __repr__(self) -> str:
         return f"<WorkerProcess {self.slot} pid={self.process.pid if self.process else None} {self.beat}>"
@@ -72,7 +74,10 @@ class WorkerProcess:
         )
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(order.line())
+        with contextlib.suppress(RuntimeError):  # uvloop's, of a process that has died already
+            process.stdin.write(order.line())
+        if self._stopping:
+            self.signal(signal.SIGTERM)
         began = time.monotonic()
         try:
             while True:
@@ -87,13 +92,18 @@ class WorkerProcess:
             log.error(
                 "worker-%d (pid %d) has been silent for %g s, ending it", self.slot, process.pid, HUNG_S
             )
-            process.send_signal(signal.SIGABRT)
+            self.signal(signal.SIGABRT)
             # A stopped process takes no SIGABRT.
-            process.send_signal(signal.SIGKILL)
+            self.signal(signal.SIGKILL)
         served_s = time.monotonic() - began if self.beat else 0.0
         self.beat = None
         await process.wait()
         return served_s
+
+    def stop(self) -> None:
+        """Tell the process to stop, also one that is just being made."""
+        self._stopping = True
+        self.signal(signal.SIGTERM)
 
     def signal(self, number: signal.Signals) -> None:
         if self.process is not None and self.process.returncode is None:
@@ -162,7 +172,7 @@ class Supervisor:
         order = Order(self._settings, redis_url, worker.slot, worker.listener.fileno())
         environment = {**os.environ, metrics.FOLDER_VARIABLE: str(self.metrics_folder)}
         restarts = Restarts()
-        while True:
+        while not self._stop.is_set():
             served_s = await worker.serve(order, environment)
             metrics.forget(self.metrics_folder, worker.slot)
             if self._stop.is_set():
@@ -178,13 +188,14 @@ class Supervisor:
                     "started: see what it said above"
                 )
             log.error("worker-%d died (%s), starting it again", worker.slot, _died_of(code))
-            await asyncio.sleep(delay_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), delay_s)
 
     async def _stop_workers(self, keepers: list[asyncio.Task[None]]) -> None:
         for listener in self._listeners:
             listener.close()
         for worker in self.workers:
-            worker.signal(signal.SIGTERM)
+            worker.stop()
         _, late = await asyncio.wait(keepers, timeout=STOP_S)
         if late:
             log.error("%d workers did not stop within %g s, ending them", len(late), STOP_S)
@@ -199,14 +210,14 @@ class Supervisor:
         print(self._greeting(admin_url), flush=True)  # noqa: T201  the person at the terminal reads this
         told: dict[str, str] = {}
         told_at = time.monotonic()
-        while True:
+        while not self._stop.is_set():
             trouble = self.trouble()
             if trouble != told or (trouble and time.monotonic() - told_at > REMIND_S):
                 for part, sentence in trouble.items():
                     if told.get(part) == sentence:
-                        log.warning("still waiting: %s", sentence)
+                        log.warning("%s: still waiting: %s", part, sentence)
                     else:
-                        log.warning("%s", sentence)
+                        log.warning("%s: %s", part, sentence)
                 for part in told.keys() - trouble.keys():
                     log.info("%s: well again", part)
                 told, told_at = trouble, time.monotonic()

@@ -9,6 +9,7 @@ import asyncio
 import faulthandler
 import gc
 import logging
+import math
 import os
 import signal
 import socket
@@ -43,6 +44,8 @@ log = logging.getLogger("idagg.worker")
 
 # The flush side waits for the store longer than a request may: nobody waits for it.
 FLUSH_TIMEOUT_S = 5.0
+# How long a worker is not ready after a batch that was not stored, if nothing else is wrong.
+TROUBLE_LASTS_S = 2.0
 
 
 class Worker:
@@ -51,6 +54,7 @@ class Worker:
         self._order = order
         self._stop = asyncio.Event()
         self._metrics = Metrics()
+        self._failed_at = -math.inf  # when a batch was last not stored, by the loop's clock
         loop = asyncio.get_running_loop()
 
         self._hits = Link(order.redis_url)
@@ -61,7 +65,7 @@ class Worker:
                 window_s=settings.window,
                 exact_limit=settings.exact_limit,
             ),
-            self._metrics,
+            self,
             deadline_s=settings.deadline,
             max_batch=MAX_BATCH,
             now=loop.time,
@@ -151,8 +155,17 @@ class Worker:
         await self._hits.close()
         await self._client.close()
 
+    def batch(self, *, requests: int, stored: bool, took_s: float) -> None:
+        """Hear of a batch from the group commit."""
+        if not stored:
+            self._failed_at = asyncio.get_running_loop().time()
+        self._metrics.batch(requests=requests, stored=stored, took_s=took_s)
+
     def _store_trouble(self) -> str | None:
-        return self._commit.trouble or self._leadership.trouble
+        """A batch's trouble is of the present for a while only: a load balancer that asks whether we are
+        ready sends no further hit that could show its end."""
+        lately = asyncio.get_running_loop().time() - self._failed_at < TROUBLE_LASTS_S
+        return (lately and self._commit.trouble) or self._leadership.trouble
 
     async def _tick(self) -> None:
         """The one coarse clock of the doors."""

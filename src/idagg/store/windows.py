@@ -93,10 +93,14 @@ class WindowStore:
 
     async def _owed(self, index: str, limit: int) -> list[Owed]:
         starts = await self._client.command("ZRANGE", f"{self._tag}:{index}", 0, limit - 1)
-        return [await self._entry(int(start)) for start in starts]
+        entries = [await self._entry(int(start)) for start in starts]
+        return [entry for entry in entries if entry is not None]
 
-    async def _entry(self, start_s: int) -> Owed:
+    async def _entry(self, start_s: int) -> Owed | None:
+        """None where the last that was owed of it has been done since its start was read."""
         pairs = await self._client.command("HGETALL", f"{self._tag}:o:{start_s}")
+        if not pairs:
+            return None
         field = {name.decode(): int(value) for name, value in pairs.items()}
         record = Record(
             start_s=start_s,

@@ -29,6 +29,8 @@ if state[1] and tonumber(state[1]) ~= length then
     sealed_through = math.max(sealed_through, start + redis.call('HGET', key('w', start), 'length'))
   end
 end
+-- First: a server that is full refuses a script whose first write takes memory, and needs a leader to seal.
+redis.call('DEL', key('lock'))
 redis.call('SET', key('lock'), ARGV[1], 'PX', ARGV[2])
 redis.call('HSET', key('state'), 'schema', 1, 'length', length, 'sealed_through', sealed_through,
   'since', math.floor(now / 1000000))

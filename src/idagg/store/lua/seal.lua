@@ -30,6 +30,8 @@ if left_us > 0 then
   return {math.ceil(left_us / 1000)}
 end
 
+-- First: a server that is full refuses a script whose first write takes memory, and sealing is what frees it.
+redis.call('ZREM', key('open'), start)
 local count = redis.call('SCARD', window .. ':ids')
 local estimate = redis.call('PFCOUNT', window .. ':hll')
 local exact = not meta[4] and count <= tonumber(ARGV[2])
@@ -40,7 +42,6 @@ if redis.call('EXISTS', window .. ':endpoints') == 1 then
   redis.call('RENAME', window .. ':endpoints', outbox .. ':endpoints')
   redis.call('ZADD', key('callbacks'), start, start)
 end
-redis.call('ZREM', key('open'), start)
 redis.call('UNLINK', window, window .. ':ids')
 redis.call('EXPIRE', window .. ':hll', 172800)
 redis.call('HSET', key('state'), 'sealed_through', math.max(tonumber(state[2]), start + length))

@@ -1,0 +1,393 @@
+"""A real ``idagg serve`` with a folder of its own, and callers who keep account of what they were told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Self, TypeVar
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from doors import Answer, Wire
+from idagg.window import iso
+from servers import Server
+
+T = TypeVar("T")
+
+# Sets constants of modules and environment variables, then is the command.
+_TUNED = """
+import importlib, json, os, sys
+for name, value in json.loads(sys.argv.pop(1)).items():
+    module, _, constant = name.rpartition(".")
+    if not module:
+        os.environ[constant] = value
+        continue
+    assert hasattr(importlib.import_module(module), constant), name
+    setattr(importlib.import_module(module), constant, value)
+from idagg.cli import main
+sys.exit(main())
+"""
+
+WORKERS = 2
+
+WORKERS = 2
+
+_ids = itertools.count(1)
+
+
+class Serving(Server):
+    """``idagg serve`` on free ports. All that it starts and all that it writes is in ``folder``.
+
+    ``tuned`` sets constants of the supervisor's process, by their full names, and, by names without a dot,
+    environment variables of what it starts.
+    """
+
+    start_timeout_s = 20.0
+
+    def __init__(
+        self,
+        *flags: str,
+        window: int = 2,
+        tuned: Mapping[str, float | str] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.folder = self.folder.resolve()
+        self.window = window
+        self.flags = flags
+        self.tuned = tuned
+        self.log_file = self.folder / "counts.log"
+        self.state = self.folder / "state"
+        self.port = self.admin_port = 0
+        self._temporary = self.folder / "tmp"
+        self._temporary.mkdir()
+        self._variables = environment or {}
+        self._left_before: set[Path] = set()  # by one that was killed
+
+    @property
+    def said(self) -> str:
+        """What it has printed since its start, on either stream."""
+        output = self.folder / "output"
+        return output.read_text() if output.exists() else ""
+
+    def start(self) -> None:
+        """Start it, and wait for its greeting."""
+        self._left_before = set(self._temporary.iterdir())
+        super().start()
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """It ends with 0, and leaves neither a process nor a temporary file."""
+        process = self._process
+        assert process is not None, "not running"
+        self._end(number)
+        assert (process.returncode, self.processes()) == (0, set())
+        assert set(self._temporary.iterdir()) <= self._left_before
+
+    def ends(self) -> tuple[int, str]:
+        """Run it to an end that comes by itself; returns its exit code and what it said on stderr."""
+        done = subprocess.run(
+            self._command(),
+            cwd=self.folder,
+            env=os.environ | self._environment(),
+            capture_output=True,
+            text=True,
+            timeout=self.start_timeout_s,
+            check=False,
+        )
+        assert (done.stdout, self.processes()) == ("", set())
+        return done.returncode, done.stderr
+
+    def close(self) -> None:
+        print(self.said)  # noqa: T201  pytest shows it where a test has failed
+        if self._process is not None:
+            self.kill()
+        while left := self.processes():
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self.folder)
+
+    def processes(self) -> set[int]:
+        """All that live of the supervisor, its workers and its store: those who work in our folder."""
+        found = set()
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):  # it has ended, or is not ours to look at
+                if entry.name.isdecimal() and (entry / "cwd").readlink().is_relative_to(self.folder):
+                    found.add(int(entry.name))
+        return found
+
+    def workers(self) -> list[int]:
+        """Pids, oldest first: by their slots, as long as none has been replaced."""
+        return sorted(pid for pid in self.processes() if b"idagg.run.worker" in _command_line(pid))
+
+    def store(self) -> int:
+        """The embedded store's pid."""
+        (pid,) = self.processes() - {self.pid, *self.workers()}
+        return pid
+
+    def leader(self) -> int:
+        """The slot of the worker that was elected last."""
+        return int(re.findall(r"worker-(\d+) INFO leading", self.said)[-1])
+
+    def records(self, event: str) -> list[dict[str, str]]:
+        """The log file's lines of this kind, oldest first; each is whole."""
+        text = self.log_file.read_text() if self.log_file.exists() else ""
+        assert text == "" or text.endswith("\n")
+        return [fields for line in text.splitlines() if (fields := _logfmt(line))["event"] == event]
+
+    def counts(self) -> dict[str, int]:
+        """Unique ids by window, as the log file tells; no window has two counts."""
+        return agreed((line["window"], int(line["unique_ids"])) for line in self.records("window"))
+
+    async def delivered(self) -> dict[str, int]:
+        """The counts, once the log file has all windows as far as the one that is open now."""
+        now_s = int(time.time())
+        present = iso(now_s - now_s % self.window)
+        return await until(
+            lambda: counts if max(counts := self.counts(), default="") >= present else None, within_s=15
+        )
+
+    async def ask(self, path: str, *, admin: bool = False) -> Answer:
+        """The answer to one GET on a connection of its own."""
+        wire = await connect(self.admin_port if admin else self.port)
+        try:
+            await wire.send(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            answer = await wire.answer()
+        finally:
+            wire.close()
+        assert answer is not None
+        return answer
+
+    async def health(self) -> Answer:
+        """What the admin door says of it."""
+        return await self.ask("/readyz?verbose", admin=True)
+
+    async def hit(self) -> int:
+        """Send a new id; returns the status."""
+        return (await self.ask(f"/api/verve/accept?id={next(_ids)}")).status
+
+    async def counts_again(self, *, within_s: float = 5.0) -> None:
+        """Wait until a new id gets its ok."""
+        await eventually(self.hit, lambda status: status == 200, within_s=within_s)
+
+    async def ready(self, *, within_s: float = 10.0) -> None:
+        """Wait until every worker listens and reaches the store."""
+        await eventually(self.health, lambda answer: answer.status == 200, within_s=within_s)
+
+    async def replaces(self, pid: int, *, within_s: float = 10.0) -> None:
+        """Wait until another worker listens in the place of this one."""
+        await until(lambda: pid not in (now := self.workers()) and len(now) == WORKERS, within_s=within_s)
+        await self.ready()
+
+    async def figures(self) -> dict[str, float]:
+        """The samples of ``/metrics``, as ``name{label}``."""
+        answer = await self.ask("/metrics", admin=True)
+        assert answer.status == 200
+        return {
+            sample.name + "".join(f"{{{value}}}" for value in sample.labels.values()): sample.value
+            for family in text_string_to_metric_families(answer.body.decode())
+            for sample in family.samples
+        }
+
+    def _command(self) -> list[str]:
+        start = ["-m", "idagg"] if self.tuned is None else ["-c", _TUNED, json.dumps(self.tuned)]
+        given = {
+            "--port": "0",
+            "--admin-port": "0",
+            "--workers": str(WORKERS),
+            "--window": str(self.window),
+            "--log-file": str(self.log_file),
+            "--state-dir": str(self.state),
+        }
+        return [sys.executable, *start, "serve", *itertools.chain(*given.items()), *self.flags]
+
+    def _environment(self) -> dict[str, str]:
+        return {"TMPDIR": str(self._temporary), **self._variables}
+
+    def _answers(self) -> bool:
+        greeting = r"http://127.0.0.1:(\d+)/api.*http://127.0.0.1:(\d+)/metrics\n"
+        found = re.search(greeting, self.said, re.DOTALL)
+        if found:
+            self.port, self.admin_port = int(found[1]), int(found[2])
+        return found is not None
+
+
+class Load:
+    """Callers, each with a connection that it renews where it is lost, who send one new id after another.
+
+    Every id is in one of ``ok``, ``failed`` and ``unknown``: those that nobody answered.
+    """
+
+    def __init__(self, serving: Serving, *, callers: int = 16) -> None:
+        self.ok: set[int] = set()
+        self.failed: set[int] = set()
+        self.unknown: set[int] = set()
+        self.slowest_s = 0.0
+        self._serving = serving
+        self._callers = callers
+        self._over = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        self._tasks = [asyncio.create_task(self._call()) for _ in range(self._callers)]
+        await self.goes_on()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Let each caller have its last answer."""
+        self._over = True
+        if kind is not None:
+            for task in self._tasks:
+                task.cancel()
+        results = await asyncio.gather(*self._tasks, return_exceptions=True)
+        if kind is None:
+            assert [result for result in results if result is not None] == []
+
+    async def goes_on(self, requests: int = 300) -> None:
+        """Wait until so many more got their ok."""
+        wanted = len(self.ok) + requests
+        broken = await until(
+            lambda: [task for task in self._tasks if task.done()] or len(self.ok) >= wanted, within_s=15
+        )
+        if isinstance(broken, list):
+            broken[0].result()
+
+    def explains(self, count: int) -> bool:
+        """Whether no ok id is missing in the count, and no other was counted twice."""
+        return len(self.ok) <= count <= len(self.ok) + len(self.failed) + len(self.unknown)
+
+    async def _call(self) -> None:
+        wire: Wire | None = None
+        try:
+            while not self._over:
+                if wire is None:
+                    try:
+                        wire = await connect(self._serving.port)
+                    except OSError:
+                        await asyncio.sleep(0.02)
+                        continue
+                if not await self._send(wire, next(_ids)):
+                    wire.close()
+                    wire = None
+        finally:
+            if wire is not None:
+                wire.close()
+
+    async def _send(self, wire: Wire, number: int) -> bool:
+        """False where the connection is lost."""
+        self.unknown.add(number)
+        began_s = time.monotonic()
+        await wire.send(request(number))
+        answer = await wire.answer()
+        if answer is None:
+            return False
+        self.slowest_s = max(self.slowest_s, time.monotonic() - began_s)
+        self.unknown.remove(number)
+        if answer.status == 200:
+            assert answer.body == b"ok"
+            self.ok.add(number)
+        else:
+            assert (answer.status, answer.body) == (503, b"failed")
+            assert answer.headers["Retry-After"] == "1"
+            self.failed.add(number)
+        return True
+
+
+async def send(serving: Serving, numbers: Iterable[int], *, connections: int = 16, query: str = "") -> None:
+    """Send these ids, pipelined, over some connections; each gets its ok."""
+    shares: list[list[int]] = [[] for _ in range(connections)]
+    for share, number in zip(itertools.cycle(shares), numbers, strict=False):
+        share.append(number)
+
+    async def each(share: list[int]) -> None:
+        wire = await connect(serving.port)
+        try:
+            async with asyncio.TaskGroup() as both:  # who does not read gets no more read from
+                both.create_task(wire.send(b"".join(request(number, query) for number in share)))
+                for _ in share:
+                    answer = await wire.answer()
+                    assert answer is not None
+                    assert (answer.status, answer.body) == (200, b"ok")
+        finally:
+            wire.close()
+
+    await asyncio.gather(*(each(share) for share in shares if share))
+
+
+def request(number: int, query: str = "") -> bytes:
+    return f"GET /api/verve/accept?id={number}{query} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+
+
+async def connect(port: int) -> Wire:
+    wire = Wire()
+    try:
+        await asyncio.get_running_loop().sock_connect(wire.socket, ("127.0.0.1", port))
+    except BaseException:
+        wire.close()
+        raise
+    return wire
+
+
+async def until(condition: Callable[[], T | None], *, within_s: float = 5.0) -> T:
+    """Wait until the condition is true; returns what it said."""
+    give_up_at = time.monotonic() + within_s
+    while not (said := condition()):
+        assert time.monotonic() < give_up_at, f"not within {within_s:g} s"
+        await asyncio.sleep(0.01)
+    return said
+
+
+async def eventually(
+    ask: Callable[[], Awaitable[T]], enough: Callable[[T], bool], *, within_s: float = 5.0
+) -> T:
+    """Ask again and again; returns the first answer that is enough."""
+    async with asyncio.timeout(within_s):
+        while True:
+            answer = await ask()
+            if enough(answer):
+                return answer
+            await asyncio.sleep(0.02)
+
+
+async def next_window(length_s: int) -> int:
+    """Wait for a window to begin; returns its start."""
+    start = int(time.time()) // length_s * length_s + length_s
+    await until(lambda: time.time() >= start, within_s=length_s + 1)
+    return start
+
+
+def long_window() -> int:
+    """A length such that the window open now stays open for longer than any test takes."""
+    return max(3600, 3500, 3400, key=lambda length_s: length_s - time.time() % length_s)
+
+
+def agreed(counts: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Counts by window; repeated ones are equal."""
+    found: dict[str, int] = {}
+    for window, count in counts:
+        assert found.setdefault(window, count) == count, f"two counts of {window}"
+    return found
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _logfmt(line: str) -> dict[str, str]:
+    pairs = re.findall(r'(\w+)=("(?:[^"\\]|\\.)*"|\S+)', line)
+    assert " ".join(f"{name}={value}" for name, value in pairs) == line
+    return {name: json.loads(value) if value.startswith('"') else value for name, value in pairs}

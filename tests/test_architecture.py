@@ -1,0 +1,88 @@
+"""The one-way flow, as the imports tell it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import idagg
+
+ROOT = Path(idagg.__file__).parent
+ROOMS = {"accept", "store", "flush", "deliver", "run"}
+# What each room may import of the others.
+ALLOWED = {
+    "accept": {"store"},
+    "store": set[str](),
+    "flush": {"store", "deliver"},
+    "deliver": set[str](),
+    "run": ROOMS,
+}
+MODULES = sorted(ROOT.rglob("*.py"))
+SCRIPTS = sorted((ROOT / "store" / "lua").glob("*.lua"))
+
+
+def room_of(path: Path) -> str:
+    """The room that a module is in; "" for the top level."""
+    return path.relative_to(ROOT).parts[0] if path.parent != ROOT else ""
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """All names of our own that a module imports, wherever in it it does."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are written in full"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        yield from (name for name in names if name.split(".")[0] == "idagg")
+
+
+def rooms_imported(tree: ast.AST) -> set[str]:
+    return {name.split(".")[1] for name in imports(tree) if "." in name} & ROOMS
+
+
+def test_every_room_is_known() -> None:
+    """A new folder has to be given its place in the flow."""
+    assert {path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "__pycache__"} == ROOMS
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    """A room imports only those that lie before it; the top level imports none; `cli` only `run`, lazily."""
+    tree = ast.parse(path.read_text())
+    room, found = room_of(path), rooms_imported(tree)
+    if room:
+        assert found <= ALLOWED[room] | {room}
+    elif path.name == "cli.py":
+        assert found == {"run"}
+        assert not rooms_imported(ast.Module([node for node in tree.body if not is_def(node)], []))
+    else:
+        assert not found
+
+
+def is_def(node: ast.stmt) -> bool:
+    return isinstance(node, ast.FunctionDef)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_state_their_contract(path: Path) -> None:
+    """Each script opens with what it does, what it is given and what it returns, and uses no other input."""
+    head = []
+    for line in (lines := path.read_text().splitlines()):
+        if not line.startswith("--"):
+            break
+        head.append(line)
+    assert len(head[0]) > len("-- ")
+    assert head[0].endswith(".")
+    if path.stem in ("prelude", "fence"):  # they open scripts, and are none
+        return
+    contract, code = "\n".join(head), "\n".join(lines[len(head) :])
+    assert "-- Returns " in contract
+    used = set(re.findall(r"ARGV\[\d+", code))
+    assert used <= set(re.findall(r"ARGV\[\d+", contract)) | {"ARGV[1"}  # the fence tells of the first

