@@ -77,6 +77,7 @@ class Flusher:
         self._lines = lines
         self._observer = observer
         self._stopping = asyncio.Event()
+        self._trouble: str | None = None
         self._seen_s = -1  # the newest window that the observer was told of
 
     async def run(self) -> None:
@@ -91,11 +92,21 @@ class Flusher:
             except FencedError:
                 self._leadership.lost(epoch)
             except (StoreError, LogFileError) as error:
-                log.error("windows stay owed, trying again: %s", error)
+                self._tell(str(error))
                 await self._first(timeout_s=RETRY_S)
+            else:
+                self._tell(None)
 
     def stop(self) -> None:
         self._stopping.set()
+
+    def _tell(self, trouble: str | None) -> None:
+        """Once when it begins or changes, and once when it ends."""
+        if trouble and trouble != self._trouble:
+            log.error("windows stay owed, trying again: %s", trouble)
+        elif self._trouble and not trouble:
+            log.info("windows are delivered again")
+        self._trouble = trouble
 
     async def _turn(self, epoch: int) -> None:
         """Seal what has ended, deliver what is owed, and wait for the next to do."""
