@@ -10,6 +10,7 @@ from typing import Protocol
 from idagg.errors import FencedError, LogFileError, StoreError
 from idagg.flush.leader import Leadership
 from idagg.store.windows import WindowStore
+from idagg.tasks import end
 from idagg.window import Record, iso
 
 log = logging.getLogger("idagg.flush")
@@ -93,8 +94,5 @@ class Caller:
             self._under_way.pop(record.start_s, None)
 
     async def _drop(self) -> None:
-        tasks = [task for task, _ in self._under_way.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(*(task for task, _ in self._under_way.values()))
         self._under_way.clear()  # a task that was cancelled before it began has not seen to it

@@ -39,6 +39,7 @@ from idagg.store.client import Client
 from idagg.store.hits import MAX_BATCH, HitStore
 from idagg.store.link import Link
 from idagg.store.windows import WindowStore
+from idagg.tasks import end
 
 log = logging.getLogger("idagg.worker")
 
@@ -143,12 +144,12 @@ class Worker:
         self._front.drain()
         self._flusher.stop()
         await flusher
-        await _end(bid)
+        await end(bid)
         await self._leadership.resign()
         await self._app.drain()
         self._commit.stop()
         await commit
-        await _end(*others)
+        await end(*others)
         await self._callbacks.close()
         if self._broker:
             await self._broker.close()
@@ -211,12 +212,6 @@ class Worker:
             except BrokenPipeError:
                 self._stop.set()
             await asyncio.sleep(BEAT_S)
-
-
-async def _end(*tasks: asyncio.Task[None]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def main() -> int:
