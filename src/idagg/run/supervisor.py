@@ -36,6 +36,8 @@ log = logging.getLogger("idagg.supervisor")
 
 # Twenty beats. A worker's longest honest silence is a full batch, some tens of ms.
 HUNG_S = 10.0
+# From SIGABRT to SIGKILL, for one that hangs.
+LAST_WORDS_S = 1.0
 # From SIGTERM to SIGKILL: above the default deadline of a request and that of a message.
 STOP_S = 20.0
 # How often trouble that lasts is told again.
@@ -53,7 +55,6 @@ class WorkerProcess:
         self.slot = slot
         self.listener = listener
         self.beat: Beat | None = None
-        self.beat_at = 0.0
         self.process: asyncio.subprocess.Process | None = None
         self._stopping = False
 
@@ -92,9 +93,9 @@ class WorkerProcess:
             log.error(
                 "worker-%d (pid %d) has been silent for %g s, ending it", self.slot, process.pid, HUNG_S
             )
-            self.signal(signal.SIGABRT)
-            # A stopped process takes no SIGABRT.
-            self.signal(signal.SIGKILL)
+            self.signal(signal.SIGABRT)  # it says where it hangs
+            await asyncio.wait([asyncio.create_task(process.wait())], timeout=LAST_WORDS_S)
+            self.signal(signal.SIGKILL)  # a stopped process takes nothing else
         served_s = time.monotonic() - began if self.beat else 0.0
         self.beat = None
         await process.wait()
