@@ -229,7 +229,9 @@ class RabbitServer(Server):
             "HOME": str(self.folder),  # of the Erlang cookie
             "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_AFLAGS": "-start_epmd false",  # it would become a daemon, and outlive the node
-            "RABBITMQ_NODENAME": f"{self.folder.name}@localhost",
+            # By address: a bare machine may not know the name localhost.
+            "RABBITMQ_NODENAME": f"{self.folder.name}@127.0.0.1",
+            "RABBITMQ_USE_LONGNAME": "true",
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(self._distribution_port),

@@ -93,6 +93,7 @@ class Serving(Server):
         self._end(number)
         assert (process.returncode, self.processes()) == (0, set())
         assert set(self._temporary.iterdir()) <= self._left_before
+        assert "did not stop" not in self.said
 
     def ends(self) -> tuple[int, str]:
         """Run it to an end that comes by itself; returns its exit code and what it said on stderr."""

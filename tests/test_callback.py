@@ -457,6 +457,18 @@ async def test_results() -> None:
 # --- where it may go
 
 
+@pytest.fixture
+def localhost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name resolves, also where a bare machine's resolver does not know it."""
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(host: str, *args: Any, **options: Any) -> Any:
+        return resolve("127.0.0.1" if host.lower() == "localhost" else host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+@pytest.mark.usefixtures("localhost")
 @pytest.mark.parametrize(
     "host",
     [
@@ -487,6 +499,7 @@ async def test_numeric_hosts(host: str) -> None:
     assert await outcome(f"http://{host}", guard=Guard()) == (None, "invalid URL", 1)
 
 
+@pytest.mark.usefixtures("localhost")
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST"])
 async def test_allowed_host(host: str) -> None:
     """A host allowed by name is called at its private address, and only under that name."""

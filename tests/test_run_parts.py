@@ -60,12 +60,12 @@ def listening(host: str, port: int, count: int) -> Iterator[list[socket.socket]]
             listener.close()
 
 
-@pytest.mark.parametrize(("host", "address"), [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("localhost", "")])
-def test_listen(host: str, address: str) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_listen(host: str) -> None:
     """Each worker's socket listens on the one address; port 0 is one free port for all."""
     with listening(host, 0, 3) as opened:
         ((found, port, *_),) = {listener.getsockname() for listener in opened}
-        assert found == address or not address
+        assert found == host
         assert port > 0
         with socket.create_connection((found, port), timeout=5):
             pass

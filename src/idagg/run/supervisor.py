@@ -190,7 +190,8 @@ class Supervisor:
                 )
             log.error("worker-%d died (%s), starting it again", worker.slot, _died_of(code))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), delay_s)
+                async with asyncio.timeout(delay_s):
+                    await self._stop.wait()
 
     async def _stop_workers(self, keepers: list[asyncio.Task[None]]) -> None:
         for listener in self._listeners:
