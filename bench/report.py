@@ -1,82 +1,80 @@
-"""What a run showed, and the table of all of them."""
+"""The results as tables, in reStructuredText."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from statistics import median
 
-from bench.wrk import Load
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One load on one server. CPU is that of the load alone, without the warm-up, by process id."""
-
-    round: int
-    server: str
-    warm_up: Load
-    load: Load
-    server_cpu_s: dict[int, float]
-    store_cpu_s: dict[int, float]
-
-    @property
-    def server_us(self) -> float:
-        """CPU µs of the server's processes per accepted request."""
-        return sum(self.server_cpu_s.values()) * 1e6 / self.load.accepted
-
-    @property
-    def store_us(self) -> float:
-        return sum(self.store_cpu_s.values()) * 1e6 / self.load.accepted
-
-    @property
-    def total_us(self) -> float:
-        return self.server_us + self.store_us
-
-    def __str__(self) -> str:
-        return (
-            f"round {self.round}: {self.server} {self.load.accepted / self.load.seconds:,.0f} requests/s, "
-            f"{self.server_us:.2f} + {self.store_us:.2f} µs"
-        )
+from bench.results import Results, Run
+from bench.targets import TARGETS
+from bench.traffic import TRAFFIC
 
 
-def accepted(runs: Sequence[Run], server: str) -> int:
-    return sum(run.warm_up.accepted + run.load.accepted for run in runs if run.server == server)
+def report(results: Results) -> str:
+    where = "{processor}, {cores} cores, {memory}, {system}, Linux {kernel}, an fsync takes {fsync}"
+    what = "idagg at {commit}, Python {python}, {packages}, Redis {redis}, nginx {nginx}, Go {go}, wrk {wrk}"
+    parts = [
+        f"{where}.\n{what}.".format(**results.machine),
+        _section("What idagg must reach", _targets(results)),
+    ]
+    parts += [
+        _section(traffic.what, _comparison(results, name))
+        for name, traffic in TRAFFIC.items()
+        if results.servers(name)
+    ]
+    parts.append(_section("Start and idle connections", _upkeep(results)))
+    return "\n\n".join(parts) + "\n"
 
 
-def ratio(runs: Sequence[Run], figure: Callable[[Run], float], above: str, below: str) -> float | None:
-    """Median over the rounds: the machine's mood changes less within a round than between rounds."""
-    base = {run.round: figure(run) for run in runs if run.server == below}
-    ratios = [figure(run) / base[run.round] for run in runs if run.server == above and run.round in base]
-    return median(ratios) if ratios else None
+def _targets(results: Results) -> str:
+    rows = []
+    for target in TARGETS:
+        value = target.measured(results)
+        measured = ("-", "-") if value is None else (f"{value:.2f}", target.verdict(value))
+        rows.append([target.figure, target.limit(target.must), target.limit(target.stretch), *measured])
+    return table(["figure", "must", "stretch", "measured", "reached"], rows)
 
 
-def table(runs: Sequence[Run], idle_kib: dict[str, float]) -> str:
+def _comparison(results: Results, traffic: str) -> str:
     columns: dict[str, Callable[[Run], float]] = {
-        "requests/s": lambda run: run.load.accepted / run.load.seconds,
+        "requests/s": lambda run: run.rate,
         "p50 ms": lambda run: run.load.p50_ms,
         "p99 ms": lambda run: run.load.p99_ms,
+        "p99.9 ms": lambda run: run.load.p999_ms,
+        "max ms": lambda run: run.load.max_ms,
         "server µs": lambda run: run.server_us,
         "Redis µs": lambda run: run.store_us,
     }
-    rows = [["server", *columns, "÷ nginx", "KiB/idle", "failed"]]
-    for server, kib in idle_kib.items():
-        own = [run for run in runs if run.server == server]
-        to_nginx = ratio(runs, lambda run: run.server_us, server, "nginx")
-        rows.append(
-            [
-                server,
-                *(_number(median(map(figure, own))) for figure in columns.values()),
-                _number(to_nginx),
-                _number(kib),
-                f"{sum(run.load.failed for run in own):,}",
-            ]
-        )
-    lines = ["  ".join(f"{cell:>10}" for cell in row) for row in rows]
-    peer = ratio(runs, lambda run: run.total_us, "fastapi", "idagg")
-    if peer:
-        lines += ["", f"CPU of server and Redis per accepted request, fastapi ÷ idagg: {peer:.1f}"]
-    return "\n".join(lines)
+    rows = []
+    for server in results.servers(traffic):
+        to_nginx = results.ratio(lambda run: run.server_us, (server, traffic), ("nginx", traffic))
+        failed = sum(run.load.failed for run in results.of(server, traffic))
+        figures = [results.median(figure, server, traffic) for figure in columns.values()]
+        rows.append([server, *map(_number, figures), _number(to_nginx), f"{failed:,}"])
+    return table(["server", *columns, "÷ nginx", "failed"], rows)
+
+
+def _upkeep(results: Results) -> str:
+    servers = dict.fromkeys(upkeep.server for upkeep in results.upkeep)
+    return table(
+        ["server", "start s", "KiB/idle"],
+        [[server, _number(results.start_s(server)), _number(results.idle_kib(server))] for server in servers],
+    )
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A simple table, names on the left and figures on the right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    line = "  ".join("=" * width for width in widths)
+    return "\n".join([line, _row(head, widths), line, *(_row(row, widths) for row in rows), line])
+
+
+def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first, *others = zip(cells, widths, strict=True)
+    return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)])
+
+
+def _section(title: str, body: str) -> str:
+    return f"{title}\n{'-' * len(title)}\n\n{body}"
 
 
 def _number(value: float | None) -> str:

@@ -5,47 +5,34 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import http.client
-import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 from bench.measure import free_port, running
-from bench.tools import environment
+from bench.tools import go_program
 
-_HERE = Path(__file__).parent
+_PEERS = Path(__file__).parent / "peers"
 _LOG = "unique_id_capture.log"
-_NGINX = """
-daemon off;
-worker_processes 1;
-pid nginx.pid;
-events { worker_connections 16384; }
-http {
-  access_log off;
-  keepalive_requests 1000000000;
-  client_body_temp_path temp;
-  proxy_temp_path temp;
-  fastcgi_temp_path temp;
-  uwsgi_temp_path temp;
-  scgi_temp_path temp;
-  server {
-    listen 127.0.0.1:%d backlog=4096;
-    default_type text/plain;
-    location / { return 200 ok; }
-  }
-}
-"""
-_MEMBERS = """
-local members = 0
-for _, key in ipairs(redis.call('KEYS', '*')) do
+# How Redis keeps its log.
+_ALWAYS = ("--appendonly", "yes", "--appendfsync", "always")
+_EVERY_SECOND = ("--appendonly", "yes", "--appendfsync", "everysec")
+_NO_LOG = ("--appendonly", "no")
+# Every server here keeps its ids in sets.
+_COUNT = """
+local ids = 0
+for _, key in ipairs(redis.call('KEYS', '*ids*')) do
   if redis.call('TYPE', key).ok == 'set' then
-    members = members + redis.call('SCARD', key)
+    ids = ids + redis.call('SCARD', key)
   end
 end
-return members
+return ids
 """
 
 
@@ -55,8 +42,7 @@ class Store:
     socket: Path
 
     def ids(self) -> int:
-        """Members of all sets, which is where every server here keeps its ids."""
-        command = ["redis-cli", "-s", str(self.socket), "EVAL", _MEMBERS, "0"]
+        command = ["redis-cli", "-s", str(self.socket), "EVAL", _COUNT, "0"]
         return int(subprocess.run(command, stdout=subprocess.PIPE, timeout=60, check=True).stdout)
 
 
@@ -66,88 +52,98 @@ class Server:
     port: int
     folder: Path
     store: Store | None = None
+    began: float = dataclasses.field(default_factory=time.monotonic)
 
-    @property
-    def name(self) -> str:
-        return self.folder.name
-
-    def stored(self) -> int:
-        """Ids in the store, and those of windows that were sealed meanwhile."""
+    def stored(self) -> int | None:
+        """Ids in the store, and those of windows that idagg has sealed meanwhile; None without a store."""
+        if self.store is None:
+            return None
         log = self.folder / _LOG
         sealed = re.findall(r"unique_ids=(\d+)", log.read_text()) if log.exists() else []
-        return (self.store.ids() if self.store else 0) + sum(map(int, sealed))
+        return self.store.ids() + sum(map(int, sealed))
 
-    def wait(self) -> None:
-        """Return when the server answers; raise with its output where it does not."""
-        for _ in range(300):
+    def wait(self) -> float:
+        """How many seconds it took to answer a first request; raises with its output where it does not."""
+        while time.monotonic() < self.began + 30 and self.process.poll() is None:
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
             with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(connection):
                 connection.request("GET", "/api/verve/accept?id=1")
                 if connection.getresponse().status == 200:
-                    return
-            if self.process.poll() is not None:
-                break
-            time.sleep(0.1)
+                    return time.monotonic() - self.began
+            time.sleep(0.01)
         output = "".join(path.read_text() for path in self.folder.glob("*.out"))
-        raise RuntimeError(f"{self.name} does not answer:\n{output}")
+        raise RuntimeError(f"the server in {self.folder.name} does not answer:\n{output}")
 
 
 @contextlib.contextmanager
-def _redis(folder: Path) -> Iterator[Store]:
+def _redis(folder: Path, log: Sequence[str] = _ALWAYS) -> Iterator[Store]:
     private = ["--port", "0", "--unixsocket", "redis.sock", "--save", ""]
-    durable = ["--appendonly", "yes", "--appendfsync", "always"]
-    with running("redis", ["redis-server", *private, *durable], folder) as process:
+    with running("redis", ["redis-server", *private, *log], folder) as process:
+        while not (folder / "redis.sock").exists() and process.poll() is None:
+            time.sleep(0.01)
         yield Store(process, folder / "redis.sock")
 
 
 @contextlib.contextmanager
-def _nginx(folder: Path, cache: Path) -> Iterator[Server]:
+def _idagg(folder: Path, cache: Path, *, workers: int = 1, log: Sequence[str] = _ALWAYS) -> Iterator[Server]:
     port = free_port()
-    (folder / "nginx.conf").write_text(_NGINX % port)
-    with running("nginx", ["nginx", "-p", "./", "-c", "nginx.conf", "-e", "stderr"], folder) as process:
-        yield Server(process, port, folder)
-
-
-@contextlib.contextmanager
-def _idagg(folder: Path, cache: Path) -> Iterator[Server]:
-    here = importlib.util.find_spec("idagg")
-    python = sys.executable if here else environment(cache / "idagg", "--editable", str(_HERE.parent))
-    port = free_port()
-    with _redis(folder) as store:
+    with _redis(folder, log) as store:
         settings = [
-            "--workers=1",
+            f"--workers={workers}",
             f"--port={port}",
             f"--admin-port={free_port()}",
             f"--redis-url=unix://{store.socket}",
             f"--log-file={folder / _LOG}",
             "--window=3600",
         ]
-        with running("idagg", [python, "-m", "idagg", "serve", *settings], folder) as process:
+        with running("idagg", [sys.executable, "-m", "idagg", "serve", *settings], folder) as process:
             yield Server(process, port, folder, store)
 
 
 @contextlib.contextmanager
-def _fastapi(folder: Path, cache: Path) -> Iterator[Server]:
-    python = environment(cache / "peers", "fastapi", "uvicorn[standard]", "redis[hiredis]")
-    port = free_port()
-    settings = [
-        f"--app-dir={_HERE / 'peers'}",
-        f"--port={port}",
-        "--loop=uvloop",
-        "--http=httptools",
-        "--no-access-log",
-    ]
-    command = [python, "-m", "uvicorn", "fastapi_sadd:app", *settings]
-    with (
-        _redis(folder) as store,
-        running("uvicorn", command, folder, REDIS_SOCKET=str(store.socket)) as process,
-    ):
+def _peer(
+    command: Sequence[str], folder: Path, cache: Path, *, stores: bool = True, port: int = 0
+) -> Iterator[Server]:
+    """Any other server: it reads from its environment where to listen and where to store."""
+    port = port or free_port()
+    with contextlib.ExitStack() as stack:
+        variables = {"PORT": str(port)}
+        store = stack.enter_context(_redis(folder)) if stores else None
+        if store:
+            variables["REDIS_SOCKET"] = str(store.socket)
+        process = stack.enter_context(running("peer", command, folder, **variables))
         yield Server(process, port, folder, store)
 
 
+def _python(program: str, *arguments: str) -> list[str]:
+    return [sys.executable, str(_PEERS / program), *arguments]
+
+
+def _go(how: str, folder: Path, cache: Path) -> AbstractContextManager[Server]:
+    return _peer([go_program(_PEERS / "go", cache), how], folder, cache)
+
+
+def _nginx(configuration: str, folder: Path, cache: Path, *, stores: bool) -> AbstractContextManager[Server]:
+    shutil.copytree(_PEERS / configuration, folder, dirs_exist_ok=True)
+    port = free_port()
+    (folder / "listen.conf").write_text(f"listen 127.0.0.1:{port} backlog=4096;")
+    command = ["nginx", "-p", "./", "-c", "nginx.conf", "-e", "stderr"]
+    return _peer(command, folder, cache, stores=stores, port=port)
+
+
 # Starts a server, given a folder of its own and the one that is kept between runs of the bench.
-START: dict[str, Callable[[Path, Path], contextlib.AbstractContextManager[Server]]] = {
-    "nginx": _nginx,
+START: dict[str, Callable[[Path, Path], AbstractContextManager[Server]]] = {
+    "nginx": partial(_nginx, "nginx_constant", stores=False),
+    "null": partial(_peer, _python("null_protocol.py"), stores=False),
     "idagg": _idagg,
-    "fastapi": _fastapi,
+    "idagg-2": partial(_idagg, workers=2),
+    "idagg-everysec": partial(_idagg, log=_EVERY_SECOND),
+    "idagg-nolog": partial(_idagg, log=_NO_LOG),
+    "go-group": partial(_go, "group"),
+    "go-sadd": partial(_go, "sadd"),
+    "nginx-lua": partial(_nginx, "nginx_lua", stores=True),
+    "aiohttp-group": partial(_peer, _python("aiohttp_service.py", "group")),
+    "aiohttp-sadd": partial(_peer, _python("aiohttp_service.py", "sadd")),
+    "fastapi": partial(_peer, _python("fastapi_service.py", "1")),
+    "fastapi-2": partial(_peer, _python("fastapi_service.py", "2")),
 }

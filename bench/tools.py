@@ -1,24 +1,40 @@
-"""What the bench needs besides Python: installed where it may be, named where not."""
+"""What the bench needs besides Python's packages: installed where it may be, named where not."""
 
 from __future__ import annotations
 
-import importlib.util
+import functools
+import importlib.metadata
 import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
+from statistics import median
+
+# By Debian package, what shows that it is there.
+_DEBIAN = {
+    "wrk": "/usr/bin/wrk",
+    "redis-server": "/usr/bin/redis-server",
+    "nginx": "/usr/sbin/nginx",
+    "libnginx-mod-http-lua": "/usr/lib/nginx/modules/ngx_http_lua_module.so",
+    "lua-nginx-redis": "/usr/share/lua/5.1/nginx/redis.lua",
+    "golang-go": "/usr/bin/go",
+    "golang-github-gomodule-redigo-dev": "/usr/share/gocode/src/github.com/gomodule/redigo",
+}
+_PYTHON = ("idagg", "aiohttp", "redis", "hiredis", "uvloop", "httptools", "fastapi", "uvicorn", "matplotlib")
 
 
-def need(*programs: str) -> None:
-    """Make sure of programs, each in the Debian package of its name, and of python3-venv."""
+def need() -> None:
+    """Make sure of all that the servers and the load are made with."""
     # Debian keeps nginx where only root's PATH leads.
     os.environ["PATH"] += ":/usr/sbin"
-    missing = [program for program in programs if not shutil.which(program)]
-    if not importlib.util.find_spec("ensurepip"):
-        missing.append("python3-venv")
+    if absent := [name for name in _PYTHON if not _version(name)]:
+        sys.exit(f"The bench needs {', '.join(absent)} from PyPI: run it with `tox -e bench`.")
+    missing = [package for package, path in _DEBIAN.items() if not Path(path).exists()]
     if not missing:
         return
     install = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
@@ -30,38 +46,67 @@ def need(*programs: str) -> None:
     subprocess.run(install, stdout=subprocess.DEVNULL, env=quiet, check=True)
 
 
-def environment(folder: Path, *requirements: str) -> str:
-    """The Python of a virtual environment that holds ``requirements``, made at the first call."""
-    python = folder / "bin" / "python"
-    if not python.exists():
-        say(f"installing {' '.join(requirements)} into {folder}")
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-    # Costs a second and no network when all of it is there.
-    subprocess.run([python, "-m", "pip", "install", "-qq", *requirements], check=True)
-    return str(python)
+@functools.cache
+def go_program(source: Path, cache: Path) -> str:
+    """A Go program, built with Debian's libraries and nothing from the network."""
+    program = cache / "go" / source.name
+    offline = {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode", "GOCACHE": str(cache / "go-build")}
+    command = ["go", "build", "-o", str(program), "."]
+    subprocess.run(command, cwd=source, env={**os.environ, **offline}, check=True)
+    return str(program)
 
 
-def machine() -> dict[str, str]:
+def machine(cache: Path) -> dict[str, str]:
     """What a reader of the figures wants to know of where they come from."""
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "processor": model[1] if model else platform.machine(),
         "cores": str(len(os.sched_getaffinity(0))),
+        "memory": f"{memory:.1f} GiB",
+        "system": platform.freedesktop_os_release()["PRETTY_NAME"],
         "kernel": platform.release(),
+        "fsync": f"{_fsync_us(cache):.0f} µs",
+        "commit": _output("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty").strip(),
+        "nginx": _number("nginx", "-v"),
+        "go": _number("go", "version"),
+        "redis": _number("redis-server", "--version"),
+        "wrk": _number("wrk", "--version"),
         "python": platform.python_version(),
-        "nginx": _first_line("nginx", "-v"),
-        "redis": _first_line("redis-server", "--version"),
-        "wrk": _first_line("wrk", "--version"),
-        "commit": _first_line("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"),
+        "packages": ", ".join(f"{name} {_version(name)}" for name in _PYTHON),
     }
 
 
-def _first_line(*command: str) -> str:
-    if not shutil.which(command[0]):
-        return "unknown"
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _fsync_us(folder: Path) -> float:
+    """What it costs to have a line of a log on disk, where the servers keep theirs."""
+    took = []
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        for _ in range(200):
+            file.write(bytes(1000))
+            began = time.perf_counter()
+            os.fdatasync(file.fileno())
+            took.append(time.perf_counter() - began)
+    return median(took) * 1e6
+
+
+def _number(*command: str) -> str:
+    """The first number with a dot in it that a program says when asked for its version."""
+    found = re.search(r"\d+\.[\w.+-]+", _output(*command))
+    return found[0] if found else "unknown"
+
+
+def _output(*command: str) -> str:
     # wrk prints its version and calls that a failure; nginx prints it as an error.
-    output = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    return output.stdout.partition("\n")[0]
+    return subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    ).stdout
 
 
 def say(progress: str) -> None:

@@ -1,5 +1,8 @@
--- Arguments: first id, ids per thread, header lines. Each request has an id of its own, over all threads.
+-- Arguments: first id, ids per thread, header lines, kind of ids, kind of endpoints; see traffic.py.
 -- Requests are put together here, since wrk.format() would cost more than some servers' answers.
+
+-- Nobody listens there, and idagg's guard lets no callback go there.
+local ENDPOINT = "&endpoint=http%3A%2F%2F127.0.0.1%3A9%2Fhook%2F"
 
 local threads = 0
 
@@ -8,19 +11,66 @@ function setup(thread)
   threads = threads + 1
 end
 
-function init(args)
-  local id = args[1] + number * args[2]
-  local tail = " HTTP/1.1\r\n" .. args[3] .. "\r\n"
-  function request()
+local ids = {}
+
+function ids.new(id)
+  return function()
     id = id + 1
-    return "GET /api/verve/accept?id=" .. id .. tail
+    return id
+  end
+end
+
+-- Goes round a table of draws, with other ids each time: an id of rank k comes 10,000 / k times in a round of
+-- 97,876, and never after it.
+function ids.zipf(id)
+  local RANKS = 10000
+  local draws = {}
+  for rank = 1, RANKS do
+    for _ = 1, math.floor(RANKS / rank + 0.5) do
+      draws[#draws + 1] = rank
+    end
+  end
+  math.randomseed(1)
+  for place = #draws, 2, -1 do
+    local other = math.random(place)
+    draws[place], draws[other] = draws[other], draws[place]
+  end
+  local place = 0
+  return function()
+    place = place + 1
+    if place > #draws then
+      place, id = 1, id + RANKS
+    end
+    return id + draws[place]
+  end
+end
+
+function init(args)
+  local next_id = ids[args[4]](args[1] + number * args[2])
+  local head, tail = "GET /api/verve/accept?id=", " HTTP/1.1\r\n" .. args[3] .. "\r\n"
+  if args[5] == "same" then
+    tail = ENDPOINT .. tail
+  end
+  function request()
+    return head .. next_id() .. tail
+  end
+  if args[5] == "some" then
+    function request()
+      local id = next_id()
+      if id % 100 == 0 then
+        return head .. id .. ENDPOINT .. id .. tail
+      end
+      return head .. id .. tail
+    end
   end
 end
 
 function done(summary, latency)
   local errors = summary.errors
   print(string.format(
-    '{"requests": %d, "refused": %d, "broken": %d, "seconds": %f, "p50_ms": %f, "p99_ms": %f, "max_ms": %f}',
+    '{"requests": %d, "refused": %d, "broken": %d, "seconds": %f, '
+      .. '"p50_ms": %f, "p99_ms": %f, "p999_ms": %f, "max_ms": %f}',
     summary.requests, errors.status, errors.connect + errors.read + errors.write + errors.timeout,
-    summary.duration / 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3, latency.max / 1e3))
+    summary.duration / 1e6,
+    latency:percentile(50) / 1e3, latency:percentile(99) / 1e3, latency:percentile(99.9) / 1e3, latency.max / 1e3))
 end

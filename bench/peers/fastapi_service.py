@@ -1,11 +1,16 @@
-"""The service that most people would write: FastAPI, and one blocking SADD for each request."""
-# FastAPI is installed beside the bench, not with idagg's own dependencies.
+"""The service that most people would write: FastAPI on uvicorn, and one blocking SADD for each request.
+
+Its argument is the number of processes.
+"""
+# FastAPI is installed with the bench, not with idagg's own tools.
 # mypy: ignore-errors
 
 import os
+import sys
 import time
 
 import redis
+import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 
@@ -20,3 +25,14 @@ async def accept(id: int, endpoint: str | None = None):  # noqa: A002  the calle
     if endpoint:
         store.sadd(f"endpoints:{minute}", endpoint)
     return "ok"
+
+
+if __name__ == "__main__":
+    uvicorn.run(
+        "fastapi_service:app",
+        port=int(os.environ["PORT"]),
+        workers=int(sys.argv[1]),
+        loop="uvloop",
+        http="httptools",
+        access_log=False,
+    )

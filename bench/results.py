@@ -1,0 +1,103 @@
+"""What a run of the bench found out, and how figures of it are compared."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from statistics import median
+
+from bench.wrk import Load
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One server under one kind of traffic in one round, started for it and with an empty store.
+
+    CPU is that of the load alone, without the warm-up, by process id; ``stored`` is all ids, at the end.
+    """
+
+    round: int
+    server: str
+    traffic: str
+    warm_up: Load
+    load: Load
+    server_cpu_s: dict[int, float]
+    store_cpu_s: dict[int, float]
+    stored: int | None
+
+    @property
+    def rate(self) -> float:
+        return self.load.accepted / self.load.seconds
+
+    @property
+    def server_us(self) -> float:
+        """CPU µs of the server's processes per accepted request."""
+        return sum(self.server_cpu_s.values()) * 1e6 / self.load.accepted
+
+    @property
+    def store_us(self) -> float:
+        return sum(self.store_cpu_s.values()) * 1e6 / self.load.accepted
+
+    @property
+    def total_us(self) -> float:
+        return self.server_us + self.store_us
+
+    @property
+    def lost(self) -> int:
+        """Ids that were accepted and are not in the store; means something where each request had its own."""
+        if self.stored is None:
+            return 0
+        return max(0, self.warm_up.accepted + self.load.accepted - self.stored)
+
+    def __str__(self) -> str:
+        return f"{self.rate:,.0f} requests/s, {self.server_us:.2f} + {self.store_us:.2f} µs"
+
+
+@dataclasses.dataclass(frozen=True)
+class Upkeep:
+    """What a server costs before any load: the time to its first answer, and memory for each connection that
+    has had an answer and now is idle."""
+
+    round: int
+    server: str
+    start_s: float
+    idle_kib: float
+
+    def __str__(self) -> str:
+        return f"{self.start_s:.2f} s to start, {self.idle_kib:.2f} KiB a connection"
+
+
+@dataclasses.dataclass
+class Results:
+    machine: dict[str, str]
+    options: dict[str, object]
+    runs: list[Run] = dataclasses.field(default_factory=list)
+    upkeep: list[Upkeep] = dataclasses.field(default_factory=list)
+
+    def of(self, server: str, traffic: str) -> list[Run]:
+        return [run for run in self.runs if (run.server, run.traffic) == (server, traffic)]
+
+    def median(self, figure: Callable[[Run], float], server: str, traffic: str) -> float | None:
+        return _median(figure(run) for run in self.of(server, traffic))
+
+    def ratio(
+        self, figure: Callable[[Run], float], above: tuple[str, str], below: tuple[str, str]
+    ) -> float | None:
+        """Median of each round's own: the machine's mood changes less within a round than between rounds."""
+        base = {run.round: figure(run) for run in self.of(*below)}
+        return _median(figure(run) / base[run.round] for run in self.of(*above) if run.round in base)
+
+    def start_s(self, server: str) -> float | None:
+        return _median(upkeep.start_s for upkeep in self.upkeep if upkeep.server == server)
+
+    def idle_kib(self, server: str) -> float | None:
+        return _median(upkeep.idle_kib for upkeep in self.upkeep if upkeep.server == server)
+
+    def servers(self, traffic: str) -> list[str]:
+        """Those that met this traffic, in the order in which they did."""
+        return list(dict.fromkeys(run.server for run in self.runs if run.traffic == traffic))
+
+
+def _median(figures: Iterable[float]) -> float | None:
+    found = list(figures)
+    return median(found) if found else None
