@@ -74,10 +74,10 @@ async def test_a_password_that_is_wrong_or_missing(kind: Any, login: str) -> Non
     """The sentence says that it is about the password, and says neither of the two."""
     with servers.RedisServer(kind, requirepass="s3cret") as server:
         async with connected(f"unix://{login}{server.socket}") as client:
-            with pytest.raises(StoreAwayError, match=r"password|Authentication required") as error:
-                await hits_of(client).add(1, [b"1"])
+            with pytest.raises(StoreAwayError, match="password") as error:
+                await windows_of(client).lead("a", lease_ms=1000)
             assert "guessed" not in str(error.value)
-            with pytest.raises(StoreAwayError, match=r"password|Authentication required"):
+            with pytest.raises(StoreAwayError, match="password"):
                 await windows_of(client).depth("outbox")
 
 

@@ -58,7 +58,8 @@ class Broker:
         connect_timeout_s: float = 2.0,
     ) -> None:
         self.ready = asyncio.Event()
-        self.trouble: str | None = "There is no connection to RabbitMQ yet."
+        self.trouble: str | None = None
+        self._tried = asyncio.Event()  # to connect, once, however it ended
         # aiormq heeds the first of two, so a heartbeat of the user's own wins.
         self._url = f"{url}{'&' if '?' in url else '?'}heartbeat={_HEARTBEAT_S}"
         self._queue = queue
@@ -87,11 +88,16 @@ class Broker:
     async def publish(self, record: Record) -> None:
         """Return once the broker has taken charge of the message; call it from one task at a time.
 
-        Raises BrokerAwayError otherwise, at once where there is no connection.
+        Raises BrokerAwayError otherwise, at once where there is no connection; only the very
+        first attempt to connect is waited for.
         """
+        if not self._tried.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._connect_timeout_s):
+                    await self._tried.wait()
         channel = self._channel
         if channel is None:
-            raise BrokerAwayError(self.trouble)
+            raise BrokerAwayError(self.trouble or "There is no connection to RabbitMQ yet.")
         text = self._body == "text"
         try:
             await _bounded(
@@ -189,12 +195,14 @@ class Broker:
         channel.closing.add_done_callback(closed)
         self._channel = channel
         self._lost.clear()
+        self._tried.set()
         self.trouble = None
         self.ready.set()
 
     def _away(self, trouble: str) -> None:
         self._channel = None
         self.ready.clear()
+        self._tried.set()
         self.trouble = trouble
         self._lost.set()
         if not self._said_away:

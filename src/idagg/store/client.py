@@ -49,6 +49,8 @@ _CODES: dict[type[Exception], str] = {
     NoPermissionError: "NOPERM",
     AuthenticationError: "WRONGPASS",
 }
+# What it makes a plain ConnectionError of, by a part of the text.
+_LOST = {"username-password pair": "WRONGPASS", "Authentication required": "NOAUTH"}
 
 
 def source(name: str) -> str:
@@ -126,7 +128,7 @@ class Client:
         return Script.load(name)
 
     def _in_our_words(self, error: Exception) -> StoreError:
-        code = _CODES.get(type(error))
+        code = _CODES.get(type(error)) or next((_LOST[part] for part in _LOST if part in str(error)), None)
         if code is None and isinstance(error, ConnectionError | TimeoutError | OSError):
             return unreachable(self.address, str(error))
         return refusal(self.address, f"{code} {error}" if code else str(error))
