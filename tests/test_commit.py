@@ -26,7 +26,7 @@ class Client:
 class Bench:
     """A group commit at work on a store that waits for word."""
 
-    def __init__(self, *, max_batch: int = 4, max_waiting: int = 8) -> None:
+    def __init__(self, *, max_batch: int = 4, max_waiting: int = 8, linger_s: float = 0) -> None:
         self.hits = Hits()
         self.batches = Batches()
         self.answers: list[tuple[str, bool]] = []
@@ -37,6 +37,7 @@ class Bench:
             max_batch=max_batch,
             max_waiting=max_waiting,
             now=asyncio.get_running_loop().time,
+            linger_s=linger_s,
         )
         self.task = asyncio.create_task(self.commit.run())
 
@@ -48,15 +49,27 @@ class Bench:
             while len(self.answers) < count:  # noqa: ASYNC110  what it waits for sets no event
                 await asyncio.sleep(0.001)
 
+    async def end(self) -> None:
+        self.commit.stop()
+        self.hits.reply(*[None] * 100)
+        async with asyncio.timeout(5):
+            await self.task
+
 
 @pytest.fixture
 async def bench() -> AsyncIterator[Bench]:
+    """One that does not wait for those who were just answered."""
     bench = Bench()
     yield bench
-    bench.commit.stop()
-    bench.hits.reply(*[None] * 100)
-    async with asyncio.timeout(5):
-        await bench.task
+    await bench.end()
+
+
+@pytest.fixture
+async def patient() -> AsyncIterator[Bench]:
+    """One that would wait for them for ever."""
+    bench = Bench(max_batch=100, max_waiting=100, linger_s=3600)
+    yield bench
+    await bench.end()
 
 
 async def test_nobody_is_answered_before_the_store(bench: Bench) -> None:
@@ -228,3 +241,60 @@ async def test_observer_hears_of_each_batch(bench: Bench) -> None:
     bench.hits.reply(StoreRefusedError("no"))
     await settle()
     assert bench.batches.settled == [(2, True), (1, False)]
+
+
+async def test_those_just_answered_join_those_who_wait(patient: Bench) -> None:
+    """Two halves that would take turns become one batch, which leaves as soon as all are there."""
+    patient.add("1", "2")
+    await settle()
+    patient.add("3")
+    patient.hits.reply(None)
+    await settle()
+    assert len(patient.hits.sent) == 1
+    patient.add("1")
+    await settle()
+    assert len(patient.hits.sent) == 1
+    patient.add("2")
+    await settle()
+    assert [ids for _, ids, _ in patient.hits.sent] == [[b"1", b"2"], [b"3", b"1", b"2"]]
+
+
+async def test_nobody_waits_where_nobody_collects(patient: Bench) -> None:
+    """A lone client's requests leave at once."""
+    for number in range(3):
+        patient.add("1")
+        await settle()
+        assert len(patient.hits.sent) == number + 1
+        patient.hits.reply(None)
+        await settle()
+
+
+async def test_who_was_answered_is_not_waited_for_long() -> None:
+    """Those who wait leave after LINGER_S without them."""
+    bench = Bench(linger_s=0.01)
+    bench.add("1")
+    await settle()
+    bench.add("2")
+    bench.hits.reply(None, None)
+    await bench.answered(2)
+    await bench.end()
+
+
+@pytest.mark.parametrize("event", ["tick", "stop", "full"])
+async def test_waiting_for_them_ends_with(patient: Bench, event: str) -> None:
+    """A stop, a batch that a tick closed behind which others come, and a batch that is full."""
+    patient.add("1")
+    await settle()
+    patient.add("2")
+    patient.hits.reply(None)
+    await settle()
+    assert len(patient.hits.sent) == 1
+    if event == "tick":
+        patient.commit.tick()
+        patient.add("3")
+    elif event == "stop":
+        patient.commit.stop()
+    else:
+        patient.add(*map(str, range(99)))
+    await settle()
+    assert len(patient.hits.sent) == 2

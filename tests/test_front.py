@@ -210,7 +210,7 @@ async def test_a_client_that_does_not_read_is_not_read_from(stage: Stage) -> Non
     wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     stage.hits.reply(*[None] * 100_000)
     flood = get("id=1") * 1000
-    sending = asyncio.create_task(wire.send(flood * 100))
+    sending = asyncio.create_task(wire.send(flood * 1000))
     await stage.connections(1)
     (connection,) = stage.doors.front.connections
     await stage.until(connection, "paused owed=0")

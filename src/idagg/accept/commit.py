@@ -1,8 +1,12 @@
 """Group commit: many requests, one command to the store.
 
 One batch travels at a time. While it does, arriving ids collect in the next one; so the batch grows with the
-load and with the store's latency, and there is no timer to tune. Nothing is made per request but its place in
-two lists: no future, no task, no clock reading.
+load and with the store's latency. Nothing is made per request but its place in two lists: no future, no task,
+no clock reading.
+
+Clients that send their next request when they have their answer would fall into two halves that take turns,
+each paying for batches half as large. So the next batch waits for as many as were just answered, LINGER_S at
+most; where nobody collects, nobody waits.
 
 Batches are settled in the order in which they were opened, and the requests of one in the order in which they
 came. That is what keeps pipelined answers in order, and what makes one deadline per batch enough: a batch
@@ -26,6 +30,8 @@ from idagg.errors import StoreAwayError, StoreRefusedError
 log = logging.getLogger("idagg.accept")
 
 TICK_S = 0.1
+# The least that the event loop's timers can tell apart.
+LINGER_S = 0.001
 # A worker's queue at full speed for about a second; some 100 bytes a place.
 MAX_WAITING = 65_536
 _RETRY_S = 0.05
@@ -70,6 +76,7 @@ class GroupCommit:
         max_batch: int,
         max_waiting: int = MAX_WAITING,
         now: Callable[[], float],
+        linger_s: float = LINGER_S,
     ) -> None:
         self._hits = hits
         self._observer = observer
@@ -77,6 +84,8 @@ class GroupCommit:
         self._max_batch = max_batch
         self._max_waiting = max_waiting
         self._now = now
+        self._linger_s = linger_s
+        self._enough = max_batch  # requests at which the open batch has to be looked at
         self._seq = 0
         self._open: _Batch | None = None
         self._closed: collections.deque[_Batch] = collections.deque()
@@ -100,8 +109,10 @@ class GroupCommit:
         batch.waiters.append(waiter)
         if endpoint is not None:
             batch.endpoints.add(endpoint)
-        if len(batch.waiters) >= self._max_batch:
-            self._close_batch()
+        if len(batch.waiters) >= self._enough:
+            self._rouse()
+            if len(batch.waiters) >= self._max_batch:
+                self._close_batch()
         return True
 
     def in_turn(self, waiter: Waiter) -> None:
@@ -136,6 +147,19 @@ class GroupCommit:
                     log.exception("an answer could not be given")
             if batch.ids:
                 self._observer.batch(requests=len(batch.ids), stored=stored, took_s=time.monotonic() - began)
+            await self._gather(len(batch.waiters))
+
+    async def _gather(self, answered: int) -> None:
+        """Give those who were just answered the time to come again, and join those who collect meanwhile."""
+        if self._open is None or self._closed or self._stopping or not self._linger_s:
+            return
+        self._enough = min(len(self._open.waiters) + answered, self._max_batch)
+        loop = asyncio.get_running_loop()
+        self._wake = wake = loop.create_future()
+        timer = loop.call_later(self._linger_s, self._rouse)
+        await wake
+        timer.cancel()
+        self._enough = self._max_batch
 
     def stop(self) -> None:
         """Let ``run`` return once everyone who waits has been answered."""
