@@ -239,6 +239,19 @@ async def test_a_fenced_leader_marks_nothing(bench: Bench) -> None:
     assert ledger.begun == [0]
 
 
+async def test_a_fenced_leader_gives_nothing_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which windows are too many is for the present leader to say."""
+    monkeypatch.setattr(caller, "MAX_ENDPOINTS", 0)
+    zombie = await bench.start(Ledger())
+    await bench.seal(zombie, 0, [b"http://a/"])
+    await end(zombie.bid)
+    await bench.lease_runs_out()
+    await bench.windows.lead("another", lease_ms=60_000)
+    monkeypatch.setattr(caller, "MAX_BACKLOG", 0)
+    await until(lambda: not zombie.leadership.epoch)
+    assert await bench.windows.endpoints(NOON) == ["http://a/"]
+
+
 async def test_the_oldest_of_too_many_windows_are_given_up(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

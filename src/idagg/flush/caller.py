@@ -74,6 +74,8 @@ class Caller:
             if sum(count for _, count in self._under_way.values()) >= MAX_ENDPOINTS:
                 return
             endpoints = await self._windows.endpoints(record.start_s)
+            if not endpoints:
+                continue  # the last of them was called while we looked
             task = asyncio.create_task(self._call(epoch, record, endpoints))
             self._under_way[record.start_s] = task, len(endpoints)
 
