@@ -1,0 +1,109 @@
+"""How long after a window's end RabbitMQ has its count, by the number of ids in the window."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import aiormq
+from aiormq.abc import DeliveredMessage
+from bench.open_loop_service import Service, idagg, next_window
+from bench.tools import say
+
+from idagg.store.hits import MAX_BATCH, HitStore
+from idagg.store.link import Link
+from idagg.window import iso
+
+# The tests know how to start a RabbitMQ that nobody else meets.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from servers import RabbitServer, ensure_installed
+
+_QUEUE = "counts_queue"
+_FIRST_ID = 100_000_000
+_LAG = "idagg_flush_lag_seconds_sum"
+
+
+@dataclasses.dataclass(frozen=True)
+class Flush:
+    """Of a window with so many ``ids``: how long after its end its message was at a consumer, and was known
+    to be delivered, with the confirm and the mark in the store; what the ids took of Redis' memory, and what
+    of that Redis ascribes to the set."""
+
+    ids: int
+    filled_s: float
+    arrived_ms: float
+    delivered_ms: float
+    bytes_per_id: float
+    set_bytes_per_id: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.ids:>9,} ids: at the consumer {self.arrived_ms:.1f} ms after the window's end, "
+            f"delivered after {self.delivered_ms:.1f} ms; {self.bytes_per_id:.1f} bytes an id in Redis, "
+            f"{self.set_bytes_per_id:.1f} of them in the set"
+        )
+
+
+async def flushes(folder: Path, counts: Sequence[int], *, window_s: int) -> AsyncIterator[Flush]:
+    ensure_installed()
+    say("starting RabbitMQ")
+    with RabbitServer() as rabbit:
+        connection = await aiormq.connect(rabbit.url)
+        channel = await connection.channel()
+        await channel.queue_declare(_QUEUE, durable=True, arguments={"x-queue-type": "quorum"})
+        arrivals: asyncio.Queue[tuple[float, dict[str, object]]] = asyncio.Queue()
+
+        async def take(message: DeliveredMessage) -> None:
+            arrivals.put_nowait((time.time(), json.loads(message.body)))
+
+        await channel.basic_consume(_QUEUE, take, no_ack=True)
+        with idagg(folder, f"--amqp-url={rabbit.url}", window_s=window_s) as service:
+            for count in counts:
+                yield await _flush(service, count, arrivals)
+        await connection.close()
+
+
+async def _flush(
+    service: Service, count: int, arrivals: asyncio.Queue[tuple[float, dict[str, object]]]
+) -> Flush:
+    start_s = next_window(service.window_s)
+    say(f"a window with {count:,} ids, from {iso(start_s)[11:19]}")
+    await asyncio.sleep(start_s + 0.1 - time.time())  # when the window before it has gone
+    memory = service.used_memory()
+    await _fill(service, count, start_s)
+    filled_s = time.time() - start_s
+    memory = service.used_memory() - memory
+    set_memory = int(service.ask_redis("MEMORY", "USAGE", f"{{idagg:0}}:w:{start_s}:ids"))
+    lag_s = service.metric(_LAG)
+
+    while True:
+        arrived, record = await arrivals.get()
+        if record["window_start"] == iso(start_s):
+            break
+    if record["unique_ids"] != count:
+        raise RuntimeError(f"{count:,} ids were put in, {record['unique_ids']:,} were counted")
+    await asyncio.sleep(1)  # the confirm comes a little later than the message
+    return Flush(
+        count,
+        filled_s,
+        (arrived - start_s - service.window_s) * 1e3,
+        (service.metric(_LAG) - lag_s) * 1e3,
+        memory / count,
+        set_memory / count,
+    )
+
+
+async def _fill(service: Service, count: int, start_s: int) -> None:
+    """As a worker would, in batches of the greatest size."""
+    link = Link(service.redis_url)
+    hits = HitStore(link, namespace="idagg", window_s=service.window_s, exact_limit=count)
+    for seq, first in enumerate(range(0, count, MAX_BATCH), 1):
+        ids = [b"%d" % (_FIRST_ID + number) for number in range(first, min(first + MAX_BATCH, count))]
+        if await hits.add(seq, ids) != start_s:
+            raise RuntimeError(f"the window of {service.window_s} s is too short to put {count:,} ids in")
+    await link.close()
