@@ -460,8 +460,8 @@ asyncio.run(main())
 """
 
 
-async def test_embedded_store_dies_with_its_parent(tmp_path: Path) -> None:
-    """After kill -9 of the process that started it, the server ends by itself and leaves the folder free."""
+async def test_embedded_store_dies_with_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After kill -9 of the process that started it, the server ends by itself, and frees the folder then."""
     parent = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", _PARENT, str(tmp_path)), stdout=subprocess.PIPE
     )
@@ -473,15 +473,19 @@ async def test_embedded_store_dies_with_its_parent(tmp_path: Path) -> None:
     server = os.pidfd_open(await server_pid(url))
     gone = asyncio.Event()
     asyncio.get_running_loop().add_reader(server, gone.set)
+    signal.pidfd_send_signal(server, signal.SIGSTOP)  # it takes its time to end
     parent.kill()
     await parent.wait()
     try:
+        with monkeypatch.context() as patch:
+            patch.setattr(embedded, "PATIENCE_S", 0.05)
+            assert "another idagg keeps its data" in await refusal(tmp_path)
+        signal.pidfd_send_signal(server, signal.SIGCONT)
         async with asyncio.timeout(LIMIT_S):
             await gone.wait()
-    except TimeoutError:
-        signal.pidfd_send_signal(server, signal.SIGKILL)
-        raise
     finally:
+        if not gone.is_set():
+            signal.pidfd_send_signal(server, signal.SIGKILL)
         asyncio.get_running_loop().remove_reader(server)
         os.close(server)
         shutil.rmtree(Path(url.removeprefix("unix://")).parent)
