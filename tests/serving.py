@@ -41,8 +41,6 @@ sys.exit(main())
 
 WORKERS = 2
 
-WORKERS = 2
-
 _ids = itertools.count(1)
 
 
