@@ -259,8 +259,21 @@ async def test_those_just_answered_join_those_who_wait(patient: Bench) -> None:
     assert [ids for _, ids, _ in patient.hits.sent] == [[b"1", b"2"], [b"3", b"1", b"2"]]
 
 
-async def test_nobody_waits_where_nobody_collects(patient: Bench) -> None:
-    """A lone client's requests leave at once."""
+async def test_those_just_answered_wait_for_each_other(patient: Bench) -> None:
+    """Where nobody came meanwhile, the first of them to come again does not leave alone."""
+    patient.add("1", "2")
+    patient.hits.reply(None)
+    await patient.answered(2)
+    patient.add("1")
+    await settle()
+    assert len(patient.hits.sent) == 1
+    patient.add("2")
+    await settle()
+    assert [ids for _, ids, _ in patient.hits.sent] == [[b"1", b"2"]] * 2
+
+
+async def test_a_lone_client_is_not_kept_waiting(patient: Bench) -> None:
+    """Its requests leave at once: who else should come?"""
     for number in range(3):
         patient.add("1")
         await settle()

@@ -9,6 +9,7 @@ import pytest
 
 import servers
 from doors import counted, open_doors_before
+from idagg.accept.front import USUAL_TAIL
 
 HOST = b"Host: x\r\n"
 AFTER = b"GET /api/verve/accept?id=777 HTTP/1.1\r\nHost: after\r\n\r\n"
@@ -48,6 +49,8 @@ CASES = [
     Case("HTTP/1.0 keep-alive", get(b"?id=9", b"Connection: keep-alive\r\n", b"1.0"), 200, b"9"),
     Case("upgrade that is not taken", UPGRADE, 200, b"9"),
     Case("empty line before", b"\r\n" + get(b"?id=9"), 200, b"9"),
+    Case("a field that ends as a request line does", get(b"?id=9", b"X: y" + USUAL_TAIL[:-2]), 200, b"9"),
+    Case("so does one behind a host", get(b"?id=9&x=1", HOST + b"X: y" + USUAL_TAIL[:-2]), 400, keeps=False),
     Case("no query", get(b""), 400),
     Case("empty query", get(b"?"), 400),
     Case("no id", get(b"?endpoint=http://a.example/"), 400),

@@ -10,7 +10,7 @@ import pytest
 
 from doors import Doors, Wire, open_doors
 from fakes import Hits
-from idagg.accept.front import HEADER_S, IDLE_S, MAX_OWED, MAX_VERDICTS, judge
+from idagg.accept.front import HEADER_S, IDLE_S, MAX_OWED, MAX_VERDICTS, USUAL_TAIL, Style, judge
 from idagg.errors import StoreRefusedError
 
 
@@ -254,6 +254,11 @@ async def test_what_is_known_of_header_fields_is_bounded(stage: Stage) -> None:
         await wire.send(get("id=1", f"Host: x\r\nX-Request-Id: {n}\r\n"))
         assert await status(wire) == 200
     assert len(stage.doors.front.verdicts) <= MAX_VERDICTS
+
+
+def test_a_connection_expects_a_plain_tail_at_first() -> None:
+    """What its first request is compared with would be judged plain itself."""
+    assert judge(b"GET /api/verve/accept?id=1" + USUAL_TAIL, USUAL_TAIL) is Style.KEEP
 
 
 def test_only_plain_heads_are_judged() -> None:

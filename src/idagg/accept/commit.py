@@ -5,8 +5,8 @@ load and with the store's latency. Nothing is made per request but its place in 
 no clock reading.
 
 Clients that send their next request when they have their answer would fall into two halves that take turns,
-each paying for batches half as large. So the next batch waits for as many as were just answered, LINGER_S at
-most; where nobody collects, nobody waits.
+each paying for batches half as large. So the next batch waits for as many as were just answered, but no
+longer than LINGER_S after their answers.
 
 Batches are settled in the order in which they were opened, and the requests of one in the order in which they
 came. That is what keeps pipelined answers in order, and what makes one deadline per batch enough: a batch
@@ -91,6 +91,7 @@ class GroupCommit:
         self._closed: collections.deque[_Batch] = collections.deque()
         self._queued = 0  # requests in _closed
         self._wake: asyncio.Future[None] | None = None
+        self._lingering = False
         self._stopping = False
         self.trouble: str | None = None  # why the last batch was not stored
 
@@ -109,10 +110,10 @@ class GroupCommit:
         batch.waiters.append(waiter)
         if endpoint is not None:
             batch.endpoints.add(endpoint)
-        if len(batch.waiters) >= self._enough:
+        if len(batch.waiters) >= self._max_batch:
+            self._close_batch()
+        elif len(batch.waiters) >= self._enough:
             self._rouse()
-            if len(batch.waiters) >= self._max_batch:
-                self._close_batch()
         return True
 
     def in_turn(self, waiter: Waiter) -> None:
@@ -151,14 +152,17 @@ class GroupCommit:
 
     async def _gather(self, answered: int) -> None:
         """Give those who were just answered the time to come again, and join those who collect meanwhile."""
-        if self._open is None or self._closed or self._stopping or not self._linger_s:
+        if self._closed or self._stopping or not self._linger_s:
             return
-        self._enough = min(len(self._open.waiters) + answered, self._max_batch)
+        collecting = len(self._open.waiters) if self._open else 0
+        self._enough = min(collecting + answered, self._max_batch)
+        self._lingering = True
         loop = asyncio.get_running_loop()
         self._wake = wake = loop.create_future()
         timer = loop.call_later(self._linger_s, self._rouse)
         await wake
         timer.cancel()
+        self._lingering = False
         self._enough = self._max_batch
 
     def stop(self) -> None:
@@ -168,7 +172,8 @@ class GroupCommit:
 
     def _begin(self) -> _Batch:
         self._open = batch = _Batch(self._now() + self._deadline_s)
-        self._rouse()
+        if not self._lingering:
+            self._rouse()
         return batch
 
     def _close_batch(self) -> None:
@@ -176,6 +181,7 @@ class GroupCommit:
         self._closed.append(self._open)
         self._queued += len(self._open.waiters)
         self._open = None
+        self._rouse()
 
     def _rouse(self) -> None:
         if self._wake is not None:

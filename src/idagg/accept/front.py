@@ -6,9 +6,10 @@ to aiohttp for the rest of its life, its bytes replayed, once the answers alread
 of HTTP that the hot request does not need is written once, by aiohttp; and aiohttp alone judges what is
 malformed.
 
-A request is taken apart with two slices: the query, and what follows the target (version and header fields,
-as far as the blank line). Clients send the same header fields again and again, so what was found out about
-them is kept by their bytes in ``FrontDoor.verdicts``; only fields not seen before go through the parser.
+A request is taken apart in two: the query, and what follows the target (version and header fields, as far as
+the blank line), the tail. Clients send the same header fields again and again, so what was found out about
+tails is kept by their bytes in ``FrontDoor.verdicts``; only one not seen before goes through the parser. Most
+requests end as the one before on their connection did, and need one comparison.
 
 Answers leave in the order of the requests: those that wait for the store through the group commit's queue,
 and those that do not behind them in the same queue.
@@ -42,6 +43,8 @@ MAX_VERDICTS = 1024
 
 _HOT = f"GET {PATH}?".encode()
 _QUERY = len(_HOT)
+# What a connection expects of its first request; judged plain like any other (tests).
+USUAL_TAIL = b" HTTP/1.1\r\nHost: localhost\r\n\r\n"
 # More than one of these makes a message ambiguous; aiohttp refuses it.
 _SINGLE = frozenset({b"host", b"user-agent", b"content-type", b"max-forwards", b"transfer-encoding"})
 
@@ -194,7 +197,17 @@ class Connection(asyncio.Protocol):
     """One client. Where it stands: ``_owed`` answers are to come; then ``_then``, if set, happens, once;
     ``_partial`` are the first bytes of a request whose blank line has not come."""
 
-    __slots__ = ("_choked", "_door", "_owed", "_partial", "_paused", "_seen_s", "_then", "_transport")
+    __slots__ = (
+        "_choked",
+        "_door",
+        "_owed",
+        "_partial",
+        "_paused",
+        "_seen_s",
+        "_tail",
+        "_then",
+        "_transport",
+    )
 
     def __init__(self, door: FrontDoor) -> None:
         self._door = door
@@ -204,6 +217,7 @@ class Connection(asyncio.Protocol):
         self._paused = False  # not read from
         self._choked = False  # does not take its answers
         self._seen_s = door.now_s
+        self._tail = USUAL_TAIL  # of the last plain request that keeps the connection
         self._then: Callable[[], None] | None = None
 
     def __repr__(self) -> str:
@@ -230,11 +244,14 @@ class Connection(asyncio.Protocol):
             self._partial = b""
         else:
             self._seen_s = self._door.now_s
-        if data.startswith(_HOT):
-            space = data.find(b" ", _QUERY)
-            style = self._door.verdicts.get(data[space:])
-            if style is not None:
-                self._take(data[_QUERY:space], style)
+        if data.endswith(self._tail) and data.startswith(_HOT):
+            # A valid query has no space in it, so the tail, and nothing else, is what follows it.
+            hit = parse(data[_QUERY : -len(self._tail)])
+            if hit is not None:
+                if self._door.commit.add(self, *hit):
+                    self._owed += 1
+                else:
+                    self._turn_away(Style.KEEP)
                 return
         self._walk(data)
 
@@ -304,6 +321,8 @@ class Connection(asyncio.Protocol):
                 self._hand_over(data[start:])
                 return
             self._take(head[_QUERY:space], style)
+            if style is Style.KEEP:
+                self._tail = head[space:]
             start = end
         if self._owed > MAX_OWED:
             self._pause()
@@ -322,10 +341,13 @@ class Connection(asyncio.Protocol):
             if door.commit.add(waiter, *hit):
                 self._owed += 1
             else:
-                door.turned_away += 1
-                self._reply(replies.unavailable[style])
+                self._turn_away(style)
         if style is Style.CLOSE:
             self.finish()
+
+    def _turn_away(self, style: Style) -> None:
+        self._door.turned_away += 1
+        self._reply(self._door.replies.unavailable[style])
 
     def _reply(self, reply: bytes) -> None:
         """An answer that does not wait for the store, but for those before it."""

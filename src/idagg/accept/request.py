@@ -5,6 +5,7 @@ The input is the raw query, as it came over the wire, so that nothing is decoded
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -75,6 +76,7 @@ def canonical_id(value: bytes) -> bytes | None:
     return b"%d" % number
 
 
+@functools.lru_cache(maxsize=1024)  # most callers send one of a few
 def canonical_endpoint(value: bytes) -> bytes | None:
     """The percent-decoded URL; None unless it is absolute http or https with a host and without userinfo."""
     url = unquote_to_bytes(value)

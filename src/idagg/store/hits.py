@@ -46,6 +46,6 @@ class HitStore:
         or may not have been counted, StoreRefusedError where it was not.
         """
         start: int = await self._scripts.script(
-            "accept", self._tag, *self._fixed, seq, len(ids), *ids, *endpoints
+            "accept", self._tag, *self._fixed, seq, b'["%b"]' % b'","'.join(ids), *endpoints
         )
         return start

@@ -5,7 +5,9 @@
 -- ARGV[3]  endpoints per window kept
 -- ARGV[4]  the worker's incarnation
 -- ARGV[5]  the batch's sequence number, rising from 1 within the incarnation
--- ARGV[6]  n, 1 to 4096 (unpack() is limited to about 8,000), then n ids and at most 4096 endpoints
+-- ARGV[6]  1 to 4096 ids (unpack() is limited to about 8,000), a JSON array of strings: cheaper to make, and to
+--          take apart, than as many arguments
+-- ARGV[7…] at most 4096 endpoints
 --
 -- Returns the start of the window that holds the batch, s: of the first time, when it comes again.
 -- Errors: STALE   a later batch of this worker was applied already; nothing was done
@@ -37,21 +39,21 @@ if start < sealed_through then
   start = on_grid(sealed_through, length)
 end
 
-local n = tonumber(ARGV[6])
+local ids = cjson.decode(ARGV[6])
 local window = key('w', start)
-if redis.call('HINCRBY', window, 'hits', n) == n then
+if redis.call('HINCRBY', window, 'hits', #ids) == #ids then
   redis.call('HSET', window, 'length', length)
   redis.call('ZADD', key('open'), start, start)
 end
 if redis.call('SCARD', window .. ':ids') <= tonumber(ARGV[2]) then
-  redis.call('SADD', window .. ':ids', unpack(ARGV, 7, 6 + n))
+  redis.call('SADD', window .. ':ids', unpack(ids))
 else
   redis.call('HSET', window, 'capped', 1)
 end
-redis.call('PFADD', window .. ':hll', unpack(ARGV, 7, 6 + n))
+redis.call('PFADD', window .. ':hll', unpack(ids))
 
-local room = #ARGV > 6 + n and tonumber(ARGV[3]) - redis.call('SCARD', window .. ':endpoints')
-for i = 7 + n, #ARGV do
+local room = #ARGV > 6 and tonumber(ARGV[3]) - redis.call('SCARD', window .. ':endpoints')
+for i = 7, #ARGV do
   if room > 0 then
     room = room - redis.call('SADD', window .. ':endpoints', ARGV[i])
   elseif redis.call('SISMEMBER', window .. ':endpoints', ARGV[i]) == 0 then
