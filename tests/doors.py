@@ -14,6 +14,7 @@ from email.parser import BytesParser
 from fakes import Batches
 from idagg.accept.app import AppDoor, application
 from idagg.accept.commit import GroupCommit, Hits
+from idagg.accept.entrance import Entrance
 from idagg.accept.front import FrontDoor
 from idagg.store.client import Client
 from idagg.store.hits import MAX_BATCH, HitStore
@@ -50,18 +51,18 @@ async def open_doors(
     await app.start()
     front = FrontDoor(commit, app, epoch_s=0)
     running = asyncio.create_task(commit.run())
-    servers = {
-        name: await loop.create_server(door, "127.0.0.1", 0)
-        for name, door in (("front", front), ("app", app))
-    }
-    ports = {name: server.sockets[0].getsockname()[1] for name, server in servers.items()}
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    ports = {"front": listener.getsockname()[1]}
+    entrance = Entrance(listener, front)
+    server = await loop.create_server(app, "127.0.0.1", 0)
+    ports["app"] = server.sockets[0].getsockname()[1]
     try:
         yield (doors := Doors(commit, front, app, ports, refused))
     finally:
         for wire in doors.wires:
             wire.close()
-        for server in servers.values():
-            server.close()
+        entrance.close()
+        server.close()
         front.drain()
         await app.drain()
         commit.stop()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 import socket
 from collections.abc import AsyncIterator
 
@@ -223,12 +225,15 @@ async def test_a_client_that_does_not_read_is_not_read_from(stage: Stage) -> Non
 
 async def test_a_drain_answers_what_is_owed_and_closes(stage: Stage) -> None:
     """Idle connections close at once, others behind their answers, new ones as they come."""
-    idle, busy = await stage.connect(), await stage.connect()
+    idle, busy, late = [await stage.connect() for _ in range(3)]
+    await idle.send(get("id=x"))
+    assert await status(idle) == 400
     await busy.send(get("id=1"))
     await stage.sent(1)
     stage.doors.front.drain()
     assert await idle.closed()
-    assert await (await stage.connect()).closed()
+    await late.send(get("id=2"))
+    assert await late.closed()
     stage.hits.reply(None)
     assert await status(busy) == 200
     assert await busy.closed()
@@ -244,6 +249,60 @@ async def test_the_date_moves_with_the_seconds(stage: Stage) -> None:
         answer = await wire.answer()
         assert answer is not None
         assert answer.headers["Date"] == date
+
+
+CLOSE = "Host: x\r\nConnection: close\r\n"
+
+
+async def test_a_connection_for_one_request_gets_no_transport(stage: Stage) -> None:
+    """Its socket waits for the answer as it is, whatever the answer will be."""
+    wires = [await stage.connect() for _ in range(3)]
+    for wire, query in zip(wires, ("id=1", "id=x", "id=2"), strict=True):
+        await wire.send(get(query, CLOSE))
+    assert await status(wires[1]) == 400
+    await stage.sent(1)
+    assert not stage.doors.front.connections
+    stage.hits.reply(StoreRefusedError("no"), StoreRefusedError("no"))
+    assert [await status(wires[0]), await status(wires[2])] == [503, 503]
+    assert [await wire.closed() for wire in wires] == [True] * 3
+
+
+async def test_a_client_that_does_not_wait_for_its_one_answer_harms_nobody(stage: Stage) -> None:
+    """The others of its batch are answered."""
+    gone, stays = await stage.connect(), await stage.connect()
+    await gone.send(get("id=1", CLOSE))
+    await stage.sent(1)
+    await stays.send(get("id=2", CLOSE))
+    gone.reset()
+    stage.hits.reply(None, None)
+    assert await status(stays) == 200
+
+
+async def test_a_client_that_says_nothing_at_first_is_let_in(stage: Stage) -> None:
+    """The kernel keeps it for about a second; then it has a connection like any other."""
+    wire = await stage.connect()
+    await stage.connections(1)
+    await wire.send(get("id=x", CLOSE))
+    assert await status(wire) == 400
+
+
+async def test_running_out_of_descriptors_is_told_and_survived(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who comes meanwhile waits in the backlog, and is served when there is room again."""
+    wire = await stage.connect()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    spare = os.dup(wire.socket.fileno())
+    os.close(spare)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (spare, hard))
+    try:
+        await wire.send(get("id=x"))
+        async with asyncio.timeout(5):
+            while "no connection can be taken" not in caplog.text:  # noqa: ASYNC110  a log sets no event
+                await asyncio.sleep(0.001)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert await status(wire) == 400
 
 
 async def test_what_is_known_of_header_fields_is_bounded(stage: Stage) -> None:

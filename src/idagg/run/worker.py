@@ -22,6 +22,7 @@ from aiohttp import http_parser
 from idagg import metrics as metrics_module
 from idagg.accept.app import AppDoor, application
 from idagg.accept.commit import TICK_S, GroupCommit
+from idagg.accept.entrance import Entrance
 from idagg.accept.front import FrontDoor
 from idagg.deliver.broker import Broker
 from idagg.deliver.callback import Callbacks
@@ -33,7 +34,6 @@ from idagg.flush.flusher import Flusher
 from idagg.flush.leader import Leadership
 from idagg.metrics import Metrics
 from idagg.run.logs import log_to_stderr
-from idagg.run.sockets import BACKLOG
 from idagg.run.status import BEAT_S, Beat, Order
 from idagg.store.client import Client
 from idagg.store.hits import MAX_BATCH, HitStore
@@ -123,9 +123,7 @@ class Worker:
             asyncio.create_task(self._watch_supervisor(), name="supervisor"),
         ]
         await self._app.start()
-        server = await loop.create_server(
-            self._front, sock=socket.socket(fileno=self._order.listener), backlog=BACKLOG
-        )
+        entrance = Entrance(socket.socket(fileno=self._order.listener), self._front)
         others.append(asyncio.create_task(self._beat(), name="beat"))
         # What is alive now stays alive: the collector need not look at it again.
         gc.collect()
@@ -140,7 +138,7 @@ class Worker:
                 task.result()
             raise RuntimeError(f"{[task.get_name() for task in done]} ended by itself")
 
-        server.close()
+        entrance.close()
         self._front.drain()
         self._flusher.stop()
         await flusher
