@@ -1,4 +1,4 @@
-"""The results as pictures, in SVG."""
+"""What all pictures have in common; they are in SVG."""
 # matplotlib comes with the bench, not with the tools that check types.
 # mypy: ignore-errors
 
@@ -7,55 +7,25 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib
-from bench.results import Results
-from bench.traffic import TRAFFIC
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Text stays text, and the same results make the same file.
 matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "idagg", "axes.spines.top": False})
 matplotlib.rcParams.update({"axes.spines.right": False, "font.family": "sans-serif"})
-_LABEL = {"va": "center", "fontsize": "small"}
-_OURS, _OTHERS, _STORE = "#c2410c", "#64748b", "#cbd5e1"
+OURS, OTHERS, STORE = "#c2410c", "#64748b", "#cbd5e1"
+LATENCIES = {
+    "max_ms": ("max", "#fdba74"),
+    "p99_9_ms": ("p99.9", "#f97316"),
+    "p99_ms": ("p99", "#c2410c"),
+    "p50_ms": ("p50", "#64748b"),
+}
 
 
-def draw(results: Results, folder: Path) -> None:
-    shown = [traffic for traffic in ("64", "512") if results.servers(traffic)]
-    if not shown:
-        return
-    for name, bars in {"throughput": _throughput, "cpu": _cpu}.items():
-        figure = Figure(figsize=(5.5 * len(shown), 4.2), layout="constrained")
-        for axes, traffic in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-            servers = results.servers(traffic)[::-1]  # the first on top
-            bars(axes, results, servers, traffic)
-            axes.set_title(TRAFFIC[traffic].what, fontsize="medium")
-            axes.margins(x=0.15)
-        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+def canvas(columns: int = 1, *, width: float = 9, height: float = 4) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
-def _throughput(axes: Axes, results: Results, servers: list[str], traffic: str) -> None:
-    rates = [results.median(lambda run: run.rate, server, traffic) for server in servers]
-    bars = axes.barh(servers, rates, color=_colours(servers))
-    axes.bar_label(bars, [f"{rate:,.0f}" for rate in rates], padding=3, fontsize="small")
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.set_xlabel("accepted requests per second")
-
-
-def _cpu(axes: Axes, results: Results, servers: list[str], traffic: str) -> None:
-    own = [results.median(lambda run: run.server_us, server, traffic) for server in servers]
-    store = [results.median(lambda run: run.store_us, server, traffic) for server in servers]
-    with_store = [sum(pair) for pair in zip(own, store, strict=True)]
-    # On a linear scale FastAPI would hide all others. On this one a bar's length says nothing, so: points.
-    axes.hlines(servers, own, with_store, color=_STORE, zorder=0)
-    axes.scatter(own, servers, color=_colours(servers), label="server")
-    axes.scatter(with_store, servers, facecolor="white", edgecolor=_colours(servers), label="with its Redis")
-    for server, total in zip(servers, with_store, strict=True):
-        axes.annotate(f"{total:.1f}", (total, server), (6, 0), textcoords="offset points", **_LABEL)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("CPU µs per accepted request")
-    axes.legend(frameon=False, loc="upper right")
-
-
-def _colours(servers: list[str]) -> list[str]:
-    return [_OURS if server.startswith("idagg") else _OTHERS for server in servers]
+def save(figure: Figure, file: Path) -> None:
+    figure.savefig(file, metadata={"Date": None})

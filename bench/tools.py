@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import functools
 import importlib.metadata
 import os
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 from statistics import median
 
@@ -26,6 +29,9 @@ _DEBIAN = {
     "golang-github-gomodule-redigo-dev": "/usr/share/gocode/src/github.com/gomodule/redigo",
 }
 _PYTHON = ("idagg", "aiohttp", "redis", "hiredis", "uvloop", "httptools", "fastapi", "uvicorn", "matplotlib")
+
+# How long it is watched what the machine does without us.
+_LOOK_S = 2
 
 
 def need() -> None:
@@ -77,6 +83,31 @@ def machine(cache: Path) -> dict[str, str]:
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class Unrest:
+    """What the machine did before we did anything, or between our parts: the load average, which remembers a
+    part that has just ended, and the cores that were busy then."""
+
+    load_average: float
+    busy_cores: float
+
+    @classmethod
+    def now(cls) -> Unrest:
+        load_average, before, began = os.getloadavg()[0], _idle_s(), time.monotonic()
+        time.sleep(_LOOK_S)
+        free = (_idle_s() - before) / (time.monotonic() - began)
+        return cls(load_average, max(0, (os.cpu_count() or 1) - free))
+
+    def __str__(self) -> str:
+        return f"load average {self.load_average:.2f}, {self.busy_cores:.2f} cores busy"
+
+
+def _idle_s() -> float:
+    """Core seconds without work since the start of the machine."""
+    fields = Path("/proc/stat").read_text().split(maxsplit=6)
+    return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
+
+
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
@@ -111,3 +142,20 @@ def _output(*command: str) -> str:
 
 def say(progress: str) -> None:
     print(progress, file=sys.stderr, flush=True)
+
+
+def names(known: Collection[str]) -> Callable[[str], list[str]]:
+    """A type of option: some of these, separated by commas."""
+
+    def parse(text: str) -> list[str]:
+        chosen = text.split(",")
+        if unknown := set(chosen) - set(known):
+            raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}")
+        return chosen
+
+    return parse
+
+
+def numbers(text: str) -> list[int]:
+    """A type of option: whole numbers, separated by commas."""
+    return [int(number) for number in text.split(",")]

@@ -22,14 +22,15 @@ HEADERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """``ids``: each new, or about ten requests for each, as Zipf's law spreads them. ``endpoints``: none, one
-    of its own on every hundredth request, or the same on all. ``close``: a connection for each request."""
+    """``ids``: each new, or about ten requests for each, as Zipf's law spreads them. ``endpoints``: one of
+    its own on every hundredth request, or on all of them one of so many in turn. ``close``: a connection for
+    each request."""
 
     what: str
     connections: int = 64
     headers: Literal["bare", "browser"] = "browser"
     ids: Literal["new", "zipf"] = "new"
-    endpoints: Literal["none", "some", "same"] = "none"
+    endpoints: int | Literal["some"] = 0
     close: bool = False
 
     @property
@@ -49,6 +50,6 @@ TRAFFIC = {
     "512-bare": Traffic("512 connections, bare headers", connections=512, headers="bare"),
     "zipf": Traffic("64 connections, about 10 requests for each id", ids="zipf"),
     "some-endpoints": Traffic("64 connections, an endpoint of its own on 1% of requests", endpoints="some"),
-    "same-endpoint": Traffic("64 connections, the same endpoint on all requests", endpoints="same"),
+    "same-endpoint": Traffic("64 connections, the same endpoint on all requests", endpoints=1),
     "close": Traffic("64 at a time, a new connection for each request", close=True),
 }

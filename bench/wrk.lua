@@ -1,4 +1,5 @@
--- Arguments: first id, ids per thread, header lines, kind of ids, kind of endpoints; see traffic.py.
+-- Arguments: first id, ids per thread, header lines, kind of ids, kind of endpoints (see traffic.py), and how
+-- many ms a connection waits before each request.
 -- Requests are put together here, since wrk.format() would cost more than some servers' answers.
 
 -- Nobody listens there, and idagg's guard lets no callback go there.
@@ -48,19 +49,32 @@ end
 function init(args)
   local next_id = ids[args[4]](args[1] + number * args[2])
   local head, tail = "GET /api/verve/accept?id=", " HTTP/1.1\r\n" .. args[3] .. "\r\n"
-  if args[5] == "same" then
-    tail = ENDPOINT .. tail
+  local tails = {}
+  for endpoint = 1, tonumber(args[5]) or 0 do
+    tails[endpoint] = ENDPOINT .. endpoint .. tail
   end
   function request()
     return head .. next_id() .. tail
   end
-  if args[5] == "some" then
+  if #tails > 0 then
+    local turn = 0
+    function request()
+      turn = turn % #tails + 1
+      return head .. next_id() .. tails[turn]
+    end
+  elseif args[5] == "some" then
     function request()
       local id = next_id()
       if id % 100 == 0 then
         return head .. id .. ENDPOINT .. id .. tail
       end
       return head .. id .. tail
+    end
+  end
+  local pause = tonumber(args[6])
+  if pause > 0 then
+    function delay()
+      return pause
     end
   end
 end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 import subprocess
 from pathlib import Path
 
@@ -16,7 +17,7 @@ _IDS_PER_SECOND = 500_000
 @dataclasses.dataclass(frozen=True)
 class Load:
     """What wrk saw: ``requests`` were answered, ``refused`` of them with an error status; ``broken`` were
-    not answered: no connection, a reset, or no answer within 2 s."""
+    not answered: no connection, a reset, or no answer within 2 s. ``cpu_s`` is wrk's own."""
 
     requests: int
     refused: int
@@ -26,6 +27,7 @@ class Load:
     p99_ms: float
     p999_ms: float
     max_ms: float
+    cpu_s: float
 
     @property
     def accepted(self) -> int:
@@ -36,9 +38,10 @@ class Load:
         return self.refused + self.broken
 
 
-def drive(port: int, traffic: Traffic, *, first_id: int, seconds: int, threads: int) -> Load:
+def drive(port: int, traffic: Traffic, *, first_id: int, seconds: int, pause_ms: int = 0) -> Load:
+    """``pause_ms`` is how long each connection waits before it sends its next request."""
     options = {
-        "-t": threads,
+        "-t": 1,
         "-c": traffic.connections,
         "-d": seconds,
         "-s": Path(__file__).with_suffix(".lua"),
@@ -52,7 +55,15 @@ def drive(port: int, traffic: Traffic, *, first_id: int, seconds: int, threads: 
         str(seconds * _IDS_PER_SECOND),
         traffic.header_lines,
         traffic.ids,
-        traffic.endpoints,
+        str(traffic.endpoints),
+        str(pause_ms),
     ]
+    before_s = _cpu_s()
     finished = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=True)
-    return Load(**json.loads(finished.stdout.splitlines()[-1]))
+    return Load(**json.loads(finished.stdout.splitlines()[-1]), cpu_s=_cpu_s() - before_s)
+
+
+def _cpu_s() -> float:
+    """Of children that have ended. The servers have not; nothing else ends while a load runs."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime

@@ -6,14 +6,13 @@ import sys
 from pathlib import Path
 
 from bench.measure import free_port, running
-from bench.servers import START, Server
+from bench.service import Server, idagg
 
 
-def beside_redis(folder: Path, cache: Path) -> float:
+def beside_redis(folder: Path) -> float:
     """Seconds, one worker, with a Redis that runs."""
-    folder.mkdir()
-    with START["idagg"](folder, cache) as server:
-        return server.wait()
+    with idagg(folder) as service:
+        return service.wait()
 
 
 def embedded(folder: Path) -> float:

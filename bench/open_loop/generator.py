@@ -23,8 +23,8 @@ import socket
 import time
 from pathlib import Path
 
-from bench.open_loop_histogram import Histogram
-from bench.open_loop_usage import Usage
+from bench.measure import Usage
+from bench.open_loop.histogram import Histogram
 
 # What is due goes out once a tick: to wake up for each request would take twice the CPU.
 _TICK_S = 0.0005

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import time
 from pathlib import Path
 
+from bench.flushing.results import Calls
 from bench.measure import free_port
-from bench.open_loop_service import Service, idagg, next_window
+from bench.service import Service, idagg, next_window
 from bench.tools import say
 
 from idagg.store.hits import MAX_BATCH, HitStore
@@ -23,27 +23,8 @@ def _hosts(net: int, count: int) -> list[str]:
 
 # Endpoints share hosts, as those of real callers do; each tarpit has its own, which is the worst case.
 _HOSTS = _hosts(1, 1000)
-_WINDOW_S = 5
+_WINDOW_S = 3
 _PATIENCE_S = 60
-
-
-@dataclasses.dataclass(frozen=True)
-class Calls:
-    """Of ``endpoints`` that answer, beside ``tarpits`` that do not: how long after the window's end half of
-    them and all of them were called. ``missing`` were not within a minute; ``repeated`` calls came again."""
-
-    endpoints: int
-    tarpits: int
-    half_s: float
-    all_s: float
-    missing: int
-    repeated: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.endpoints:,} callbacks beside {self.tarpits} tarpits: half after {self.half_s:.2f} s, "
-            f"all after {self.all_s:.2f} s, {self.missing} missing, {self.repeated} repeated"
-        )
 
 
 class _Arrivals:
@@ -89,6 +70,7 @@ async def calls(folder: Path, endpoints: int, tarpits: int) -> Calls:
     urls = [f"http://{_HOSTS[number % len(_HOSTS)]}:{port}/{number}" for number in range(endpoints)]
     urls += [f"http://{host}:{dead_port}/" for host in tarpit_hosts]
     with idagg(folder, "--callback-allow=127.0.0.0/8", window_s=_WINDOW_S) as service:
+        service.ready()
         ends_s = await _put(service, [url.encode() for url in urls])
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ends_s + _PATIENCE_S - time.time()):
@@ -111,7 +93,7 @@ async def _put(service: Service, urls: list[bytes]) -> int:
     start_s = next_window(_WINDOW_S)
     say(f"a window with {len(urls):,} endpoints, from {iso(start_s)[11:19]}")
     await asyncio.sleep(start_s + 0.1 - time.time())
-    link = Link(service.redis_url)
+    link = Link(service.store.url)
     hits = HitStore(link, namespace="idagg", window_s=_WINDOW_S, exact_limit=1)
     for seq, first in enumerate(range(0, len(urls), MAX_BATCH), 1):
         await hits.add(seq, [b"1"], urls[first : first + MAX_BATCH])

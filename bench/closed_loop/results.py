@@ -69,8 +69,6 @@ class Upkeep:
 
 @dataclasses.dataclass
 class Results:
-    machine: dict[str, str]
-    options: dict[str, object]
     runs: list[Run] = dataclasses.field(default_factory=list)
     upkeep: list[Upkeep] = dataclasses.field(default_factory=list)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import dataclasses
 from collections.abc import Iterable
 
 # A duration keeps its 8 highest bits, so it is known to better than 1%. The longest is 67 s.
@@ -10,6 +11,14 @@ _BITS = 8
 _HALF = 1 << (_BITS - 1)
 _LONGEST_US = (1 << 26) - 1
 _BUCKETS = (26 - _BITS + 2) * _HALF
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    p50_ms: float
+    p99_ms: float
+    p99_9_ms: float
+    max_ms: float
 
 
 class Histogram:
@@ -50,10 +59,7 @@ class Histogram:
                 return min((bucket - shift * _HALF + 1 << shift) - 1, self.max_us) / 1000
         return 0
 
-    def summary(self) -> dict[str, float]:
-        return {
-            "p50_ms": self.percentile_ms(50),
-            "p99_ms": self.percentile_ms(99),
-            "p99_9_ms": self.percentile_ms(99.9),
-            "max_ms": self.max_us / 1000,
-        }
+    def summary(self) -> Summary:
+        return Summary(
+            self.percentile_ms(50), self.percentile_ms(99), self.percentile_ms(99.9), self.max_us / 1000
+        )

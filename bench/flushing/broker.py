@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import sys
 import time
@@ -12,7 +11,8 @@ from pathlib import Path
 
 import aiormq
 from aiormq.abc import DeliveredMessage
-from bench.open_loop_service import Service, idagg, next_window
+from bench.flushing.results import Flush
+from bench.service import Service, idagg, next_window
 from bench.tools import say
 
 from idagg.store.hits import MAX_BATCH, HitStore
@@ -20,33 +20,14 @@ from idagg.store.link import Link
 from idagg.window import iso
 
 # The tests know how to start a RabbitMQ that nobody else meets.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from servers import RabbitServer, ensure_installed
 
 _QUEUE = "counts_queue"
 _FIRST_ID = 100_000_000
 _LAG = "idagg_flush_lag_seconds_sum"
-
-
-@dataclasses.dataclass(frozen=True)
-class Flush:
-    """Of a window with so many ``ids``: how long after its end its message was at a consumer, and was known
-    to be delivered, with the confirm and the mark in the store; what the ids took of Redis' memory, and what
-    of that Redis ascribes to the set."""
-
-    ids: int
-    filled_s: float
-    arrived_ms: float
-    delivered_ms: float
-    bytes_per_id: float
-    set_bytes_per_id: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.ids:>9,} ids: at the consumer {self.arrived_ms:.1f} ms after the window's end, "
-            f"delivered after {self.delivered_ms:.1f} ms; {self.bytes_per_id:.1f} bytes an id in Redis, "
-            f"{self.set_bytes_per_id:.1f} of them in the set"
-        )
+# A window that is no older is as good as the next one.
+_LATE_S = 3
 
 
 async def flushes(folder: Path, counts: Sequence[int], *, window_s: int) -> AsyncIterator[Flush]:
@@ -63,6 +44,7 @@ async def flushes(folder: Path, counts: Sequence[int], *, window_s: int) -> Asyn
 
         await channel.basic_consume(_QUEUE, take, no_ack=True)
         with idagg(folder, f"--amqp-url={rabbit.url}", window_s=window_s) as service:
+            service.ready()
             for count in counts:
                 yield await _flush(service, count, arrivals)
         await connection.close()
@@ -71,14 +53,15 @@ async def flushes(folder: Path, counts: Sequence[int], *, window_s: int) -> Asyn
 async def _flush(
     service: Service, count: int, arrivals: asyncio.Queue[tuple[float, dict[str, object]]]
 ) -> Flush:
-    start_s = next_window(service.window_s)
+    start_s = next_window(service.window_s, after_s=-_LATE_S)
     say(f"a window with {count:,} ids, from {iso(start_s)[11:19]}")
-    await asyncio.sleep(start_s + 0.1 - time.time())  # when the window before it has gone
-    memory = service.used_memory()
+    await asyncio.sleep(max(0, start_s + 0.1 - time.time()))  # when the window before it has gone
+    began_s = time.time()
+    memory = service.store.used_memory()
     await _fill(service, count, start_s)
-    filled_s = time.time() - start_s
-    memory = service.used_memory() - memory
-    set_memory = int(service.ask_redis("MEMORY", "USAGE", f"{{idagg:0}}:w:{start_s}:ids"))
+    filled_s = time.time() - began_s
+    memory = service.store.used_memory() - memory
+    set_memory = int(service.store.ask("MEMORY", "USAGE", f"{{idagg:0}}:w:{start_s}:ids"))
     lag_s = service.metric(_LAG)
 
     while True:
@@ -100,7 +83,7 @@ async def _flush(
 
 async def _fill(service: Service, count: int, start_s: int) -> None:
     """As a worker would, in batches of the greatest size."""
-    link = Link(service.redis_url)
+    link = Link(service.store.url)
     hits = HitStore(link, namespace="idagg", window_s=service.window_s, exact_limit=count)
     for seq, first in enumerate(range(0, count, MAX_BATCH), 1):
         ids = [b"%d" % (_FIRST_ID + number) for number in range(first, min(first + MAX_BATCH, count))]

@@ -1,0 +1,116 @@
+"""Measures idagg, part by part; see README.rst beside this file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import bench.closed_loop.run
+import bench.flushing.run
+import bench.open_loop.run
+from bench.closed_loop.results import Results
+from bench.findings import Findings
+from bench.flushing.results import Flushing
+from bench.open_loop.results import OpenLoop
+from bench.report import disturbance, report
+from bench.tools import Unrest, machine, names, need, say
+
+_RESULTS = Path(__file__).parent / "results"
+
+
+def _closed(found: Findings, options: argparse.Namespace) -> int:
+    found.closed = Results()
+    return bench.closed_loop.run.measure(found.closed, options)
+
+
+def _open(found: Findings, options: argparse.Namespace) -> int:
+    found.open = OpenLoop()
+    return bench.open_loop.run.measure(found.open, options)
+
+
+def _flushing(found: Findings, options: argparse.Namespace) -> int:
+    found.flushing = Flushing()
+    return bench.flushing.run.measure(found.flushing, options)
+
+
+_PARTS: dict[str, Callable[[Findings, argparse.Namespace], int]] = {
+    "closed": _closed,
+    "open": _open,
+    "flushing": _flushing,
+}
+
+
+def main() -> int:
+    options = _options()
+    need()
+    # A plain kill, too, must unwind the blocks that end the servers.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # Both ends of thousands of connections count against this limit, which servers and wrk inherit.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    options.cache.mkdir(parents=True, exist_ok=True)
+    options.results.mkdir(parents=True, exist_ok=True)
+
+    found = Findings(machine(options.cache), vars(options))
+    code = 0
+    for part in options.only:
+        began = time.monotonic()
+        found.unrest[part] = Unrest.now()
+        say(f"{part}: {found.unrest[part]} before it. {disturbance(found)}")
+        try:
+            code |= _PARTS[part](found, options)
+        finally:
+            _write(found, options.results)  # although a later part, or the rest of this, may fail
+        say(f"{part} took {time.monotonic() - began:.0f} s")
+    print((options.results / "report.rst").read_text())
+    return code
+
+
+def _options() -> argparse.Namespace:
+    quick = "--quick" in sys.argv[1:]  # others' defaults depend on it
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measures idagg.")
+    add = parser.add_argument
+    add("--quick", action="store_true", help="in two minutes: what the targets need, once and roughly")
+    add(
+        "--only",
+        type=names(_PARTS),
+        default=list(_PARTS),
+        help=f"parts, of {','.join(_PARTS)}; default: %(default)s",
+    )
+    add("--results", type=Path, help="folder; default: bench/results; quick and only in it with these flags")
+    # Not in /tmp, which may be memory, where an fsync costs nothing.
+    add("--cache", type=Path, default=Path.home() / ".cache/idagg-bench", help="default: %(default)s")
+    for name, module in {
+        "closed loop": bench.closed_loop.run,
+        "open loop": bench.open_loop.run,
+        "flushing": bench.flushing.run,
+    }.items():
+        module.add_options(parser.add_argument_group(name), quick=quick)
+    options = parser.parse_args()
+    part = "quick" if quick else "only" if options.only != list(_PARTS) else ""
+    options.results = options.results or _RESULTS / part
+    return options
+
+
+def _write(found: Findings, folder: Path) -> None:
+    # Not above: where matplotlib is missing, need() says so better.
+    import bench.closed_loop.plots
+    import bench.open_loop.plots
+
+    (folder / "raw.json").write_text(json.dumps(found.as_json(), default=str, indent=1) + "\n")
+    (folder / "report.rst").write_text(report(found))
+    if found.closed:
+        bench.closed_loop.plots.draw(found.closed, folder)
+    if found.open:
+        bench.open_loop.plots.draw(found.open, folder)
+
+
+# The open loop's load comes from processes that import this file, too.
+if __name__ == "__main__":
+    sys.exit(main())

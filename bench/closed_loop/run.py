@@ -1,0 +1,132 @@
+"""The comparison: every server under every kind of traffic in turn, round after round."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench import wrk
+from bench.closed_loop.results import Results, Run, Upkeep
+from bench.measure import cpu_seconds, memory
+from bench.servers import START
+from bench.service import Server
+from bench.targets import CELLS, Cell
+from bench.tools import names, say
+from bench.traffic import HEADERS, IDLE, TRAFFIC
+
+# First ids, so that all have 9 digits and no load meets those of its warm-up.
+_WARM_UP_IDS, _LOAD_IDS = 100_000_000, 500_000_000
+_IDLE_CONNECTIONS = 5000
+# Where every server is measured; elsewhere only those of which no other is a variant.
+_FOR_ALL = ("64", "512", IDLE)
+_VARIANTS = ("idagg-2", "idagg-everysec", "idagg-nolog", "aiohttp-sadd", "fastapi-2")
+
+
+def add_options(group: argparse._ArgumentGroup, *, quick: bool) -> None:
+    add = group.add_argument
+    add("--servers", type=names(START), default=list(START), help="default: all, " + ",".join(START))
+    add("--traffic", type=names(TRAFFIC), default=list(TRAFFIC), help="default: all, " + ",".join(TRAFFIC))
+    add("--rounds", type=int, default=1 if quick else 3, help="default: %(default)s")
+    add("--seconds", type=int, default=1 if quick else 5, help="of each load, default: %(default)s")
+    add("--warm-up", type=int, default=1, help="seconds before it that do not count, default: %(default)s")
+
+
+def measure(results: Results, options: argparse.Namespace) -> int:
+    """The exit code: whether a server lost ids that it had accepted."""
+    steps = _plan(options)
+    total, done, began = len(steps) * options.rounds, 0, time.monotonic()
+    for number in range(1, options.rounds + 1):
+        for server, traffic in steps:
+            found = _measure(results, number, server, traffic, options)
+            done += 1
+            left_s = (time.monotonic() - began) / done * (total - done)
+            say(f"{done}/{total}, {left_s:.0f} s left: {server} {traffic}: {found}")
+    lossy = [run for run in results.runs if run.lost and TRAFFIC[run.traffic].ids == "new"]
+    for run in lossy:
+        say(f"{run.server} LOST {run.lost:,} ids that it had accepted (round {run.round}, {run.traffic})")
+    return int(bool(lossy))
+
+
+def _plan(options: argparse.Namespace) -> list[Cell]:
+    """The steps of a round. Servers take turns under the same traffic; what is compared is close together."""
+    return [
+        (server, traffic)
+        for traffic in [IDLE, *options.traffic]
+        for server in options.servers
+        if (server, traffic) in CELLS
+        or (not options.quick and (traffic in _FOR_ALL or server not in _VARIANTS))
+    ]
+
+
+def _measure(
+    results: Results, number: int, server: str, traffic: str, options: argparse.Namespace
+) -> Run | Upkeep:
+    with _started(server, options.cache) as (running, start_s):
+        if traffic == IDLE:
+            upkeep = Upkeep(number, server, start_s, _idle_kib(running))
+            results.upkeep.append(upkeep)
+            return upkeep
+        run = _run(running, number, server, traffic, options)
+        results.runs.append(run)
+        return run
+
+
+@contextlib.contextmanager
+def _started(name: str, cache: Path) -> Iterator[tuple[Server, float]]:
+    """A server that answers, with an empty store, and how long it took to."""
+    with (
+        tempfile.TemporaryDirectory(dir=cache, prefix=f"{name}-") as folder,
+        START[name](Path(folder), cache) as server,
+    ):
+        yield server, server.wait()
+
+
+def _run(server: Server, number: int, name: str, traffic: str, options: argparse.Namespace) -> Run:
+    def drive(first_id: int, seconds: int) -> wrk.Load:
+        return wrk.drive(server.port, TRAFFIC[traffic], first_id=first_id, seconds=seconds)
+
+    def cpu() -> tuple[dict[int, float], dict[int, float]]:
+        return cpu_seconds(server.process.pid), cpu_seconds(server.store.process.pid) if server.store else {}
+
+    warm_up = drive(_WARM_UP_IDS, options.warm_up)
+    server_before, store_before = cpu()
+    load = drive(_LOAD_IDS, options.seconds)
+    server_after, store_after = cpu()
+    if not load.accepted:
+        sys.exit(f"{name} accepted nothing: {load}")
+    return Run(
+        number,
+        name,
+        traffic,
+        warm_up,
+        load,
+        {pid: spent - server_before.get(pid, 0) for pid, spent in server_after.items()},
+        {pid: spent - store_before.get(pid, 0) for pid, spent in store_after.items()},
+        server.stored(),
+    )
+
+
+def _idle_kib(server: Server, count: int = _IDLE_CONNECTIONS) -> float:
+    """KiB of the server's memory for each keep-alive connection that has had an answer and now is idle."""
+    request = f"GET /api/verve/accept?id=1 HTTP/1.1\r\n{HEADERS['browser']}\r\n".encode()
+    with contextlib.ExitStack() as stack:
+
+        def connect(times: int) -> None:
+            for _ in range(times):
+                connection = stack.enter_context(
+                    socket.create_connection(("127.0.0.1", server.port), timeout=5)
+                )
+                connection.sendall(request)
+                if not connection.recv(4096).startswith(b"HTTP/1.1 200"):
+                    sys.exit(f"port {server.port} refused a connection's first request")
+
+        connect(count // 5)  # into memory that was free since the start
+        before = memory(server.process.pid)
+        connect(count)
+        return (memory(server.process.pid) - before) / count / 1024
