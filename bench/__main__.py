@@ -13,10 +13,12 @@ from pathlib import Path
 
 import bench.closed_loop.run
 import bench.flushing.run
+import bench.growth.run
 import bench.open_loop.run
 from bench.closed_loop.results import Results
 from bench.findings import Findings
 from bench.flushing.results import Flushing
+from bench.growth.results import Growth
 from bench.open_loop.results import OpenLoop
 from bench.report import disturbance, report
 from bench.tools import Unrest, machine, names, need, say
@@ -39,10 +41,16 @@ def _flushing(found: Findings, options: argparse.Namespace) -> int:
     return bench.flushing.run.measure(found.flushing, options)
 
 
+def _growth(found: Findings, options: argparse.Namespace) -> int:
+    found.growth = Growth()
+    return bench.growth.run.measure(found.growth, options)
+
+
 _PARTS: dict[str, Callable[[Findings, argparse.Namespace], int]] = {
     "closed": _closed,
     "open": _open,
     "flushing": _flushing,
+    "growth": _growth,
 }
 
 
@@ -80,8 +88,7 @@ def _options() -> argparse.Namespace:
     add(
         "--only",
         type=names(_PARTS),
-        default=list(_PARTS),
-        help=f"parts, of {','.join(_PARTS)}; default: %(default)s",
+        help=f"parts, of {','.join(_PARTS)}; default: all, quick: all but growth",
     )
     add("--results", type=Path, help="folder; default: bench/results; quick and only in it with these flags")
     # Not in /tmp, which may be memory, where an fsync costs nothing.
@@ -90,17 +97,19 @@ def _options() -> argparse.Namespace:
         "closed loop": bench.closed_loop.run,
         "open loop": bench.open_loop.run,
         "flushing": bench.flushing.run,
+        "growth": bench.growth.run,
     }.items():
         module.add_options(parser.add_argument_group(name), quick=quick)
     options = parser.parse_args()
-    part = "quick" if quick else "only" if options.only != list(_PARTS) else ""
-    options.results = options.results or _RESULTS / part
+    options.results = options.results or _RESULTS / ("quick" if quick else "only" if options.only else "")
+    options.only = options.only or [part for part in _PARTS if not (quick and part == "growth")]
     return options
 
 
 def _write(found: Findings, folder: Path) -> None:
     # Not above: where matplotlib is missing, need() says so better.
     import bench.closed_loop.plots
+    import bench.growth.plots
     import bench.open_loop.plots
 
     (folder / "raw.json").write_text(json.dumps(found.as_json(), default=str, indent=1) + "\n")
@@ -109,6 +118,8 @@ def _write(found: Findings, folder: Path) -> None:
         bench.closed_loop.plots.draw(found.closed, folder)
     if found.open:
         bench.open_loop.plots.draw(found.open, folder)
+    if found.growth:
+        bench.growth.plots.draw(found.growth, folder)
 
 
 # The open loop's load comes from processes that import this file, too.

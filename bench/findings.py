@@ -7,6 +7,7 @@ from typing import Any
 
 from bench.closed_loop.results import Results
 from bench.flushing.results import Flushing
+from bench.growth.results import Growth
 from bench.open_loop.results import OpenLoop
 from bench.tools import Unrest
 
@@ -21,6 +22,7 @@ class Findings:
     closed: Results | None = None
     open: OpenLoop | None = None
     flushing: Flushing | None = None
+    growth: Growth | None = None
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -30,4 +32,5 @@ class Findings:
             "closed": dataclasses.asdict(self.closed) if self.closed else None,
             "open": self.open.as_json() if self.open else None,
             "flushing": dataclasses.asdict(self.flushing) if self.flushing else None,
+            "growth": dataclasses.asdict(self.growth) if self.growth else None,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bench.closed_loop.report
 import bench.flushing.report
+import bench.growth.report
 import bench.open_loop.report
 from bench.findings import Findings
 from bench.tables import section, table
@@ -31,6 +32,8 @@ def report(found: Findings) -> str:
         parts += bench.open_loop.report.sections(found.open)
     if found.flushing:
         parts += bench.flushing.report.sections(found.flushing)
+    if found.growth:
+        parts += bench.growth.report.sections(found.growth)
     return "\n\n".join(parts) + "\n"
 
 

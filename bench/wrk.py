@@ -10,9 +10,6 @@ from pathlib import Path
 
 from bench.traffic import Traffic
 
-# More than a thread of wrk can send.
-_IDS_PER_SECOND = 500_000
-
 
 @dataclasses.dataclass(frozen=True)
 class Load:
@@ -38,6 +35,11 @@ class Load:
         return self.refused + self.broken
 
 
+def ids(seconds: int) -> int:
+    """How many a load may take: more than a thread of wrk can send."""
+    return seconds * 500_000
+
+
 def drive(port: int, traffic: Traffic, *, first_id: int, seconds: int, pause_ms: int = 0) -> Load:
     """``pause_ms`` is how long each connection waits before it sends its next request."""
     options = {
@@ -52,7 +54,7 @@ def drive(port: int, traffic: Traffic, *, first_id: int, seconds: int, pause_ms:
         f"http://127.0.0.1:{port}",
         "--",
         str(first_id),
-        str(seconds * _IDS_PER_SECOND),
+        str(ids(seconds)),
         traffic.header_lines,
         traffic.ids,
         str(traffic.endpoints),

@@ -29,7 +29,7 @@ def draw(results: Results, folder: Path) -> None:
 
 
 def _throughput(axes: Axes, results: Results, servers: list[str], traffic: str) -> None:
-    rates = [results.median(lambda run: run.rate, server, traffic) for server in servers]
+    rates = [results.median(lambda cost: cost.rate, server, traffic) for server in servers]
     bars = axes.barh(servers, rates, color=_colours(servers))
     axes.bar_label(bars, [f"{rate:,.0f}" for rate in rates], padding=3, fontsize="small")
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -37,8 +37,8 @@ def _throughput(axes: Axes, results: Results, servers: list[str], traffic: str) 
 
 
 def _cpu(axes: Axes, results: Results, servers: list[str], traffic: str) -> None:
-    own = [results.median(lambda run: run.server_us, server, traffic) for server in servers]
-    store = [results.median(lambda run: run.store_us, server, traffic) for server in servers]
+    own = [results.median(lambda cost: cost.server_us, server, traffic) for server in servers]
+    store = [results.median(lambda cost: cost.store_us, server, traffic) for server in servers]
     with_store = [sum(pair) for pair in zip(own, store, strict=True)]
     # On a linear scale FastAPI would hide all others. On this one a bar's length says nothing, so: points.
     axes.hlines(servers, own, with_store, color=STORE, zorder=0)

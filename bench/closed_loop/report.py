@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bench.closed_loop.results import Results, Run
+from bench.closed_loop.results import Results
+from bench.cost import Cost
 from bench.tables import number, section, table
 from bench.traffic import TRAFFIC
 
@@ -19,19 +20,19 @@ def sections(results: Results) -> list[str]:
 
 
 def _comparison(results: Results, traffic: str) -> str:
-    columns: dict[str, Callable[[Run], float]] = {
-        "requests/s": lambda run: run.rate,
-        "p50 ms": lambda run: run.load.p50_ms,
-        "p99 ms": lambda run: run.load.p99_ms,
-        "p99.9 ms": lambda run: run.load.p999_ms,
-        "max ms": lambda run: run.load.max_ms,
-        "server µs": lambda run: run.server_us,
-        "Redis µs": lambda run: run.store_us,
+    columns: dict[str, Callable[[Cost], float]] = {
+        "requests/s": lambda cost: cost.rate,
+        "p50 ms": lambda cost: cost.load.p50_ms,
+        "p99 ms": lambda cost: cost.load.p99_ms,
+        "p99.9 ms": lambda cost: cost.load.p999_ms,
+        "max ms": lambda cost: cost.load.max_ms,
+        "server µs": lambda cost: cost.server_us,
+        "Redis µs": lambda cost: cost.store_us,
     }
     rows = []
     for server in results.servers(traffic):
-        to_nginx = results.ratio(lambda run: run.server_us, (server, traffic), ("nginx", traffic))
-        failed = sum(run.load.failed for run in results.of(server, traffic))
+        to_nginx = results.ratio(lambda cost: cost.server_us, (server, traffic), ("nginx", traffic))
+        failed = sum(run.cost.load.failed for run in results.of(server, traffic))
         figures = [results.median(figure, server, traffic) for figure in columns.values()]
         rows.append([server, *map(number, figures), number(to_nginx), f"{failed:,}"])
     return table(["server", *columns, "÷ nginx", "failed"], rows)

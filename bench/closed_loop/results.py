@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from statistics import median
 
+from bench.cost import Cost
 from bench.wrk import Load
 
 
@@ -13,44 +14,25 @@ from bench.wrk import Load
 class Run:
     """One server under one kind of traffic in one round, started for it and with an empty store.
 
-    CPU is that of the load alone, without the warm-up, by process id; ``stored`` is all ids, at the end.
+    ``cost`` is that of the load alone, without the warm-up; ``stored`` is all ids, at the end.
     """
 
     round: int
     server: str
     traffic: str
     warm_up: Load
-    load: Load
-    server_cpu_s: dict[int, float]
-    store_cpu_s: dict[int, float]
+    cost: Cost
     stored: int | None
-
-    @property
-    def rate(self) -> float:
-        return self.load.accepted / self.load.seconds
-
-    @property
-    def server_us(self) -> float:
-        """CPU µs of the server's processes per accepted request."""
-        return sum(self.server_cpu_s.values()) * 1e6 / self.load.accepted
-
-    @property
-    def store_us(self) -> float:
-        return sum(self.store_cpu_s.values()) * 1e6 / self.load.accepted
-
-    @property
-    def total_us(self) -> float:
-        return self.server_us + self.store_us
 
     @property
     def lost(self) -> int:
         """Ids that were accepted and are not in the store; means something where each request had its own."""
         if self.stored is None:
             return 0
-        return max(0, self.warm_up.accepted + self.load.accepted - self.stored)
+        return max(0, self.warm_up.accepted + self.cost.load.accepted - self.stored)
 
     def __str__(self) -> str:
-        return f"{self.rate:,.0f} requests/s, {self.server_us:.2f} + {self.store_us:.2f} µs"
+        return f"{self.cost}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,15 +57,15 @@ class Results:
     def of(self, server: str, traffic: str) -> list[Run]:
         return [run for run in self.runs if (run.server, run.traffic) == (server, traffic)]
 
-    def median(self, figure: Callable[[Run], float], server: str, traffic: str) -> float | None:
-        return _median(figure(run) for run in self.of(server, traffic))
+    def median(self, figure: Callable[[Cost], float], server: str, traffic: str) -> float | None:
+        return _median(figure(run.cost) for run in self.of(server, traffic))
 
     def ratio(
-        self, figure: Callable[[Run], float], above: tuple[str, str], below: tuple[str, str]
+        self, figure: Callable[[Cost], float], above: tuple[str, str], below: tuple[str, str]
     ) -> float | None:
         """Median of each round's own: the machine's mood changes less within a round than between rounds."""
-        base = {run.round: figure(run) for run in self.of(*below)}
-        return _median(figure(run) / base[run.round] for run in self.of(*above) if run.round in base)
+        base = {run.round: figure(run.cost) for run in self.of(*below)}
+        return _median(figure(run.cost) / base[run.round] for run in self.of(*above) if run.round in base)
 
     def start_s(self, server: str) -> float | None:
         return _median(upkeep.start_s for upkeep in self.upkeep if upkeep.server == server)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from bench import wrk
 from bench.closed_loop.results import Results, Run, Upkeep
-from bench.measure import cpu_seconds, memory
+from bench.cost import Cost
+from bench.measure import memory
 from bench.servers import START
 from bench.service import Server
 from bench.targets import CELLS, Cell
@@ -91,25 +92,9 @@ def _run(server: Server, number: int, name: str, traffic: str, options: argparse
     def drive(first_id: int, seconds: int) -> wrk.Load:
         return wrk.drive(server.port, TRAFFIC[traffic], first_id=first_id, seconds=seconds)
 
-    def cpu() -> tuple[dict[int, float], dict[int, float]]:
-        return cpu_seconds(server.process.pid), cpu_seconds(server.store.process.pid) if server.store else {}
-
     warm_up = drive(_WARM_UP_IDS, options.warm_up)
-    server_before, store_before = cpu()
-    load = drive(_LOAD_IDS, options.seconds)
-    server_after, store_after = cpu()
-    if not load.accepted:
-        sys.exit(f"{name} accepted nothing: {load}")
-    return Run(
-        number,
-        name,
-        traffic,
-        warm_up,
-        load,
-        {pid: spent - server_before.get(pid, 0) for pid, spent in server_after.items()},
-        {pid: spent - store_before.get(pid, 0) for pid, spent in store_after.items()},
-        server.stored(),
-    )
+    cost = Cost.of(server, lambda: drive(_LOAD_IDS, options.seconds))
+    return Run(number, name, traffic, warm_up, cost, server.stored())
 
 
 def _idle_kib(server: Server, count: int = _IDLE_CONNECTIONS) -> float:

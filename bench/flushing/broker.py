@@ -11,12 +11,11 @@ from pathlib import Path
 
 import aiormq
 from aiormq.abc import DeliveredMessage
+from bench.filling import fill
 from bench.flushing.results import Flush
 from bench.service import Service, idagg, next_window
 from bench.tools import say
 
-from idagg.store.hits import MAX_BATCH, HitStore
-from idagg.store.link import Link
 from idagg.window import iso
 
 # The tests know how to start a RabbitMQ that nobody else meets.
@@ -58,7 +57,8 @@ async def _flush(
     await asyncio.sleep(max(0, start_s + 0.1 - time.time()))  # when the window before it has gone
     began_s = time.time()
     memory = service.store.used_memory()
-    await _fill(service, count, start_s)
+    if await fill(service, _FIRST_ID, count) != {start_s}:
+        raise RuntimeError(f"the window of {service.window_s} s is too short to put {count:,} ids in")
     filled_s = time.time() - began_s
     memory = service.store.used_memory() - memory
     set_memory = int(service.store.ask("MEMORY", "USAGE", f"{{idagg:0}}:w:{start_s}:ids"))
@@ -79,14 +79,3 @@ async def _flush(
         memory / count,
         set_memory / count,
     )
-
-
-async def _fill(service: Service, count: int, start_s: int) -> None:
-    """As a worker would, in batches of the greatest size."""
-    link = Link(service.store.url)
-    hits = HitStore(link, namespace="idagg", window_s=service.window_s, exact_limit=count)
-    for seq, first in enumerate(range(0, count, MAX_BATCH), 1):
-        ids = [b"%d" % (_FIRST_ID + number) for number in range(first, min(first + MAX_BATCH, count))]
-        if await hits.add(seq, ids) != start_s:
-            raise RuntimeError(f"the window of {service.window_s} s is too short to put {count:,} ids in")
-    await link.close()
