@@ -16,7 +16,8 @@ _WHERE = "{processor}, {cores} cores, {memory}, {system}, Linux {kernel}, an fsy
 _WHAT = "idagg at {commit}, Python {python}, {packages}, Redis {redis}, nginx {nginx}, Go {go}, wrk {wrk}"
 _QUICK = """A quick run: what the targets need, once and roughly. The open loop has windows of {window} s and
 {idle:,} idle connections beside it, the flush {ids:,} ids; {endpoints:,} endpoints are called. Left out are
-servers and traffic that no target is about, callbacks without tarpits, latency by rate, and growth."""
+servers and traffic that no target is about, the check of the open loop's generator, latency by rate,
+callbacks without tarpits, and growth where it was not asked for."""
 
 
 def report(found: Findings) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.open_loop.histogram import Summary
-from bench.open_loop.results import OpenLoop, Run, Session
+from bench.open_loop.results import Check, OpenLoop, Run, Session
 from bench.tables import number, section, table
 
 from idagg.window import iso
@@ -12,13 +12,22 @@ _LATENCIES = ("p50 ms", "p99 ms", "p99.9 ms", "max ms")
 
 
 def sections(found: OpenLoop) -> list[str]:
-    parts = []
+    parts = [section("The generator beside wrk, p50", _checks(found.checks))] if found.checks else []
     for run in found.seals.runs:
         title = f"{run.load.rate:,.0f} requests a second for {len(run.load.seconds)} s"
         parts.append(section(title, f"{over_seals(run)}\n\n{_usage(run)}\n\n{_redis(found.seals)}"))
     if found.rates.runs:
         parts.append(section("By the rate offered", _by_rate(found.rates.runs)))
     return parts
+
+
+def _checks(checks: list[Check]) -> str:
+    rows = [
+        [check.server, f"{check.rate:,.0f}"]
+        + [f"{ms:.3f}" for ms in (check.wrk.p50_ms, check.generator.p50_ms, check.lag.p50_ms)]
+        for check in checks
+    ]
+    return table(["server", "requests/s", "wrk ms", "generator ms", "of them lag"], rows)
 
 
 def over_seals(run: Run) -> str:

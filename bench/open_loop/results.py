@@ -8,6 +8,7 @@ from typing import Any
 from bench.measure import Usage
 from bench.open_loop.generator import Result
 from bench.open_loop.histogram import Histogram, Summary
+from bench.wrk import Load
 
 from idagg.window import iso
 
@@ -107,9 +108,30 @@ class Session:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """A server that answers at once, driven by wrk and by the generator. wrk takes latencies from when it
+    sent, the generator from when it should have sent: its ``lag`` is the difference."""
+
+    server: str
+    wrk: Load
+    rate: float
+    generator: Summary
+    lag: Summary
+    usage: Usage
+
+    def __str__(self) -> str:
+        return (
+            f"{self.server} at {self.rate:,.0f} requests a second: p50 {self.wrk.p50_ms:.3f} ms by wrk, "
+            f"{self.generator.p50_ms:.3f} ms by the generator, whose lag is {self.lag.p50_ms:.3f} ms"
+        )
+
+
 @dataclasses.dataclass
 class OpenLoop:
     """``seals`` is one rate over the ends of windows, ``rates`` several, briefly."""
+
+    checks: list[Check] = dataclasses.field(default_factory=list)
 
     seals: Session = dataclasses.field(default_factory=Session)
     rates: Session = dataclasses.field(default_factory=Session)
@@ -123,4 +145,8 @@ class OpenLoop:
         return sum(run.failed for run in self.seals.runs) if self.seals.runs else None
 
     def as_json(self) -> dict[str, Any]:
-        return {"seals": self.seals.as_json(), "rates": self.rates.as_json()}
+        return {
+            "checks": [dataclasses.asdict(check) for check in self.checks],
+            "seals": self.seals.as_json(),
+            "rates": self.rates.as_json(),
+        }

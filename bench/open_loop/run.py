@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.measure import Usage
+from bench.open_loop.check import checks
 from bench.open_loop.generator import drive
 from bench.open_loop.report import over_seals
 from bench.open_loop.results import OpenLoop, Run, Session
@@ -40,7 +41,12 @@ def add_options(group: argparse._ArgumentGroup, *, quick: bool) -> None:
     )
     add("--window", type=int, default=5 if quick else 60, help="seconds, default: %(default)s")
     add("--workers", type=int, default=1, help="default: %(default)s")
-    add("--idle", type=int, default=0, help="idle connections beside it, default: %(default)s")
+    add(
+        "--idle",
+        type=int,
+        default=1000 if quick else 10_000,
+        help="beside it, default: %(default)s",
+    )
     add(
         "--rates",
         type=numbers,
@@ -51,6 +57,9 @@ def add_options(group: argparse._ArgumentGroup, *, quick: bool) -> None:
 
 def measure(found: OpenLoop, options: argparse.Namespace) -> int:
     """The exit code: whether a request was answered ok and not counted, or counted and not sent."""
+    if not options.quick:
+        found.checks = checks(options.cache, seconds=4)
+        say("\n".join(map(str, found.checks)))
     _session(
         found.seals, options, [options.rate], options.rate_seconds, window_s=options.window, idle=options.idle
     )
@@ -100,7 +109,10 @@ def _run(service: Service, rate: int, seconds: int, used_ids: int, *, idle: int)
         result = busy.get(limit_s)
         after = _usage(service)
         usage = {part: after[part] - before[part] for part in before} | {"generator": result.usage}
-        return Run(result, idling.get(limit_s) if idling else None, service.window_s, usage)
+        idled = idling.get(limit_s) if idling else None
+        if idled:
+            usage["idle connections' generator"] = idled.usage
+        return Run(result, idled, service.window_s, usage)
 
 
 def _usage(service: Service) -> dict[str, Usage]:
