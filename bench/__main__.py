@@ -8,6 +8,7 @@ import resource
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,6 +74,9 @@ def main() -> int:
         say(f"{part}: {found.unrest[part]} before it. {disturbance(found)}")
         try:
             code |= _PARTS[part](found, options)
+        except Exception:  # the other parts can do without this one
+            traceback.print_exc()
+            code = 1
         finally:
             _write(found, options.results)  # although a later part, or the rest of this, may fail
         say(f"{part} took {time.monotonic() - began:.0f} s")
