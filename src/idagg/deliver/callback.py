@@ -11,21 +11,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import collections
 import concurrent.futures
 import dataclasses
 import functools
 import hashlib
-import heapq
 import hmac
-import itertools
 import os
 import random
 import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -33,9 +30,8 @@ from yarl import URL
 
 from idagg import __version__
 from idagg.deliver.guard import BlockedAddressError, Guard
+from idagg.deliver.schedule import Schedule
 from idagg.window import Record
-
-T = TypeVar("T")
 
 _BLOCKED = "blocked"
 _EXPIRED = "gave up: deadline"
@@ -54,75 +50,6 @@ class CallbackLog(Protocol):
     async def callback(
         self, *, window_s: int, url: str, status: int | None, attempts: int, ms: int, error: str | None
     ) -> None: ...
-
-
-class Schedule(Generic[T]):
-    """Whose turn it is: at most ``concurrency`` items run at a time, and ``per_host`` of one host.
-
-    Hosts that have an item waiting and a slot left stand in a ring. A turn takes the oldest item of the host
-    in front, which goes to the back: however many items a host has, another waits for one turn of it at most.
-    Items asleep wait for their time outside.
-    """
-
-    def __init__(self, *, concurrency: int, per_host: int) -> None:
-        self._slots = concurrency
-        self._per_host = per_host
-        self._waiting: dict[str, collections.deque[T]] = {}
-        self._running: collections.Counter[str] = collections.Counter()
-        self._ring: collections.OrderedDict[str, None] = collections.OrderedDict()
-        self._asleep: list[tuple[float, int, str, T]] = []
-        self._order = itertools.count()
-
-    def add(self, host: str, item: T) -> None:
-        self._waiting.setdefault(host, collections.deque()).append(item)
-        self._stand(host)
-
-    def sleep(self, host: str, item: T, until: float) -> None:
-        """Add ``item`` when it is ``until``."""
-        heapq.heappush(self._asleep, (until, next(self._order), host, item))
-
-    def wakes_at(self) -> float | None:
-        return self._asleep[0][0] if self._asleep else None
-
-    def take(self, now: float) -> T | None:
-        """The item to run now, or None; it holds its slots until `release`."""
-        while self._asleep and self._asleep[0][0] <= now:
-            _, _, host, item = heapq.heappop(self._asleep)
-            self.add(host, item)
-        if not self._slots or not self._ring:
-            return None
-        host, _ = self._ring.popitem(last=False)
-        item = self._waiting[host].popleft()
-        if not self._waiting[host]:
-            del self._waiting[host]
-        self._slots -= 1
-        self._running[host] += 1
-        self._stand(host)
-        return item
-
-    def release(self, host: str) -> None:
-        self._slots += 1
-        self._running[host] -= 1
-        if not self._running[host]:
-            del self._running[host]
-        self._stand(host)
-
-    def withdraw(self, which: Callable[[T], bool]) -> list[T]:
-        """Take out the items that wait or sleep, and that ``which`` is true of."""
-        gone = [item for *_, item in self._asleep if which(item)]
-        self._asleep = [entry for entry in self._asleep if not which(entry[-1])]
-        heapq.heapify(self._asleep)
-        for host, items in list(self._waiting.items()):
-            gone += filter(which, items)
-            self._waiting[host] = collections.deque(itertools.filterfalse(which, items))
-            if not self._waiting[host]:
-                del self._waiting[host]
-                self._ring.pop(host, None)
-        return gone
-
-    def _stand(self, host: str) -> None:
-        if host in self._waiting and self._running[host] < self._per_host:
-            self._ring.setdefault(host)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
