@@ -83,9 +83,10 @@ class Endpoint:
 
 
 class Tarpit:
-    """A server that takes requests and never answers."""
+    """A server that takes requests and never answers; ``reached`` when it holds as many as ``wanted``."""
 
-    def __init__(self) -> None:
+    def __init__(self, wanted: int = 1) -> None:
+        self._wanted = wanted
         self.held = 0
         self.most = 0
         self.total = 0
@@ -96,7 +97,8 @@ class Tarpit:
         self.total += 1
         self.held += 1
         self.most = max(self.most, self.held)
-        self.reached.set()
+        if self.held == self._wanted:
+            self.reached.set()
         try:
             await asyncio.Event().wait()
             raise AssertionError
@@ -617,6 +619,54 @@ async def test_bounds() -> None:
     assert (most, most_by_host) == (5, 2)
 
 
+async def test_tarpits_of_their_own() -> None:
+    """Hosts that hold what they get, each another one, delay the others by a moment, and are bounded."""
+    tarpit = Tarpit(7)
+    async with contextlib.AsyncExitStack() as stack:
+        slow = [await stack.enter_async_context(serving(tarpit)) for _ in range(8)]
+        quick = await stack.enter_async_context(serving(Endpoint()))
+        callbacks = await stack.enter_async_context(calling(concurrency=7, fresh=2, fresh_s=0.05))
+        first = asyncio.create_task(deliver(callbacks, slow[:6]))
+        await asyncio.sleep(0)  # it stands in front
+        good = [f"{quick}/{n}" for n in range(20)]
+        assert sorted(await deliver(callbacks, good, record=LATER)) == sorted(good)
+        assert tarpit.held == tarpit.total == 6
+        second = asyncio.create_task(deliver(callbacks, [*slow[6:], quick]))
+        await tarpit.reached.wait()
+        await asyncio.sleep(0.2)  # several times as long as a call is fresh
+        assert tarpit.held == tarpit.total == 7
+        for delivery in (first, second):
+            delivery.cancel()
+            await asyncio.wait([delivery])
+        await tarpit.left.wait()
+
+
+async def test_names_that_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that nobody resolves delay the other calls no more than hosts that do not answer."""
+    answered = threading.Event()
+
+    def getaddrinfo(host: str, port: int, *_: object, **__: object) -> list[Any]:
+        if host != "quick.test":
+            answered.wait(LIMIT_S)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    async with (
+        serving(Endpoint()) as url,
+        calling(concurrency=7, fresh=2, fresh_s=0.05) as callbacks,
+    ):
+        slow = asyncio.create_task(deliver(callbacks, [f"http://{n}.test" for n in range(6)]))
+        await asyncio.sleep(0)  # it stands in front
+        quick = url.replace("127.0.0.1", "quick.test")
+        try:
+            assert await deliver(callbacks, [quick], record=LATER) == [quick]
+            assert not slow.done()
+        finally:
+            slow.cancel()
+            await asyncio.wait([slow])
+            answered.set()
+
+
 async def test_retries_hold_no_slot() -> None:
     """While a call waits for its retry, its slot is another's."""
     async with (
@@ -685,7 +735,7 @@ async def test_logged_then_done() -> None:
 
 async def test_cancelled() -> None:
     """A cancelled delivery leaves no task, no connection and no slot taken behind."""
-    tarpit = Tarpit()
+    tarpit = Tarpit(2)
     log = Log()
     async with (
         serving(tarpit) as slow,

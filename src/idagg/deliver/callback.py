@@ -40,6 +40,9 @@ _INVALID = "invalid URL"
 # "Later" in so many words: request time-out, too early (RFC 8470), too many requests; and all of 5xx.
 _RETRIED = frozenset({408, 425, 429, *range(500, 600)})
 
+# Each has a descriptor, of which a process has 1,024 by default, and about 15 KiB.
+_CONCURRENCY = 500
+
 # aiohttp dials n addresses up to n²/2 times before it gives up, and a name's owner chooses n.
 _ADDRESSES = 8
 
@@ -108,8 +111,10 @@ class Callbacks:
         log: CallbackLog,
         namespace: str,
         secret: str | None = None,
-        concurrency: int = 100,
+        concurrency: int = _CONCURRENCY,
         per_host: int = 4,
+        fresh: int = 100,
+        fresh_s: float = 0.25,
         timeout_s: float = 10.0,
         attempts: int = 3,
         backoff_s: float = 1.0,
@@ -123,7 +128,9 @@ class Callbacks:
         self._attempts = attempts
         self._backoff_s = backoff_s
         self._on_result = on_result
-        self._schedule = Schedule[_Call](concurrency=concurrency, per_host=per_host)
+        self._schedule = Schedule[_Call](
+            concurrency=concurrency, per_host=per_host, fresh=fresh, fresh_s=fresh_s
+        )
         self._alarm: asyncio.TimerHandle | None = None
         self._sessions: dict[Guard, aiohttp.ClientSession] = {}
         # Names are resolved on threads of our own, one a slot: the loop's are few and serve the store and the
@@ -200,7 +207,7 @@ class Callbacks:
         """Free the slot, which a task cancelled before its first step cannot, and end or retry the call."""
         delivery = call.delivery
         delivery.tasks.discard(task)
-        self._schedule.release(call.host)
+        self._schedule.release(call.host, call)
         if not delivery.over:
             call.outcome = _Outcome(error="cancelled") if task.cancelled() else task.result()
             pause_s = self._backoff_s * 2 ** (call.attempts - 1) * random.uniform(0.5, 1.5)  # noqa: S311 no secret

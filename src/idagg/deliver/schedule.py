@@ -12,18 +12,24 @@ T = TypeVar("T")
 
 
 class Schedule(Generic[T]):
-    """Whose turn it is: at most ``concurrency`` items run at a time, and ``per_host`` of one host.
+    """At most ``concurrency`` items run at a time, and ``per_host`` of one host.
+
+    Of those, at most ``fresh`` began less than ``fresh_s`` ago. Most end sooner, so that as a rule no more
+    run at all; what takes longer makes room for others then, as far as ``concurrency`` goes.
 
     Hosts that have an item waiting and a slot left stand in a ring. A turn takes the oldest item of the host
     in front, which goes to the back: however many items a host has, another waits for one turn of it at most.
     Items asleep wait for their time outside.
     """
 
-    def __init__(self, *, concurrency: int, per_host: int) -> None:
+    def __init__(self, *, concurrency: int, per_host: int, fresh: int, fresh_s: float) -> None:
         self._slots = concurrency
         self._per_host = per_host
+        self._fresh_slots = fresh
+        self._fresh_s = fresh_s
         self._waiting: dict[str, collections.deque[T]] = {}
         self._running: collections.Counter[str] = collections.Counter()
+        self._fresh: dict[T, float] = {}  # until when each is, the oldest first
         self._ring: collections.OrderedDict[str, None] = collections.OrderedDict()
         self._asleep: list[tuple[float, int, str, T]] = []
         self._order = itertools.count()
@@ -37,14 +43,20 @@ class Schedule(Generic[T]):
         heapq.heappush(self._asleep, (until, next(self._order), host, item))
 
     def wakes_at(self) -> float | None:
-        return self._asleep[0][0] if self._asleep else None
+        """When `take` may give an item that it did not give just now, if nothing is added or released."""
+        moments = [entry[0] for entry in self._asleep[:1]]
+        if self._ring and self._slots:
+            moments += itertools.islice(self._fresh.values(), 1)
+        return min(moments, default=None)
 
     def take(self, now: float) -> T | None:
         """The item to run now, or None; it holds its slots until `release`."""
         while self._asleep and self._asleep[0][0] <= now:
             _, _, host, item = heapq.heappop(self._asleep)
             self.add(host, item)
-        if not self._slots or not self._ring:
+        while self._fresh and next(iter(self._fresh.values())) <= now:
+            del self._fresh[next(iter(self._fresh))]
+        if not self._slots or len(self._fresh) >= self._fresh_slots or not self._ring:
             return None
         host, _ = self._ring.popitem(last=False)
         item = self._waiting[host].popleft()
@@ -52,11 +64,13 @@ class Schedule(Generic[T]):
             del self._waiting[host]
         self._slots -= 1
         self._running[host] += 1
+        self._fresh[item] = now + self._fresh_s
         self._stand(host)
         return item
 
-    def release(self, host: str) -> None:
+    def release(self, host: str, item: T) -> None:
         self._slots += 1
+        self._fresh.pop(item, None)
         self._running[host] -= 1
         if not self._running[host]:
             del self._running[host]
