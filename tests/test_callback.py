@@ -7,10 +7,11 @@ import contextlib
 import dataclasses
 import hashlib
 import hmac
+import itertools
 import json
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import aiohttp.test_utils
@@ -151,13 +152,13 @@ async def deliver(
     *,
     record: Record = RECORD,
     patience_s: float = 600,
-    done: Callable[[str], Awaitable[None]] | None = None,
+    done: Callable[[Sequence[str]], Awaitable[None]] | None = None,
 ) -> list[str]:
     """What was marked done, in order."""
     marked: list[str] = []
 
-    async def mark(endpoint: str) -> None:
-        marked.append(endpoint)
+    async def mark(endpoints: Sequence[str]) -> None:
+        marked.extend(endpoints)
 
     deadline = asyncio.get_running_loop().time() + patience_s
     await callbacks.deliver(record, endpoints, done or mark, deadline=deadline)
@@ -573,8 +574,8 @@ async def test_tarpit() -> None:
         marked: set[str] = set()
         all_good = asyncio.Event()
 
-        async def done(endpoint: str) -> None:
-            marked.add(endpoint)
+        async def done(endpoints: Sequence[str]) -> None:
+            marked.update(endpoints)
             if marked == good:
                 all_good.set()
 
@@ -727,10 +728,24 @@ async def test_logged_then_done() -> None:
     log = Log()
     async with serving(Endpoint()) as url, calling(log) as callbacks:
 
-        async def done(endpoint: str) -> None:
-            assert [line.url for line in log.lines] == [endpoint]
+        async def done(endpoints: Sequence[str]) -> None:
+            assert [line.url for line in log.lines] == endpoints
 
         await deliver(callbacks, [url], done=done)
+
+
+async def test_marked_together() -> None:
+    """Endpoints that have ended are marked together, but so few that a crash does not repeat all of them."""
+    endpoints = [f"http://127.0.0.1/{n}" for n in range(250)]
+    marks: list[Sequence[str]] = []
+
+    async def done(some: Sequence[str]) -> None:
+        marks.append(some)
+
+    async with calling() as callbacks:
+        await deliver(callbacks, endpoints, patience_s=-1, done=done)
+    assert [len(some) for some in marks] == [100, 100, 50]
+    assert sorted(itertools.chain(*marks)) == sorted(endpoints)
 
 
 async def test_cancelled() -> None:
@@ -772,7 +787,7 @@ async def test_interrupted(where: str, error: Exception) -> None:
     tarpit = Tarpit()
     log = Log()
 
-    async def fail(endpoint: str) -> None:
+    async def fail(endpoints: Sequence[str]) -> None:
         raise error
 
     async with serving(tarpit) as slow, serving(Endpoint()) as quick, calling(log) as callbacks:

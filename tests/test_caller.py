@@ -6,7 +6,7 @@ import asyncio
 import collections
 import itertools
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
 import aiohttp.test_utils
@@ -75,7 +75,7 @@ class Ledger:
         self,
         record: Record,
         endpoints: Iterable[str],
-        done: Callable[[str], Awaitable[None]],
+        done: Callable[[Sequence[str]], Awaitable[None]],
         *,
         deadline: float,
     ) -> None:
@@ -86,8 +86,7 @@ class Ledger:
             if start in self.errors:
                 raise self.errors.pop(start)
             await until(lambda: start in self.ended)
-            for endpoint in self.under_way[start]:
-                await done(endpoint)
+            await done(self.under_way[start])
         finally:
             del self.under_way[start]
 

@@ -21,7 +21,7 @@ import random
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
 import aiohttp
@@ -45,6 +45,10 @@ _CONCURRENCY = 500
 
 # aiohttp dials n addresses up to n²/2 times before it gives up, and a name's owner chooses n.
 _ADDRESSES = 8
+
+# A mark is a durable write of the store's, so those that ended during one share the next; but what is not
+# marked when the leader dies is called again.
+_MARKED_AT_ONCE = 100
 
 
 class CallbackLog(Protocol):
@@ -141,14 +145,14 @@ class Callbacks:
         self,
         record: Record,
         endpoints: Iterable[str],
-        done: Callable[[str], Awaitable[None]],
+        done: Callable[[Sequence[str]], Awaitable[None]],
         *,
         deadline: float,
     ) -> None:
-        """POST ``record`` to each endpoint; as each ends, log it once and await ``done`` of it.
+        """POST ``record`` to each endpoint; as they end, log each once and await ``done`` of some together.
 
         At ``deadline``, in the loop's time, whatever has not ended ends as it stands. An error of the log or
-        of ``done`` ends the delivery; an endpoint not marked done by then may have been called.
+        of ``done`` ends the delivery; an endpoint not marked done by then may have been called and logged.
         """
         loop = asyncio.get_running_loop()
         delivery = _Delivery(record, record.as_json(), deadline)
@@ -160,18 +164,24 @@ class Callbacks:
         expiry = loop.call_at(deadline, self._expire, delivery)
         self._start_due()
         try:
-            for _ in calls:
-                call = await delivery.ended.get()
-                await self._log.callback(
-                    window_s=record.start_s,
-                    url=call.endpoint,
-                    status=call.outcome.status,
-                    attempts=call.attempts,
-                    ms=call.outcome.ms,
-                    error=call.outcome.error,
-                )
-                await done(call.endpoint)
-                self._on_result(call.outcome.result)
+            left = len(calls)
+            while left:
+                ended = [await delivery.ended.get()]
+                while len(ended) < _MARKED_AT_ONCE and not delivery.ended.empty():
+                    ended.append(delivery.ended.get_nowait())
+                for call in ended:
+                    await self._log.callback(
+                        window_s=record.start_s,
+                        url=call.endpoint,
+                        status=call.outcome.status,
+                        attempts=call.attempts,
+                        ms=call.outcome.ms,
+                        error=call.outcome.error,
+                    )
+                await done([call.endpoint for call in ended])
+                for call in ended:
+                    self._on_result(call.outcome.result)
+                left -= len(ended)
         finally:
             expiry.cancel()
             delivery.over = True

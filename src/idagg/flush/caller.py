@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
 from idagg.errors import FencedError, LogFileError, StoreError
@@ -30,7 +30,7 @@ class Calls(Protocol):
         self,
         record: Record,
         endpoints: Iterable[str],
-        done: Callable[[str], Awaitable[None]],
+        done: Callable[[Sequence[str]], Awaitable[None]],
         *,
         deadline: float,
     ) -> None: ...
@@ -80,8 +80,8 @@ class Caller:
             self._under_way[record.start_s] = task, len(endpoints)
 
     async def _call(self, epoch: int, record: Record, endpoints: list[str]) -> None:
-        async def done(endpoint: str) -> None:
-            await self._windows.mark_called(epoch, record.start_s, [endpoint])
+        async def done(endpoints: Sequence[str]) -> None:
+            await self._windows.mark_called(epoch, record.start_s, endpoints)
 
         deadline = asyncio.get_running_loop().time() + max(record.length_s, PATIENCE_S)
         try:
