@@ -69,7 +69,7 @@ class Ledger:
         self.begun: list[int] = []  # windows
         self.under_way: dict[int, list[str]] = {}
         self.ended: set[int] = set()
-        self.errors: dict[int, Exception] = {}  # raised once each
+        self.errors: dict[int, list[Exception]] = {}  # raised once each
 
     async def deliver(
         self,
@@ -83,8 +83,8 @@ class Ledger:
         self.begun.append(start)
         self.under_way[start] = sorted(endpoints)
         try:
-            if start in self.errors:
-                raise self.errors.pop(start)
+            if self.errors.get(start):
+                raise self.errors[start].pop()
             await until(lambda: start in self.ended)
             await done(self.under_way[start])
         finally:
@@ -95,11 +95,13 @@ class Process:
     """What a worker process has to lead and to call."""
 
     def __init__(self, url: str, calls: Calls) -> None:
+        self.given_up: list[int] = []
         self._client = CrankedClient(url)
         windows = WindowStore(self._client, namespace="t", window_s=60, exact_limit=1000)
         self.leadership = Leadership(windows, window_s=60)
         self.bid = asyncio.create_task(self.leadership.run())
-        self.calling = asyncio.create_task(Caller(windows, self.leadership, calls).run())
+        work = Caller(windows, self.leadership, calls, on_given_up=self.given_up.append)
+        self.calling = asyncio.create_task(work.run())
 
     async def kill(self) -> None:
         await end(self.bid, self.calling)
@@ -254,15 +256,15 @@ async def test_a_fenced_leader_gives_nothing_up(bench: Bench, monkeypatch: pytes
 async def test_the_oldest_of_too_many_windows_are_given_up(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Past the bound, windows lose their calls with an error in the log, the oldest first."""
+    """Past the bound, windows lose their calls, with an error in the log and a figure, the oldest first."""
     monkeypatch.setattr(caller, "MAX_BACKLOG", 2)
     first = await bench.start(Ledger())
     await end(first.calling)
     for start in range(0, 300, 60):
-        await bench.seal(first, start, [b"http://a/"])
+        await bench.seal(first, start, [f"http://{n}/".encode() for n in range(start // 60 + 1)])
     await bench.lease_runs_out()
     ledger = Ledger()
-    await bench.start(ledger)
+    second = await bench.start(ledger)
     await until(lambda: len(ledger.under_way) == 2)
     assert await bench.owed() == [180, 240]
     assert ledger.begun == [180, 240]
@@ -270,6 +272,7 @@ async def test_the_oldest_of_too_many_windows_are_given_up(
         f"window {iso(NOON + start)}: its callbacks are given up, too many windows wait"
         for start in (0, 60, 120)
     ]
+    assert second.given_up == [1, 2, 3]
     ledger.ended = {180, 240}
     await bench.nothing_is_owed()
 
@@ -314,16 +317,34 @@ async def test_trouble_with_one_window_leaves_the_others_alone(
 ) -> None:
     """An error ends one window's calls, which are made again, while those of others go on."""
     ledger = Ledger()
-    ledger.errors = {60: LogFileError("The log file is full.")}
+    ledger.errors = {60: [LogFileError("The log file is full.")]}
     process = await bench.start(ledger)
     await bench.seal(process, 0, [b"http://a/"])
     await until(lambda: ledger.under_way)
     await bench.seal(process, 60, [b"http://b/"])
     await until(lambda: ledger.begun == [0, 60, 60])
     assert ledger.under_way == {0: ["http://a/"], 60: ["http://b/"]}
-    assert f"window {iso(NOON + 60)}: callbacks are interrupted: The log file is full." in caplog.text
+    assert (
+        f"window {iso(NOON + 60)}: callbacks are interrupted for 0.01 s: The log file is full." in caplog.text
+    )
     ledger.ended = {0, 60}
     await bench.nothing_is_owed()
+
+
+async def test_trouble_that_lasts_means_fewer_calls(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The pause between calls that cannot be marked grows, up to a bound, until some are marked."""
+    monkeypatch.setattr(caller, "MAX_RETRY_S", 0.03)
+    ledger = Ledger()
+    process = await bench.start(ledger)
+    ledger.errors = {0: [LogFileError("full")] * 4, 60: [LogFileError("full")]}
+    ledger.ended = {0, 60}
+    for start in (0, 60):
+        await bench.seal(process, start, [b"http://a/"])
+        await bench.nothing_is_owed()
+    assert ledger.begun == [0] * 5 + [60] * 2
+    assert re.findall(r"interrupted for (\S+) s", caplog.text) == ["0.01", "0.02", "0.03", "0.03", "0.01"]
 
 
 async def test_a_full_log_file_means_another_call(bench: Bench) -> None:

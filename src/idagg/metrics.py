@@ -86,7 +86,12 @@ class Metrics:
             "LOSS: hits whose endpoint was over the window's limit and is not called",
             registry=registry,
         )
-        self._callbacks = Counter("idagg_callbacks", "Endpoints by result", ["result"], registry=registry)
+        self._callbacks = Counter(
+            "idagg_callbacks",
+            "Endpoints by result; LOSS: given_up, not called because too many windows waited",
+            ["result"],
+            registry=registry,
+        )
         self._leader = Gauge(
             "idagg_leader",
             "1 where a worker of this VM leads",
@@ -135,5 +140,5 @@ class Metrics:
         if not epoch:
             self.depth(undelivered=0, unsent=0)
 
-    def called(self, result: str) -> None:
-        self._callbacks.labels(result).inc()
+    def called(self, result: str, endpoints: int = 1) -> None:
+        self._callbacks.labels(result).inc(endpoints)

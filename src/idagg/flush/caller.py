@@ -16,7 +16,10 @@ from idagg.window import Record, iso
 log = logging.getLogger("idagg.flush")
 
 LOOK_S = 0.5
+# Before a window's endpoints are called again because none could be marked; twice as long each time, since
+# whoever is called cannot help it.
 RETRY_S = 1.0
+MAX_RETRY_S = 60.0
 # Three attempts of 10 s each, and the pauses between them.
 PATIENCE_S = 40
 # Endpoints under way, over all windows: what bounds memory, at up to 2 KiB each.
@@ -37,10 +40,21 @@ class Calls(Protocol):
 
 
 class Caller:
-    def __init__(self, windows: WindowStore, leadership: Leadership, calls: Calls) -> None:
+    """``on_given_up`` hears how many endpoints are not called because too many windows wait."""
+
+    def __init__(
+        self,
+        windows: WindowStore,
+        leadership: Leadership,
+        calls: Calls,
+        *,
+        on_given_up: Callable[[int], None] = lambda endpoints: None,
+    ) -> None:
         self._windows = windows
         self._leadership = leadership
         self._calls = calls
+        self._on_given_up = on_given_up
+        self._retry_s = RETRY_S  # one for all windows: they share the store and the log file
         self._under_way: dict[int, tuple[asyncio.Task[None], int]] = {}  # by start: its task, its endpoints
 
     async def run(self) -> None:
@@ -69,7 +83,9 @@ class Caller:
             if backlog > MAX_BACKLOG:
                 backlog -= 1
                 log.error("window %s: its callbacks are given up, too many windows wait", iso(record.start_s))
+                endpoints = await self._windows.endpoints(record.start_s)
                 await self._windows.give_up_calls(epoch, record.start_s)
+                self._on_given_up(len(endpoints))
                 continue
             if sum(count for _, count in self._under_way.values()) >= MAX_ENDPOINTS:
                 return
@@ -86,12 +102,17 @@ class Caller:
         deadline = asyncio.get_running_loop().time() + max(record.length_s, PATIENCE_S)
         try:
             await self._calls.deliver(record, endpoints, done, deadline=deadline)
+            self._retry_s = RETRY_S
         except FencedError:
             self._leadership.lost(epoch)
         except (StoreError, LogFileError) as error:
             # Those not marked are called again, under the same webhook-id.
-            log.error("window %s: callbacks are interrupted: %s", iso(record.start_s), error)
-            await asyncio.sleep(RETRY_S)
+            retry_s = self._retry_s
+            log.error(
+                "window %s: callbacks are interrupted for %g s: %s", iso(record.start_s), retry_s, error
+            )
+            await asyncio.sleep(retry_s)
+            self._retry_s = min(2 * retry_s, MAX_RETRY_S)
         finally:
             self._under_way.pop(record.start_s, None)
 

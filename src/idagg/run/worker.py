@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import functools
 import gc
 import logging
 import math
@@ -103,7 +104,12 @@ class Worker:
         self._flusher = Flusher(
             windows, self._leadership, broker=self._broker, lines=lines, observer=self._metrics
         )
-        self._caller = Caller(windows, self._leadership, self._callbacks)
+        self._caller = Caller(
+            windows,
+            self._leadership,
+            self._callbacks,
+            on_given_up=functools.partial(self._metrics.called, "given_up"),
+        )
 
     async def run(self) -> None:
         """Serve until told to stop, then answer what was taken, hand leadership over, and return.
