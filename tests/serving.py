@@ -1,4 +1,4 @@
-"""A real ``idagg serve`` with a folder of its own, and callers who keep account of what they were told."""
+"""A real ``idagg serve`` with a folder of its own, and what tests ask of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -41,7 +41,7 @@ sys.exit(main())
 
 WORKERS = 2
 
-_ids = itertools.count(1)
+ids = itertools.count(1)  # no id is sent twice, whoever sends it
 
 
 class Serving(Server):
@@ -174,7 +174,7 @@ class Serving(Server):
 
     async def hit(self) -> int:
         """Send a new id; returns the status."""
-        return (await self.ask(f"/api/verve/accept?id={next(_ids)}")).status
+        return (await self.ask(f"/api/verve/accept?id={next(ids)}")).status
 
     async def counts_again(self, *, within_s: float = 5.0) -> None:
         """Wait until a new id gets its ok."""
@@ -220,87 +220,6 @@ class Serving(Server):
         if found:
             self.port, self.admin_port = int(found[1]), int(found[2])
         return found is not None
-
-
-class Load:
-    """Callers, each with a connection that it renews where it is lost, who send one new id after another.
-
-    Every id is in one of ``ok``, ``failed`` and ``unknown``: those that nobody answered.
-    """
-
-    def __init__(self, serving: Serving, *, callers: int = 16) -> None:
-        self.ok: set[int] = set()
-        self.failed: set[int] = set()
-        self.unknown: set[int] = set()
-        self.slowest_s = 0.0
-        self._serving = serving
-        self._callers = callers
-        self._over = False
-        self._tasks: list[asyncio.Task[None]] = []
-
-    async def __aenter__(self) -> Self:
-        self._tasks = [asyncio.create_task(self._call()) for _ in range(self._callers)]
-        await self.goes_on()
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Let each caller have its last answer."""
-        self._over = True
-        if kind is not None:
-            for task in self._tasks:
-                task.cancel()
-        results = await asyncio.gather(*self._tasks, return_exceptions=True)
-        if kind is None:
-            assert [result for result in results if result is not None] == []
-
-    async def goes_on(self, requests: int = 300) -> None:
-        """Wait until so many more got their ok."""
-        wanted = len(self.ok) + requests
-        broken = await until(
-            lambda: [task for task in self._tasks if task.done()] or len(self.ok) >= wanted, within_s=15
-        )
-        if isinstance(broken, list):
-            broken[0].result()
-
-    def explains(self, count: int) -> bool:
-        """Whether no ok id is missing in the count, and no other was counted twice."""
-        return len(self.ok) <= count <= len(self.ok) + len(self.failed) + len(self.unknown)
-
-    async def _call(self) -> None:
-        wire: Wire | None = None
-        try:
-            while not self._over:
-                if wire is None:
-                    try:
-                        wire = await connect(self._serving.port)
-                    except OSError:
-                        await asyncio.sleep(0.02)
-                        continue
-                if not await self._send(wire, next(_ids)):
-                    wire.close()
-                    wire = None
-        finally:
-            if wire is not None:
-                wire.close()
-
-    async def _send(self, wire: Wire, number: int) -> bool:
-        """False where the connection is lost."""
-        self.unknown.add(number)
-        began_s = time.monotonic()
-        await wire.send(request(number))
-        answer = await wire.answer()
-        if answer is None:
-            return False
-        self.slowest_s = max(self.slowest_s, time.monotonic() - began_s)
-        self.unknown.remove(number)
-        if answer.status == 200:
-            assert answer.body == b"ok"
-            self.ok.add(number)
-        else:
-            assert (answer.status, answer.body) == (503, b"failed")
-            assert answer.headers["Retry-After"] == "1"
-            self.failed.add(number)
-        return True
 
 
 async def send(serving: Serving, numbers: Iterable[int], *, connections: int = 16, query: str = "") -> None:

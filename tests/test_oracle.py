@@ -1,0 +1,131 @@
+"""The oracle itself: it is silent where promises are kept, and complains of each that is broken."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import pytest
+
+import oracle
+from oracle import Delivery, Journal, Size
+from servers import RedisServer
+from serving import Serving, long_window
+
+A, B, C = (
+    Delivery("idagg:60", "1970-01-01T00:01:00Z", 3),
+    Delivery("idagg:120", "1970-01-01T00:02:00Z", 0),
+    Delivery("idagg:180", "1970-01-01T00:03:00Z", 2),
+)
+WINDOWS = [delivery.window for delivery in (A, B, C)]
+
+
+def journal(*, ok: int = 5, failed: int = 0, unknown: int = 0, slowest_s: float = 0.5) -> Journal:
+    numbers = iter(range(100))
+    told = ({next(numbers) for _ in range(count)} for count in (ok, failed, unknown))
+    return Journal(next(told), next(told), next(told), slowest_s=slowest_s)
+
+
+def verdict(told: Journal, *deliveries: Delivery) -> list[str]:
+    return oracle.verdict(told, deliveries, expected=WINDOWS, answer_s=1)
+
+
+@pytest.mark.parametrize(
+    "told", [journal(), journal(ok=3, failed=2), journal(ok=3, unknown=2), journal(ok=4, failed=4, unknown=4)]
+)
+def test_silent_where_all_is_well(told: Journal) -> None:
+    """Ids that were answered failed, or not at all, count or not; a window may come twice."""
+    assert verdict(told, A, B, C) == verdict(told, A, A, C, B, A) == []
+
+
+def test_a_lost_id() -> None:
+    """One id that got its ok is in no count."""
+    (complaint,) = verdict(journal(ok=6, failed=3), A, B, C)
+    assert complaint == "A: 1 ids that got their ok are lost"
+    windows = {"60": {0, 1, 2}, "180": {4}}
+    (complaint,) = oracle.wrong_ids(journal(), windows)
+    assert complaint == "A: 1 ids that got their ok are lost, such as 3"
+
+
+def test_a_double_count() -> None:
+    """More was counted than was sent; or, while windows are open, one id is in two of them."""
+    (complaint,) = verdict(journal(ok=2, failed=1, unknown=1), A, B, C)
+    assert complaint == "A: 1 ids were counted twice"
+    (complaint,) = oracle.wrong_ids(journal(ok=3, unknown=2), {"60": {0, 1, 2, 4}, "180": {4}})
+    assert complaint == "A: 1 ids were counted twice, such as 4"
+
+
+def test_a_foreign_id() -> None:
+    """What nobody sent was counted."""
+    assert oracle.wrong_ids(journal(), {"60": set(range(5))}) == []
+    (complaint,) = oracle.wrong_ids(journal(), {"60": set(range(6))})
+    assert complaint == "A: 1 ids were counted and never sent, such as 5"
+
+
+@pytest.mark.parametrize(("lost", "ids"), [(A, 2), (B, 5), (C, 3)])
+def test_a_lost_window(lost: Delivery, ids: int) -> None:
+    """A window in no sink is missed, an empty one too."""
+    (complaint,) = verdict(journal(ok=ids), *({A, B, C} - {lost}))
+    assert complaint == f"B: window {lost.window} is lost"
+
+
+@pytest.mark.parametrize(
+    "repeat",
+    [
+        dataclasses.replace(C, count=3),  # the same message of another count
+        dataclasses.replace(C, message_id="idagg:181"),  # the same window as another message
+        dataclasses.replace(C, message_id="idagg:181", count=4),
+    ],
+)
+def test_a_changed_count(repeat: Delivery) -> None:
+    """A repeat that a consumer could not drop."""
+    complaints = verdict(journal(unknown=9), A, B, C, repeat)
+    assert complaints
+    assert all(complaint.startswith("C: ") for complaint in complaints)
+
+
+def test_a_late_answer() -> None:
+    """One answer came after its time."""
+    (complaint,) = verdict(journal(slowest_s=1.25), A, B, C)
+    assert complaint == "D: an answer took 1.25 s, its time was 1 s"
+
+
+def test_growth() -> None:
+    """More of anything than there is room for is told of."""
+    before = Size.of(os.getpid())
+    assert min(dataclasses.astuple(before)) > 0
+    assert oracle.grown(before, before, memory_kib=0, threads=0) == []
+    for name in ("memory_kib", "descriptors", "threads"):
+        after = dataclasses.replace(before, **{name: getattr(before, name) + 3})
+        rooms = {"memory_kib": 3, "descriptors": 3, "threads": 3}
+        assert oracle.grown(before, after, **rooms) == []
+        (complaint,) = oracle.grown(before, after, **{**rooms, name: 2})
+        assert complaint.startswith(f"E: {name} went from ")
+
+
+@pytest.mark.parametrize(
+    ("ok_at", "trouble_at", "complaints"),
+    [
+        ([1, 12.5], [11], []),
+        ([1, 13.5], [], ["F: there was no ok within 3 s"]),
+        ([1], [], ["F: there was no ok within 3 s"]),
+        ([1, 12.5], [11, 14], ["F: there was trouble 4.00 s later"]),
+    ],
+)
+def test_recovery(ok_at: list[float], trouble_at: list[float], complaints: list[str]) -> None:
+    """From a moment on, an ok has to come in time, and trouble has to end in time."""
+    told = Journal(ok_at=ok_at, trouble_at=trouble_at)
+    assert oracle.not_recovered(told, 10, within_s=3) == complaints
+
+
+async def test_the_journals_of_a_real_service(any_server: RedisServer) -> None:
+    """What a load notes is in the store, id by id, and what it did not send is told of."""
+    with Serving("--redis-url", any_server.url, window=long_window()) as serving:
+        async with oracle.Load(serving) as load:
+            await load.goes_on()
+        windows = await oracle.open_windows(any_server.url)
+        assert oracle.wrong_ids(load, windows) == []
+        assert (load.failed, load.unknown) == (set(), set())
+        load.ok.add(-1)
+        assert oracle.wrong_ids(load, windows) == ["A: 1 ids that got their ok are lost, such as -1"]
+        serving.stop()
