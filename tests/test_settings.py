@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from idagg import failpoints
 from idagg.deliver.callback import signing_key
 from idagg.deliver.guard import Guard
 from idagg.settings import SECRETS, Settings, SettingsError, default_text, flag, load, variable
@@ -378,6 +379,19 @@ def test_unknown_names(tmp_path: Path) -> None:
         "environment IDAGG_PROT is no setting; did you mean IDAGG_PORT?",
         "environment IDAGG_XYZZY is no setting; `idagg config` lists them all",
     ]
+
+
+@pytest.mark.parametrize(
+    "value", ["", "after-seal", "before-lunch=kill", "after-seal=nap", "after-seal=nap@f"]
+)
+def test_unknown_failpoint(value: str) -> None:
+    """A place or an action that there is not is refused, and what there is is named."""
+    (problem,) = problems({}, HOME | {failpoints.VARIABLE: value})
+    assert problem == (
+        f"environment IDAGG_FAILPOINT cannot be {value!r}: it is one of "
+        "before-seal, after-seal, after-confirm, before-mark, after-mark, callback, then =kill or =stall"
+    )
+    load({}, HOME | {failpoints.VARIABLE: "after-seal=kill@/x"})
 
 
 def test_file_that_cannot_be_used(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from pydantic import (
     field_validator,
 )
 
+from idagg import failpoints
 from idagg.errors import IdaggError
 
 MAX_WORKERS = 256
@@ -306,8 +307,12 @@ def _from_environment(environ: Mapping[str, str], problems: list[str]) -> _Found
     problems += [
         f"environment {given} is no setting{_meant(given.removeprefix('IDAGG_'), variable)}"
         for given in environ
-        if given.startswith("IDAGG_") and given not in names and given != _CONFIG_VARIABLE
+        if given.startswith("IDAGG_")
+        and given not in names
+        and given not in (_CONFIG_VARIABLE, failpoints.VARIABLE)
     ]
+    if problem := failpoints.problem(environ.get(failpoints.VARIABLE)):
+        problems.append(problem)
     return {name: (environ[v], f"environment {v}") for v, name in names.items() if v in environ}
 
 

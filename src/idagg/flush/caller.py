@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
 from idagg.errors import FencedError, LogFileError, StoreError
+from idagg.failpoints import reach
 from idagg.flush.leader import Leadership
 from idagg.store.windows import WindowStore
 from idagg.tasks import end
@@ -97,6 +98,7 @@ class Caller:
 
     async def _call(self, epoch: int, record: Record, endpoints: list[str]) -> None:
         async def done(endpoints: Sequence[str]) -> None:
+            reach("callback")
             await self._windows.mark_called(epoch, record.start_s, endpoints)
 
         deadline = asyncio.get_running_loop().time() + max(record.length_s, PATIENCE_S)

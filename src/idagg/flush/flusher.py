@@ -15,6 +15,7 @@ from collections.abc import Awaitable
 from typing import Protocol
 
 from idagg.errors import BrokerAwayError, FencedError, LogFileError, StoreError
+from idagg.failpoints import reach
 from idagg.flush.leader import Leadership
 from idagg.store.windows import Owed, WindowStore
 from idagg.window import Record, iso
@@ -110,8 +111,9 @@ class Flusher:
 
     async def _turn(self, epoch: int) -> None:
         """Seal what has ended, deliver what is owed, and wait for the next to do."""
+        reach("before-seal")
         while not (wait_ms := await self._windows.seal(epoch)):
-            pass
+            reach("after-seal")
         await self._tell_depth()  # a log file that is full ends the turn below
         while owed := await self._windows.undelivered():
             for entry in owed:
@@ -139,8 +141,11 @@ class Flusher:
             await self._broker.publish(record)
         except BrokerAwayError as error:
             await self._lines.window(record, reason=str(error))
+            reach("before-mark")
             await self._windows.mark_logged(epoch, record.start_s)
+            reach("after-mark")
         else:
+            reach("after-confirm")
             await self._delivered(epoch, record, sink="broker")
 
     async def _send_late(self, epoch: int) -> bool:
@@ -159,7 +164,9 @@ class Flusher:
         return len(late) == LATE_AT_ONCE
 
     async def _delivered(self, epoch: int, record: Record, *, sink: str) -> None:
+        reach("before-mark")
         await self._windows.mark_delivered(epoch, record.start_s)
+        reach("after-mark")
         self._observer.delivered(record, sink=sink, lag_s=time.time() - record.end_s)
 
     async def _tell_depth(self) -> int:
