@@ -4,66 +4,142 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 from types import TracebackType
 from typing import Self
 
+from idagg.tasks import end
+
 
 class Proxy:
-    """Listens on loopback and passes bytes to a Unix socket and back, until it is told otherwise."""
+    """Listens on loopback and passes bytes to ``target`` and back, until it is told otherwise.
 
-    def __init__(self, target: str) -> None:
+    ``target`` is a Unix socket's path or a port on loopback. Set at any time, for open connections too:
+
+    - ``delay_s``: bytes arrive so much later, each way
+    - ``stall``, ``stall_replies``: nothing passes, or nothing back, while connections stay open; what came
+      meanwhile passes later
+    - ``cut_after``: after so many more bytes of replies, their connection is cut
+    - ``drop_replies``: the next so many replies are swallowed and their connections cut
+    - ``refuse``: open connections are cut, and new ones as soon as they are made
+    """
+
+    def __init__(self, target: str | int) -> None:
         self._target = target
-        self._server: asyncio.Server | None = None
-        self._pumps: set[asyncio.Task[None]] = set()
-        self.drop_replies = 0  # the next so many replies are swallowed and their connection cut
+        self._connections: set[asyncio.Task[None]] = set()
+        self._flows = {False: asyncio.Event(), True: asyncio.Event()}  # by whether they are replies
+        self._refusing = False
+        self.delay_s = 0.0
+        self.cut_after: int | None = None
+        self.drop_replies = 0
         self.swallowed = asyncio.Event()
+        self.cut = asyncio.Event()  # for want of ``cut_after``
         self.port = 0
+        self.stall = False
 
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}"
 
+    @property
+    def amqp_url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/"
+
+    @property
+    def stall(self) -> bool:
+        return not self._flows[False].is_set()
+
+    @stall.setter
+    def stall(self, stalled: bool) -> None:
+        for flow in self._flows.values():
+            (flow.clear if stalled else flow.set)()
+
+    @property
+    def stall_replies(self) -> bool:
+        return not self._flows[True].is_set()
+
+    @stall_replies.setter
+    def stall_replies(self, stalled: bool) -> None:
+        (self._flows[True].clear if stalled else self._flows[True].set)()
+
+    @property
+    def refuse(self) -> bool:
+        return self._refusing
+
+    @refuse.setter
+    def refuse(self, refusing: bool) -> None:
+        self._refusing = refusing
+        if refusing:
+            for connection in self._connections:
+                connection.cancel()
+
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accepted, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=100)
+        self._listener.setblocking(False)
+        self.port = self._listener.getsockname()[1]
+        self._accepting = asyncio.create_task(self._accept())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._server is not None
-        self._server.close()
-        for pump in self._pumps:
-            pump.cancel()
-        await asyncio.gather(*self._pumps, return_exceptions=True)
+        await end(self._accepting, *self._connections)
+        self._listener.close()
 
-    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._pumps.add(task)
+    async def _accept(self) -> None:
+        while True:
+            client, _ = await asyncio.get_running_loop().sock_accept(self._listener)
+            if self._refusing:
+                _reset(client)
+                continue
+            connection = asyncio.create_task(self._connect(client))
+            self._connections.add(connection)
+            connection.add_done_callback(self._connections.discard)
+
+    async def _connect(self, client: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        family = socket.AF_INET if isinstance(self._target, int) else socket.AF_UNIX
+        address = ("127.0.0.1", self._target) if isinstance(self._target, int) else self._target
+        server = socket.socket(family)
+        server.setblocking(False)
         try:
-            back_reader, back_writer = await asyncio.open_unix_connection(self._target)
-            forth = asyncio.create_task(self._pump(reader, back_writer, replies=False))
-            back = asyncio.create_task(self._pump(back_reader, writer, replies=True))
-            try:
-                await asyncio.wait([forth, back], return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for pump in (forth, back):
-                    pump.cancel()
-                await asyncio.gather(forth, back, return_exceptions=True)
-                for end in (writer, back_writer):
-                    end.transport.abort()
-        except asyncio.CancelledError:
-            pass  # the proxy ends; its server would report a cancelled handler as an error
+            with contextlib.suppress(OSError):  # a target that is away is a cut
+                await loop.sock_connect(server, address)
+                pumps = [
+                    asyncio.create_task(self._pump(client, server, replies=False)),
+                    asyncio.create_task(self._pump(server, client, replies=True)),
+                ]
+                try:
+                    await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    await end(*pumps)
         finally:
-            self._pumps.discard(task)
+            _reset(server)
+            client.close()
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, replies: bool) -> None:
-        with contextlib.suppress(ConnectionError):
-            while data := await source.read(65536):
+    async def _pump(self, source: socket.socket, sink: socket.socket, *, replies: bool) -> None:
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError):
+            while data := await loop.sock_recv(source, 65536):
+                if self.delay_s:
+                    await asyncio.sleep(self.delay_s)
+                await self._flows[replies].wait()
                 if replies and self.drop_replies:
                     self.drop_replies -= 1
                     self.swallowed.set()
                     return
-                sink.write(data)
-                await sink.drain()
+                if replies and self.cut_after is not None:
+                    data, self.cut_after = data[: self.cut_after], self.cut_after - len(data)
+                await loop.sock_sendall(sink, data)
+                if replies and self.cut_after is not None and self.cut_after <= 0:
+                    self.cut_after = None
+                    self.cut.set()
+                    return
+
+
+def _reset(end: socket.socket) -> None:
+    """Close it as a process that dies does: the other side gets a reset."""
+    with contextlib.suppress(OSError):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    end.close()
