@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -20,12 +21,13 @@ from typing import Self
 
 import aiormq
 from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelNotFoundEntity
 
 from doors import Wire
 from idagg.store.client import Client
 from idagg.window import iso
 from servers import RabbitServer
-from serving import Serving, agreed, connect, ids, request, until
+from serving import Serving, agreed, connect, eventually, ids, request, until
 
 
 @dataclasses.dataclass
@@ -162,7 +164,8 @@ def verdict(
 class Load(Journal):
     """Callers, each with a connection that it renews where it is lost, who send one new id after another.
 
-    ``fresh``: a new connection for each request, as callers without keep-alive have.
+    ``query`` is added to each request, its ``{}`` made the id. ``fresh``: a new connection for each request,
+    as callers without keep-alive have.
     """
 
     def __init__(self, serving: Serving, *, callers: int = 16, query: str = "", fresh: bool = False) -> None:
@@ -198,6 +201,11 @@ class Load(Journal):
         if isinstance(broken, list):
             broken[0].result()
 
+    async def fails(self, requests: int = 1) -> None:
+        """Wait until so many more failed."""
+        wanted = len(self.failed) + requests
+        await until(lambda: len(self.failed) >= wanted, within_s=15)
+
     async def _call(self) -> None:
         wire: Wire | None = None
         try:
@@ -220,7 +228,7 @@ class Load(Journal):
         """False where the connection is lost."""
         self.unknown.add(number)
         began_s = time.monotonic()
-        await wire.send(request(number, self._query))
+        await wire.send(request(number, self._query.format(number)))
         answer = await wire.answer()
         ended_s = time.monotonic()
         self.slowest_s = max(self.slowest_s, ended_s - began_s)
@@ -252,9 +260,15 @@ class Consumer:
         """All messages until now."""
         async with aiormq.connect(self._rabbit.url) as connection:
             channel = await connection.channel()
-            while (message := await channel.basic_get(self._queue, no_ack=True)).body:
-                self._taken.append(message)
+            with contextlib.suppress(ChannelNotFoundEntity):  # the queue is yet to be declared
+                while (message := await channel.basic_get(self._queue, no_ack=True)).body:
+                    self._taken.append(message)
         return self._taken
+
+    async def one_more(self) -> Delivery:
+        """The next message; so that, with windows of a second, there is time until the one after it."""
+        known = len(await self.take())
+        return (await eventually(self.deliveries, lambda found: len(found) > known))[-1]
 
     async def deliveries(self) -> list[Delivery]:
         """All messages until now, repeats included, oldest first."""

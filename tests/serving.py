@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import itertools
 import json
 import os
@@ -141,7 +142,11 @@ class Serving(Server):
 
     def records(self, event: str) -> list[dict[str, str]]:
         """The log file's lines of this kind, oldest first; each is whole."""
-        text = self.log_file.read_text() if self.log_file.exists() else ""
+        if not self.log_file.exists():
+            return []
+        with self.log_file.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH)  # a line under way can be seen in part, where a page ends
+            text = file.read()
         assert text == "" or text.endswith("\n")
         return [fields for line in text.splitlines() if (fields := _logfmt(line))["event"] == event]
 

@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import datetime
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -20,23 +18,19 @@ from aiohttp import web
 from doors import counted
 from idagg.store.client import Client
 from idagg.window import iso
-from oracle import Consumer, Load, epoch_s, lines, wrong_sum
+from oracle import Consumer, Load, epoch_s
 from servers import RabbitServer, RedisServer, free_port
 from serving import (
     Serving,
-    agreed,
-    connect,
     eventually,
     long_window,
     next_window,
-    request,
     send,
     until,
 )
 
-# A request's deadline, and what it may take beside it.
+# A request's deadline.
 DEADLINE_S = 1.0
-SLACK_S = 0.5
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +44,6 @@ def serving(store: RedisServer) -> Iterator[Serving]:
     """One for tests that leave it as it is; its window stays open."""
     with Serving("--redis-url", store.url, window=long_window()) as serving:
         yield serving
-
-
-@pytest.fixture
-def durable_server() -> Iterator[RedisServer]:
-    """A store that has on disk what it has acknowledged."""
-    with RedisServer(appendonly="yes", appendfsync="always") as server:
-        yield server
 
 
 async def test_counts_go_to_the_log_and_to_endpoints() -> None:
@@ -133,30 +120,6 @@ async def test_counts_go_to_rabbitmq(rabbit: RabbitServer, rabbit_queue: str) ->
     }
 
 
-async def test_rabbitmq_stopped_over_three_windows(rabbit: RabbitServer, rabbit_queue: str) -> None:
-    """Each window has its line at once, with the reason, and its message, of the same count, later."""
-    consumer = Consumer(rabbit, rabbit_queue)
-    with Serving("--amqp-url", rabbit.url, "--amqp-queue", rabbit_queue, window=1) as serving:
-        await eventually(consumer.take, bool)
-        await asyncio.to_thread(rabbit.ctl, "stop_app")  # all but its Erlang node, which is slow to start
-        try:
-            starts = []
-            for number in range(3):
-                starts.append(await next_window(1))
-                await send(serving, range(number * 10, number * 10 + 10))
-            await until(lambda: iso(starts[-1]) in serving.counts())
-        finally:
-            await asyncio.to_thread(rabbit.ctl, "start_app")
-        for start in starts:
-            (line,) = (line for line in serving.records("window") if line["window"] == iso(start))
-            assert "RabbitMQ" in line["reason"]
-            assert 0 <= epoch_s(line["time"]) - start - 1 < 1
-        queued = await eventually(consumer.counts, lambda queued: serving.counts().keys() <= queued.keys())
-        assert sum(queued[iso(start)] for start in starts) == 30
-        agreed([*queued.items(), *serving.counts().items()])
-        serving.stop()
-
-
 async def test_rabbitmq_unreachable_at_the_start() -> None:
     """It says so, counts and delivers to the log; it is ready, and tells of the broker where asked."""
     with Serving("--amqp-url", f"amqp://guest:hunter2@127.0.0.1:{free_port()}", window=1) as serving:
@@ -166,63 +129,6 @@ async def test_rabbitmq_unreachable_at_the_start() -> None:
         answer = await eventually(serving.health, lambda answer: b"broker: " in answer.body)
         assert answer.status == 200
         assert "hunter2" not in serving.said + serving.log_file.read_text()
-        serving.stop()
-
-
-async def test_worker_killed(any_server: RedisServer) -> None:
-    """Under load, either worker dies, the leader too: every ok id is in the store, and another takes over."""
-    with Serving("--redis-url", any_server.url, window=long_window()) as serving:
-        async with Load(serving) as load:
-            for victim in serving.workers():
-                os.kill(victim, signal.SIGKILL)
-                await serving.replaces(victim)
-                await load.goes_on()
-        found = set(map(int, await counted(any_server.url)))
-        assert load.ok <= found <= load.ok | load.failed | load.unknown
-        assert load.failed == set()
-        serving.stop()
-
-
-async def test_leader_killed(any_server: RedisServer) -> None:
-    """Under load, the leader dies as it seals: another leads soon, and no window is lost or counted anew."""
-    with Serving("--redis-url", any_server.url) as serving:
-        async with Load(serving) as load:
-            await next_window(2)
-            victim = serving.workers()[serving.leader()]
-            os.kill(victim, signal.SIGKILL)
-            await serving.replaces(victim)
-            await until(lambda: "leading: epoch 2" in serving.said, within_s=8)
-            await load.goes_on()
-        await serving.delivered()
-        assert wrong_sum(load, lines(serving)) == []
-        assert (await serving.figures())["idagg_leader"] == 1
-        serving.stop()
-
-
-async def test_supervisor_killed() -> None:
-    """Under load: nobody stays behind, and a new instance on the same port and folder delivers the rest."""
-    with Serving(window=1) as serving:
-        async with Load(serving) as load:
-            serving.kill()
-            await until(lambda: not serving.processes(), within_s=10)
-            with pytest.raises(ConnectionRefusedError):
-                await connect(serving.port)
-        serving.flags = ("--port", str(serving.port))
-        serving.start()
-        await serving.delivered()
-        assert wrong_sum(load, lines(serving)) == []
-        serving.stop()
-
-
-async def test_embedded_store_killed() -> None:
-    """Under load, the embedded store dies: it is started again, and has every id that got its ok."""
-    with Serving(window=1) as serving:
-        async with Load(serving) as load:
-            os.kill(serving.store(), signal.SIGKILL)
-            await until(lambda: "the embedded store died (SIGKILL)" in serving.said)
-            await load.goes_on()
-        await serving.delivered()
-        assert wrong_sum(load, lines(serving)) == []
         serving.stop()
 
 
@@ -236,31 +142,6 @@ async def test_stopped_under_load() -> None:
         assert load.failed == set()
         serving.start()
         assert sum((await serving.delivered()).values()) == len(load.ok)  # whoever was counted was told
-        serving.stop()
-
-
-@pytest.mark.parametrize(("leave", "come_back"), [("stop", "start"), ("freeze", "thaw")])
-async def test_redis_away(durable_server: RedisServer, leave: str, come_back: str) -> None:
-    """Every request is answered within its deadline, 503 with Retry-After; it recovers by itself."""
-    flags = ("--redis-url", durable_server.url, "--deadline", str(DEADLINE_S))
-    with Serving(*flags, window=long_window()) as serving:
-        async with Load(serving, callers=32) as load:
-            getattr(durable_server, leave)()
-            try:
-                await until(lambda: len(load.failed) >= 32)
-                answer = await eventually(serving.health, lambda answer: answer.status == 503)
-                assert answer.body.startswith(b"failed\nstore: ")
-                assert (await serving.ask("/readyz")).status == 503
-            finally:
-                getattr(durable_server, come_back)()
-            await load.goes_on()
-            await serving.ready()
-        assert load.unknown == set()
-        assert load.slowest_s < DEADLINE_S + SLACK_S
-        found = set(map(int, await counted(durable_server.url)))
-        assert load.ok <= found <= load.ok | load.failed
-        answer = await serving.health()
-        assert (answer.status, answer.body) == (200, b"ok\n")
         serving.stop()
 
 
@@ -357,28 +238,6 @@ async def test_health(serving: Serving, admin: bool) -> None:
         answer = await serving.ask(path, admin=admin)
         assert (answer.status, answer.body) == (200, b"ok")
     assert (await serving.ask("/api/verve/accept?id=1", admin=True)).status == 404
-
-
-async def test_clients_vanish(serving: Serving) -> None:
-    """Clients that vanish by the hundred, in mid-request or before the answer, are no matter to others."""
-    workers = serving.workers()
-    open_files = sum(map(number_of_files, workers))
-    whole = request(1)
-    async with Load(serving) as load:
-        for sent in (whole, whole[:30], b"", whole + whole[:30], b"POST / HTTP/1.1\r\n") * 100:
-            wire = await connect(serving.port)
-            if sent:
-                await wire.send(sent)
-            wire.reset()
-        await load.goes_on()
-    assert load.failed | load.unknown == set()
-    assert load.slowest_s < 1
-    assert serving.workers() == workers
-    await until(lambda: sum(map(number_of_files, workers)) <= open_files)
-
-
-def number_of_files(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208  that would make a path of each
 
 
 async def test_pipeline(serving: Serving, store: RedisServer) -> None:
