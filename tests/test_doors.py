@@ -9,7 +9,7 @@ import pytest
 
 import servers
 from doors import counted, open_doors_before
-from idagg.accept.front import USUAL_TAIL
+from idagg.accept.head import USUAL_TAIL
 
 HOST = b"Host: x\r\n"
 AFTER = b"GET /api/verve/accept?id=777 HTTP/1.1\r\nHost: after\r\n\r\n"

@@ -12,7 +12,8 @@ import pytest
 
 from doors import Doors, Wire, open_doors
 from fakes import Hits
-from idagg.accept.front import HEADER_S, IDLE_S, MAX_OWED, MAX_VERDICTS, USUAL_TAIL, Style, judge
+from idagg.accept.front import HEADER_S, IDLE_S, MAX_OWED, MAX_VERDICTS
+from idagg.accept.head import USUAL_TAIL, Style, judge
 from idagg.errors import StoreRefusedError
 
 

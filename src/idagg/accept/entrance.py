@@ -11,11 +11,11 @@ TCP_DEFER_ACCEPT lets the kernel keep a connection until its first bytes are the
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import socket
 
-from idagg.accept.front import MAX_HEAD_BYTES, FrontDoor
+from idagg.accept.front import FrontDoor
+from idagg.accept.head import MAX_HEAD_BYTES
 
 log = logging.getLogger("idagg.accept")
 
@@ -25,7 +25,6 @@ _AT_ONCE = 64
 _DEFER_S = 1
 # Precedent: asyncio's pause after running out of file descriptors.
 _BREATHER_S = 1.0
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Entrance:
@@ -55,13 +54,13 @@ class Entrance:
                 client, _ = self._listener.accept()
             except BlockingIOError:
                 return
-            except OSError as error:
-                if error.errno in _EXHAUSTED:
-                    log.error("no connection can be taken for a second: %s", error.strerror)
-                    self._loop.remove_reader(self._listener)
-                    self._loop.call_later(_BREATHER_S, self._open)
-                    return
+            except ConnectionError:
                 continue  # the client has gone already
+            except OSError as error:  # out of descriptors or memory, as a rule
+                log.error("no connection can be taken for a second: %s", error.strerror)
+                self._loop.remove_reader(self._listener)
+                self._loop.call_later(_BREATHER_S, self._open)
+                return
             self._welcome(client)
 
     def _welcome(self, client: socket.socket) -> None:

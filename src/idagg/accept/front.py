@@ -20,15 +20,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import email.utils
-import enum
 import socket
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import cast
 
-import httptools
-
 from idagg.accept.commit import GroupCommit
+from idagg.accept.head import MAX_HEAD_BYTES, USUAL_TAIL, Style, judge
 from idagg.accept.request import PATH, parse
 
 # Precedents: nginx's keepalive_timeout, 75 s, above the 60 s after which load balancers drop idle upstreams.
@@ -36,27 +34,12 @@ IDLE_S = 75
 # From the first byte of a request to its blank line. Precedents: haproxy's timeout http-request is commonly
 # set to 10 s; nginx allows 60.
 HEADER_S = 10
-# Precedents: aiohttp's and nginx's line limits, 8 KiB; aiohttp's and Apache's field limits, 128 and 100.
-MAX_HEAD_BYTES = 8192
-MAX_FIELDS = 128
 # Requests a connection may have waiting before it is not read from.
 MAX_OWED = 512
 MAX_VERDICTS = 1024
 
 _HOT = f"GET {PATH}?".encode()
 _QUERY = len(_HOT)
-# What a connection expects of its first request; judged plain like any other (tests).
-USUAL_TAIL = b" HTTP/1.1\r\nHost: localhost\r\n\r\n"
-# More than one of these makes a message ambiguous; aiohttp refuses it.
-_SINGLE = frozenset({b"host", b"user-agent", b"content-type", b"max-forwards", b"transfer-encoding"})
-
-
-class Style(enum.IntEnum):
-    """How the connection goes on after the answer, and what the answer says of it."""
-
-    KEEP = 0  # HTTP/1.1
-    CLOSE = 1
-    KEEP_10 = 2  # HTTP/1.0 with Connection: keep-alive
 
 
 _CONNECTION = ("", "Connection: close\r\n", "Connection: keep-alive\r\n")
@@ -83,49 +66,6 @@ class Replies:
         self.ok = each(HTTPStatus.OK, "ok")
         self.bad = each(HTTPStatus.BAD_REQUEST, "failed")
         self.unavailable = each(HTTPStatus.SERVICE_UNAVAILABLE, "failed", "Retry-After: 1\r\n")
-
-
-class _Judge:
-    """What the parser says of one head."""
-
-    def __init__(self) -> None:
-        self.parser = httptools.HttpRequestParser(self)
-        self.fields: list[bytes] = []
-        self.keep = False
-        self.complete = False
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.fields.append(name.lower())
-
-    def on_headers_complete(self) -> None:
-        self.keep = self.parser.should_keep_alive()  # forgotten once the message is complete
-
-    def on_message_complete(self) -> None:
-        self.complete = True
-
-
-def judge(head: bytes, tail: bytes) -> Style | None:
-    """The style of a plain request; None where aiohttp has to look at it.
-
-    ``tail`` is the head from behind the target on: version, fields, blank line.
-    """
-    if len(head) > MAX_HEAD_BYTES:
-        return None
-    seen = _Judge()
-    try:
-        seen.parser.feed_data(head)
-    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-        return None
-    fields = seen.fields
-    if not seen.complete or len(fields) > MAX_FIELDS or b"expect" in fields or b"upgrade" in fields:
-        return None
-    if any(fields.count(name) > 1 for name in _SINGLE):
-        return None
-    if tail.startswith(b" HTTP/1.1\r\n") and b"host" in fields:
-        return Style.KEEP if seen.keep else Style.CLOSE
-    if tail.startswith(b" HTTP/1.0\r\n"):
-        return Style.KEEP_10 if seen.keep else Style.CLOSE
-    return None
 
 
 class FrontDoor:
