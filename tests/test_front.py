@@ -268,6 +268,14 @@ async def test_a_connection_for_one_request_gets_no_transport(stage: Stage) -> N
     assert [await wire.closed() for wire in wires] == [True] * 3
 
 
+async def test_a_connection_for_one_request_ends_without_a_reset(stage: Stage) -> None:
+    """A reset could overtake the answer."""
+    wire = await stage.connect()
+    await wire.send(get("id=x", CLOSE))
+    assert await status(wire) == 400
+    assert await asyncio.get_running_loop().sock_recv(wire.socket, 1) == b""
+
+
 async def test_a_client_that_does_not_wait_for_its_one_answer_harms_nobody(stage: Stage) -> None:
     """The others of its batch are answered."""
     gone, stays = await stage.connect(), await stage.connect()
