@@ -67,7 +67,7 @@ class Figures:
     def delivered(self, record: Record, *, sink: str, lag_s: float) -> None:
         self.deliveries.append((record, sink, lag_s))
 
-    def depth(self, *, undelivered: int, unsent: int) -> None:
+    def depth(self, *, undelivered: int, unsent: int, aside: int) -> None:
         self.depths.append((undelivered, unsent))
 
     @property

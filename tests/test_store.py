@@ -137,13 +137,6 @@ async def test_a_replica(client: CrankedClient) -> None:
         await hits_of(client).add(1, [b"1"])
 
 
-async def test_a_key_of_another_type(client: CrankedClient) -> None:
-    """What somebody else put in our place is named, and nothing is said to be counted."""
-    await client.command("SET", "{t:0}:state", "theirs")
-    with pytest.raises(StoreRefusedError, match="refused: WRONGTYPE"):
-        await hits_of(client).add(1, [b"1"])
-
-
 async def test_another_window_length(client: CrankedClient) -> None:
     """The sentence says which length the store has and what to do, and nothing is counted."""
     await hits_of(client, window_s=60).add(1, [b"1"])

@@ -42,6 +42,23 @@ class FencedError(StoreRefusedError):
     """Another leader has taken over since; what was asked under the old epoch was not done."""
 
 
+class DamagedError(StoreError):
+    """A member of an index in the store, or what it names, is not what we wrote, and has to be set aside."""
+
+    def __init__(self, index: str, member: bytes, what: str) -> None:
+        super().__init__(what)
+        self.index = index
+        self.member = member
+
+    @property
+    def name(self) -> str:
+        return f"{self.index} {self.member.decode(errors='replace')}"
+
+
+class UnknownRefusalError(StoreRefusedError):
+    """The store answered no, and nothing that we know of explains it."""
+
+
 class BrokerAwayError(IdaggError):
     """The message was not confirmed; it may or may not have arrived."""
 

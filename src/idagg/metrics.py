@@ -106,7 +106,8 @@ class Metrics:
         )
         self._depth = Gauge(
             "idagg_outbox_windows",
-            "Sealed windows by what is owed: any sink at all, or the message while the line is written",
+            "Sealed windows by what is owed: any sink at all, or the message while the line is written; "
+            "LOSS: aside, set aside because the store was damaged, for a person to mend",
             ["owed"],
             multiprocess_mode="livesum",
             registry=registry,
@@ -131,14 +132,15 @@ class Metrics:
         self._delivered.labels(sink).inc()
         self._lag.observe(max(lag_s, 0))
 
-    def depth(self, *, undelivered: int, unsent: int) -> None:
+    def depth(self, *, undelivered: int, unsent: int, aside: int) -> None:
         self._depth.labels("sink").set(undelivered)
         self._depth.labels("message").set(unsent)
+        self._depth.labels("aside").set(aside)
 
     def leads(self, epoch: int) -> None:
         self._leader.set(1 if epoch else 0)
         if not epoch:
-            self.depth(undelivered=0, unsent=0)
+            self.depth(undelivered=0, unsent=0, aside=0)
 
     def called(self, result: str, endpoints: int = 1) -> None:
         self._callbacks.labels(result).inc(endpoints)

@@ -64,7 +64,8 @@ class Caller:
             while True:
                 epoch = await self._leadership.elected()
                 try:
-                    await self._look(epoch)
+                    async with self._windows.setting_aside(epoch):
+                        await self._look(epoch)
                 except FencedError:
                     self._leadership.lost(epoch)
                 except StoreError as error:

@@ -53,7 +53,7 @@ class Observer(Protocol):
 
     def delivered(self, record: Record, *, sink: str, lag_s: float) -> None: ...
 
-    def depth(self, *, undelivered: int, unsent: int) -> None: ...
+    def depth(self, *, undelivered: int, unsent: int, aside: int) -> None: ...
 
 
 def suspicious(record: Record) -> bool:
@@ -89,7 +89,8 @@ class Flusher:
                 continue
             epoch = self._leadership.epoch
             try:
-                await self._turn(epoch)
+                async with self._windows.setting_aside(epoch):
+                    await self._turn(epoch)
             except FencedError:
                 self._leadership.lost(epoch)
             except (StoreError, LogFileError) as error:
@@ -172,7 +173,9 @@ class Flusher:
     async def _tell_depth(self) -> int:
         """Tell the observer what is owed; returns the number of messages that are sent late."""
         unsent = await self._windows.depth("unsent")
-        self._observer.depth(undelivered=await self._windows.depth("outbox"), unsent=unsent)
+        self._observer.depth(
+            undelivered=await self._windows.depth("outbox"), unsent=unsent, aside=await self._windows.aside()
+        )
         return unsent
 
     def _look_at(self, owed: Owed) -> None:

@@ -11,6 +11,7 @@ from idagg.errors import BrokerAwayError, CannotStartError, Exit, LogFileError, 
 from idagg.settings import Settings
 from idagg.store.client import Client
 from idagg.store.embedded import OLDEST, find_binary
+from idagg.store.windows import WindowStore
 
 TIMEOUT_S = 5.0
 
@@ -47,6 +48,20 @@ async def _store(settings: Settings) -> str:
         if tuple(map(int, version.split(".")[:2])) < OLDEST:
             wanted = ".".join(map(str, OLDEST))
             raise StoreError(f"Redis at {client.address} is {version}: {wanted} or newer is needed")
+        policy = str(info.get("maxmemory_policy", "noeviction"))
+        if info.get("maxmemory") and policy != "noeviction":
+            raise StoreError(
+                f"Redis at {client.address} drops keys, and counts with them, when it is full "
+                f"(maxmemory-policy {policy}): set noeviction"
+            )
+        windows = WindowStore(
+            client,
+            namespace=settings.namespace,
+            window_s=settings.window,
+            exact_limit=settings.exact_limit,
+        )
+        if damage := await windows.damage():
+            raise StoreError(f"Redis at {client.address} is damaged: {'; '.join(damage)}")
         durable = await _durability(client, info)
         return f"Redis {version} at {client.address}, {durable}"
     finally:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib.resources
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
@@ -24,11 +24,18 @@ from redis.exceptions import (
     TimeoutError,  # noqa: A004  likewise
 )
 
-from idagg.errors import FencedError, StoreAwayError, StoreError, StoreRefusedError
+from idagg.errors import FencedError, StoreAwayError, StoreError, StoreRefusedError, UnknownRefusalError
 
 _LUA = importlib.resources.files("idagg.store") / "lua"
-# Scripts of the leader: fenced by its epoch.
-_FENCED = frozenset({"seal", "mark", "called"})
+# What scripts begin with, after the prelude; the leader's are fenced by its epoch.
+_LEADERS = ("damage", "fence")
+_OPENINGS = {
+    "seal": _LEADERS,
+    "mark": _LEADERS,
+    "called": _LEADERS,
+    "aside": _LEADERS,
+    "inspect": ("damage",),
+}
 
 # Error replies that say "not now"; whether to ask again is the caller's to decide.
 _NOT_NOW = {
@@ -55,7 +62,7 @@ _LOST = {"username-password pair": "WRONGPASS", "Authentication required": "NOAU
 
 def source(name: str) -> str:
     """A script whole, its prelude included."""
-    parts = ["prelude", "fence", name] if name in _FENCED else ["prelude", name]
+    parts = ("prelude", *_OPENINGS.get(name, ()), name)
     return "\n".join((_LUA / f"{part}.lua").read_text(encoding="utf-8") for part in parts)
 
 
@@ -80,6 +87,15 @@ def address(url: str) -> str:
     if parts.scheme == "unix":
         return parts.path
     return f"{parts.scheme}://{parts.hostname or 'localhost'}:{parts.port or 6379}{parts.path}"
+
+
+class Scripts(Protocol):
+    """What runs scripts: a Client, or a Link."""
+
+    @property
+    def address(self) -> str: ...
+
+    async def script(self, name: str, tag: str, *args: bytes | str | int) -> Any: ...
 
 
 class Client:
@@ -112,14 +128,17 @@ class Client:
             except NoScriptError:
                 return await self._redis.eval(script.text, 1, tag, *args)
         except (RedisError, OSError) as error:
-            raise self._in_our_words(error) from error
+            raise await explained(self._in_our_words(error), self, name, tag) from error
 
     async def command(self, *args: bytes | str | int) -> Any:
         """Run one plain command; errors as for ``script``."""
         try:
             return await self._redis.execute_command(*args)  # type: ignore[no-untyped-call]  # untyped there
         except (RedisError, OSError) as error:
-            raise self._in_our_words(error) from error
+            words = self._in_our_words(error)
+            if isinstance(words, UnknownRefusalError):
+                words = UnknownRefusalError(f"{words} (to {args[0]!s} {args[1]!s})")
+            raise words from error
 
     async def close(self) -> None:
         await self._redis.aclose()
@@ -149,9 +168,25 @@ def refusal(where: str, reply: str) -> StoreError:
         return StoreRefusedError(f"Redis at {where} is out of memory (maxmemory)")
     if code == "FENCED":
         return FencedError(f"another leader has taken over (epoch {rest})")
-    if code == "LENGTH":
+    if code == "SCHEMA":
+        return StoreRefusedError(
+            f"Redis at {where} holds what another version of idagg wrote (schema {rest}): "
+            "run that version here, or give this one a --namespace of its own"
+        )
+    if code == "DAMAGED":
+        return StoreRefusedError(f"Redis at {where} is damaged: {rest}")
+    if code == "LENGTH" and rest.isdecimal():
         return StoreRefusedError(
             f"Redis at {where} counts in windows of {rest} s for another instance: "
             "give this one the same --window, or a --namespace of its own"
         )
-    return StoreRefusedError(f"Redis at {where} refused: {reply}")
+    return UnknownRefusalError(f"Redis at {where} refused: {reply}")
+
+
+async def explained(error: StoreError, scripts: Scripts, name: str, tag: str) -> StoreError:
+    """A script's error; for a refusal that nothing we know of explains, what is wrong in the store."""
+    if isinstance(error, UnknownRefusalError) and name != "inspect":
+        found = await scripts.script("inspect", tag)
+        if found:
+            return StoreRefusedError(f"Redis at {scripts.address} is damaged: {found[0].decode()}")
+    return error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Sequence
-from typing import Any, Protocol
+
+from idagg.store.client import Scripts
 
 # What one script call carries at most: Lua's unpack() is limited to about 8,000 values, and at about 1 us
 # an id the script holds Redis for no more than some 4 ms.
@@ -15,12 +16,6 @@ MAX_ENDPOINTS = 10_000
 
 def shard_tag(namespace: str, shard: int = 0) -> str:
     return f"{{{namespace}:{shard}}}"
-
-
-class Scripts(Protocol):
-    """What runs scripts: a Link, or a Client."""
-
-    async def script(self, name: str, tag: str, *args: bytes | str | int) -> Any: ...
 
 
 class HitStore:

@@ -18,7 +18,7 @@ from redis.asyncio.connection import (
 )
 
 from idagg.errors import StoreAwayError
-from idagg.store.client import Script, address, refusal, unreachable
+from idagg.store.client import Script, address, explained, refusal, unreachable
 
 
 class Link:
@@ -37,7 +37,7 @@ class Link:
         if isinstance(answer, hiredis.ReplyError) and str(answer).startswith("NOSCRIPT"):
             answer = await self._command(b"EVAL", script.text, 1, tag, *args)
         if isinstance(answer, hiredis.ReplyError):
-            raise refusal(self.address, str(answer))
+            raise await explained(refusal(self.address, str(answer)), self, name, tag)
         return answer
 
     async def close(self) -> None:

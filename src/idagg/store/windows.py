@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import logging
+from collections.abc import AsyncIterator, Sequence
 from typing import Literal
 
+from idagg.errors import DamagedError, UnknownRefusalError
 from idagg.store.client import Client
 from idagg.store.hits import shard_tag
 from idagg.window import Record
+
+log = logging.getLogger("idagg.store")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,7 +38,9 @@ class Owed:
 
 
 class WindowStore:
-    """Errors: StoreAwayError (outcome unknown; all calls are safe to repeat); FencedError (another leads)."""
+    """Errors: StoreAwayError (outcome unknown; all calls are safe to repeat); FencedError (another leads);
+    DamagedError: it cannot be read, nothing was done, and nothing will be until it is set aside.
+    """
 
     def __init__(self, client: Client, *, namespace: str, window_s: int, exact_limit: int) -> None:
         self._client = client
@@ -53,8 +60,22 @@ class WindowStore:
 
     async def seal(self, epoch: int) -> int:
         """Seal the oldest window that has ended; returns 0, or the ms until the next one ends."""
-        wait_ms: int = (await self._client.script("seal", self._tag, epoch, self._exact_limit))[0]
+        wait_ms: int
+        wait_ms, *damage = await self._client.script("seal", self._tag, epoch, self._exact_limit)
+        if damage:
+            member, what = damage
+            raise DamagedError("open", member, what.decode(errors="replace"))
         return wait_ms
+
+    @contextlib.asynccontextmanager
+    async def setting_aside(self, epoch: int) -> AsyncIterator[None]:
+        """What turns out to be damaged within is taken out of its index, so that all else can go on; what it
+        names stays in the store, for a person."""
+        try:
+            yield
+        except DamagedError as damage:
+            await self._client.script("aside", self._tag, epoch, damage.index, damage.member, str(damage))
+            log.error("window %s is set aside in %s:aside: %s", damage.name, self._tag, damage)
 
     async def undelivered(self, *, limit: int = 100) -> list[Owed]:
         """The oldest windows that no sink has, oldest first."""
@@ -73,6 +94,20 @@ class WindowStore:
         count: int = await self._client.command("ZCARD", f"{self._tag}:{index}")
         return count
 
+    async def aside(self) -> int:
+        """How many windows wait for a person to mend them."""
+        count: int = await self._client.command("HLEN", f"{self._tag}:aside")
+        return count
+
+    async def damage(self) -> list[str]:
+        """What is wrong in the store, or was and is set aside, in sentences."""
+        found = [what.decode(errors="replace") for what in await self._client.script("inspect", self._tag)]
+        if not found and (aside := await self.aside()):
+            found.append(
+                f"{aside} windows are set aside in {self._tag}:aside, see the README on how to mend them"
+            )
+        return found
+
     async def mark_logged(self, epoch: int, start_s: int) -> None:
         await self._client.script("mark", self._tag, epoch, start_s, "logged")
 
@@ -81,8 +116,11 @@ class WindowStore:
 
     async def endpoints(self, start_s: int) -> list[str]:
         """The window's endpoints still to be called."""
-        found = await self._client.command("SMEMBERS", f"{self._tag}:o:{start_s}:endpoints")
-        return [endpoint.decode() for endpoint in found]
+        name = f"{self._tag}:o:{start_s}:endpoints"
+        try:
+            return [endpoint.decode() for endpoint in await self._client.command("SMEMBERS", name)]
+        except (UnknownRefusalError, UnicodeDecodeError) as error:
+            raise DamagedError("callbacks", b"%d" % start_s, f"{name} is no set of endpoints") from error
 
     async def mark_called(self, epoch: int, start_s: int, endpoints: Sequence[str]) -> None:
         await self._client.script("called", self._tag, epoch, start_s, *endpoints)
@@ -92,23 +130,31 @@ class WindowStore:
         await self._client.script("called", self._tag, epoch, start_s)
 
     async def _owed(self, index: str, limit: int) -> list[Owed]:
-        starts = await self._client.command("ZRANGE", f"{self._tag}:{index}", 0, limit - 1)
-        entries = [await self._entry(int(start)) for start in starts]
+        members = await self._client.command("ZRANGE", f"{self._tag}:{index}", 0, limit - 1)
+        entries = [await self._entry(index, member) for member in members]
         return [entry for entry in entries if entry is not None]
 
-    async def _entry(self, start_s: int) -> Owed | None:
-        """None where the last that was owed of it has been done since its start was read."""
-        pairs = await self._client.command("HGETALL", f"{self._tag}:o:{start_s}")
-        if not pairs:
+    async def _entry(self, index: str, member: bytes) -> Owed | None:
+        """None where the last that was owed of it has been done since the index was read."""
+        name = f"{self._tag}:o:{member.decode(errors='replace')}"
+        try:
+            pairs = await self._client.command("HGETALL", name)
+        except UnknownRefusalError as error:
+            raise DamagedError(index, member, f"{name} is no hash") from error
+        if not pairs and await self._client.command("ZSCORE", f"{self._tag}:{index}", member) is None:
             return None
-        field = {name.decode(): int(value) for name, value in pairs.items()}
-        record = Record(
-            start_s=start_s,
-            length_s=field["length"],
-            unique_ids=field["unique"],
-            estimate=field["estimate"],
-            hits=field["hits"],
-            exact=bool(field["exact"]),
-            epoch=field["epoch"],
-        )
-        return Owed(record, dropped=field["dropped"])
+        try:
+            field = {key.decode(): int(value) for key, value in pairs.items()}
+            record = Record(
+                start_s=int(member),
+                length_s=field["length"],
+                unique_ids=field["unique"],
+                estimate=field["estimate"],
+                hits=field["hits"],
+                exact=bool(field["exact"]),
+                epoch=field["epoch"],
+            )
+            return Owed(record, dropped=field["dropped"])
+        except (KeyError, ValueError) as error:
+            what = f"{name}, which {self._tag}:{index} names, is no record: {error}"
+            raise DamagedError(index, member, what) from error

@@ -12,11 +12,14 @@
 -- Returns the start of the window that holds the batch, s: of the first time, when it comes again.
 -- Errors: STALE   a later batch of this worker was applied already; nothing was done
 --         LENGTH  the store's windows are of another length; nothing was done
+--         SCHEMA  the store was written by another version; nothing was done
 
 local length = tonumber(ARGV[1])
-local state = redis.call('HMGET', key('state'), 'length', 'sealed_through')
-if not state[1] then
-  redis.call('HSET', key('state'), 'length', length, 'schema', 1)
+local state = redis.call('HMGET', key('state'), 'length', 'sealed_through', 'schema')
+if state[3] and state[3] ~= SCHEMA then
+  return redis.error_reply('SCHEMA ' .. state[3])
+elseif not state[1] then
+  redis.call('HSET', key('state'), 'length', length, 'schema', SCHEMA)
 elseif tonumber(state[1]) ~= length then
   return redis.error_reply('LENGTH ' .. state[1])
 end
@@ -32,19 +35,15 @@ if last then
   end
 end
 
-local now_s = math.floor(now_us() / 1000000)
-local start = now_s - now_s % length
-local sealed_through = tonumber(state[2] or 0)
-if start < sealed_through then
-  start = on_grid(sealed_through, length)
-end
-
+local start = open_window(length, tonumber(state[2] or 0))
 local ids = cjson.decode(ARGV[6])
 local window = key('w', start)
-if redis.call('HINCRBY', window, 'hits', #ids) == #ids then
-  redis.call('HSET', window, 'length', length)
+-- First: nothing may go into a window that nobody would seal.
+if not redis.call('ZSCORE', key('open'), start) then
   redis.call('ZADD', key('open'), start, start)
+  redis.call('HSET', window, 'length', length)
 end
+redis.call('HINCRBY', window, 'hits', #ids)
 if redis.call('SCARD', window .. ':ids') <= tonumber(ARGV[2]) then
   redis.call('SADD', window .. ':ids', unpack(ids))
 else

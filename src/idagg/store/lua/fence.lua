@@ -1,17 +1,26 @@
 -- Opens every script that acts for the leader.
 --
 -- ARGV[1]  the leader's epoch
--- Errors: FENCED  another epoch has begun; nothing was done
+-- Errors: FENCED   another epoch has begun; nothing was done
+--         DAMAGED  what: an index is no index; nothing was done, so that nothing is done by halves
 
 local epoch = redis.call('HGET', key('state'), 'epoch')
 if epoch ~= ARGV[1] then
   return redis.error_reply('FENCED ' .. (epoch or '0'))
 end
 
--- An outbox entry goes when nothing of it is owed any more.
+for _, index in ipairs({'open', 'outbox', 'unsent', 'callbacks'}) do
+  local wrong = wrong_type(key(index), 'zset')
+  if wrong then
+    return redis.error_reply('DAMAGED ' .. wrong)
+  end
+end
+
+-- An outbox entry goes when nothing of it is owed any more, nor set aside.
 local function drop_if_done(start)
   for _, index in ipairs({'outbox', 'unsent', 'callbacks'}) do
-    if redis.call('ZSCORE', key(index), start) then
+    if redis.call('ZSCORE', key(index), start)
+      or redis.call('HEXISTS', key('aside'), index .. ' ' .. start) == 1 then
       return
     end
   end

@@ -9,29 +9,33 @@
 --
 -- A new leader may change the length: windows of the old length stay open until their own end, and those of
 -- the new length begin after it.
+--
+-- Errors: SCHEMA  the store was written by another version; nothing was done
 
 local holder = redis.call('GET', key('lock'))
+local state = redis.call('HMGET', key('state'), 'schema', 'epoch', 'length', 'sealed_through')
 local now = now_us()
 local length = tonumber(ARGV[3])
-if holder == ARGV[1] then
+if state[1] and state[1] ~= SCHEMA then
+  return redis.error_reply('SCHEMA ' .. state[1])
+elseif holder and holder ~= ARGV[1] then
+  return {0, redis.call('PTTL', key('lock')), now, tonumber(state[3] or length)}
+elseif holder and state[2] then
   redis.call('PEXPIRE', key('lock'), ARGV[2])
-  local state = redis.call('HMGET', key('state'), 'epoch', 'length')
-  return {tonumber(state[1]), tonumber(ARGV[2]), now, tonumber(state[2])}
-elseif holder then
-  local theirs = redis.call('HGET', key('state'), 'length')
-  return {0, redis.call('PTTL', key('lock')), now, tonumber(theirs or length)}
+  return {tonumber(state[2]), tonumber(ARGV[2]), now, tonumber(state[3])}
 end
 
-local state = redis.call('HMGET', key('state'), 'length', 'sealed_through')
-local sealed_through = tonumber(state[2] or 0)
-if state[1] and tonumber(state[1]) ~= length then
+local sealed_through = tonumber(state[4] or 0)
+if state[3] and tonumber(state[3]) ~= length then
   for _, start in ipairs(redis.call('ZRANGE', key('open'), 0, -1)) do
-    sealed_through = math.max(sealed_through, start + redis.call('HGET', key('w', start), 'length'))
+    -- What cannot be read is for seal.lua to find.
+    local theirs = tonumber(redis.pcall('HGET', key('w', start), 'length'))
+    sealed_through = math.max(sealed_through, (tonumber(start) or 0) + (theirs or 0))
   end
 end
 -- First: a server that is full refuses a script whose first write takes memory, and needs a leader to seal.
 redis.call('DEL', key('lock'))
 redis.call('SET', key('lock'), ARGV[1], 'PX', ARGV[2])
-redis.call('HSET', key('state'), 'schema', 1, 'length', length, 'sealed_through', sealed_through,
+redis.call('HSET', key('state'), 'schema', SCHEMA, 'length', length, 'sealed_through', sealed_through,
   'since', math.floor(now / 1000000))
 return {redis.call('HINCRBY', key('state'), 'epoch', 1), tonumber(ARGV[2]), now, length}

@@ -15,7 +15,12 @@
 --   TAG:callbacks         zset    starts of the sealed windows with endpoints still to be called
 --   TAG:o:START           hash    the record: length, unique, estimate, hits, exact, dropped, epoch
 --   TAG:o:START:endpoints set     the endpoints still to be called
+--   TAG:aside             hash    what was taken out of an index because it cannot be read: by "INDEX MEMBER",
+--                                 what is wrong with it; its keys stay where they are, for a person
 --   TAG:batch:WORKER      string  "SEQ START": the worker's last batch and the window it went to; kept 24 h
+
+-- Of this layout; a store of another is left alone.
+local SCHEMA = '1'
 
 local function key(...)
   return KEYS[1] .. ':' .. table.concat({...}, ':')
@@ -29,4 +34,14 @@ end
 
 local function on_grid(second, length)
   return math.ceil(second / length) * length
+end
+
+-- The start of the window that takes ids now.
+local function open_window(length, sealed_through)
+  local now_s = math.floor(now_us() / 1000000)
+  local start = now_s - now_s % length
+  if start < sealed_through then
+    start = on_grid(sealed_through, length)
+  end
+  return start
 end

@@ -3,7 +3,8 @@
 -- ARGV[2]  ids per window kept exactly
 --
 -- Returns {ms}: nothing has ended; the next window does so in that time, by the store's clock; or
--- {0, start}: that window was sealed.
+-- {0}: a window was sealed; or
+-- {-1, member, what}: the oldest window cannot be read, for what reason; nothing was done.
 --
 -- An empty window is sealed where the leader was there at its end. Those that nobody was there for are passed
 -- over: they hold nothing, and after a year away there are half a million of them.
@@ -12,7 +13,11 @@ local state = redis.call('HMGET', key('state'), 'length', 'sealed_through', 'sin
 local length, since = tonumber(state[1]), tonumber(state[3])
 local now = now_us()
 
-local oldest = tonumber(redis.call('ZRANGE', key('open'), 0, 0)[1])
+local first = redis.call('ZRANGE', key('open'), 0, 0)[1]
+local oldest = tonumber(first)
+if first and not string.find(first, '^[1-9]%d*$') then
+  return {-1, first, key('open') .. ' names a window that is no number: ' .. first}
+end
 local start = on_grid(tonumber(state[2]), length)
 local attended = since - since % length
 if start < attended then
@@ -23,20 +28,24 @@ if oldest and oldest <= start then
 end
 
 local window, outbox = key('w', start), key('o', start)
-local meta = redis.call('HMGET', window, 'length', 'hits', 'dropped', 'capped')
-length = tonumber(meta[1] or length)
+length = tonumber(redis.pcall('HGET', window, 'length')) or length
 local left_us = (start + length) * 1000000 - now
 if left_us > 0 then
   return {math.ceil(left_us / 1000)}
 end
+local wrong = wrong_window(start)
+if wrong then
+  return {-1, tostring(start), wrong}
+end
 
 -- First: a server that is full refuses a script whose first write takes memory, and sealing is what frees it.
 redis.call('ZREM', key('open'), start)
+local meta = redis.call('HMGET', window, 'hits', 'dropped', 'capped')
 local count = redis.call('SCARD', window .. ':ids')
 local estimate = redis.call('PFCOUNT', window .. ':hll')
-local exact = not meta[4] and count <= tonumber(ARGV[2])
+local exact = not meta[3] and count <= tonumber(ARGV[2])
 redis.call('HSET', outbox, 'length', length, 'unique', exact and count or estimate, 'estimate', estimate,
-  'hits', meta[2] or 0, 'exact', exact and 1 or 0, 'dropped', meta[3] or 0, 'epoch', ARGV[1])
+  'hits', meta[1] or 0, 'exact', exact and 1 or 0, 'dropped', meta[2] or 0, 'epoch', ARGV[1])
 redis.call('ZADD', key('outbox'), start, start)
 if redis.call('EXISTS', window .. ':endpoints') == 1 then
   redis.call('RENAME', window .. ':endpoints', outbox .. ':endpoints')
@@ -45,4 +54,4 @@ end
 redis.call('UNLINK', window, window .. ':ids')
 redis.call('EXPIRE', window .. ':hll', 172800)
 redis.call('HSET', key('state'), 'sealed_through', math.max(tonumber(state[2]), start + length))
-return {0, start}
+return {0}

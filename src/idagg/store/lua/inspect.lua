@@ -1,0 +1,26 @@
+-- Says what in the store is not as prelude.lua says, but for the outbox's entries.
+--
+-- Returns sentences, each naming a key; none where all is well.
+
+local found = {}
+for name, wanted in pairs({state = 'hash', lock = 'string', aside = 'hash', open = 'zset', outbox = 'zset',
+    unsent = 'zset', callbacks = 'zset'}) do
+  found[#found + 1] = wrong_type(key(name), wanted)
+end
+if #found == 0 then
+  found[#found + 1] = wrong_number(key('state'), {'length', 'sealed_through', 'epoch', 'since'})
+end
+if #found > 0 then
+  return found
+end
+
+local starts = redis.call('ZRANGE', key('open'), 0, 99)
+local state = redis.call('HMGET', key('state'), 'length', 'sealed_through')
+local now = state[1] and open_window(tonumber(state[1]), tonumber(state[2] or 0))
+if now and not redis.call('ZSCORE', key('open'), now) then
+  table.insert(starts, now)
+end
+for _, start in ipairs(starts) do
+  found[#found + 1] = wrong_window(start)
+end
+return found

@@ -1,0 +1,352 @@
+"""Somebody else's values where ours belong: each is named, what it spoils is set aside, all else goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+import servers
+from cranked import CrankedClient
+from idagg.errors import StoreRefusedError
+from idagg.store.client import Client
+from idagg.store.hits import HitStore
+from idagg.store.windows import WindowStore
+from serving import Serving, eventually, next_window, send, until
+
+NOON = 1_800_000_000 - 1_800_000_000 % 60
+BEFORE, SPOILT, AFTER = (NOON + 60 * number for number in range(3))
+WINDOW = f"{{t:0}}:w:{SPOILT}"
+RECORD = f"{{t:0}}:o:{SPOILT}"
+
+
+class Store:
+    """One with three windows, of 1, 2 and 3 ids, an endpoint in each."""
+
+    def __init__(self, url: str) -> None:
+        self.client = CrankedClient(url)
+        self.windows = WindowStore(self.client, namespace="t", window_s=60, exact_limit=1000)
+        self.hits = HitStore(self.client, namespace="t", window_s=60, exact_limit=1000)
+        self.epoch = 0
+
+    async def fill(self) -> None:
+        await self.client.at(BEFORE)
+        self.epoch = (await self.windows.lead("a", lease_ms=600_000)).epoch
+        for number, start in enumerate((BEFORE, SPOILT, AFTER), 1):
+            await self.client.at(start)
+            ids = [b"%d" % identity for identity in range(number)]
+            assert await self.hits.add(number, ids, [b"http://a/"]) == start
+
+    async def seal(self, *, at: int = AFTER + 60) -> None:
+        """Seal all that has ended, as far as it can be."""
+        await self.client.at(at)
+        wait_ms = 0
+        while not wait_ms:
+            async with self.windows.setting_aside(self.epoch):
+                wait_ms = await self.windows.seal(self.epoch)
+
+    async def deliver(self) -> dict[int, int]:
+        """Do all that is owed, as far as it can be read; returns the counts by window."""
+        counts: dict[int, int] = {}
+        done = False
+        while not done:
+            async with self.windows.setting_aside(self.epoch):
+                for owed in await self.windows.undelivered():
+                    counts[owed.record.start_s] = owed.record.unique_ids
+                    await self.windows.mark_delivered(self.epoch, owed.record.start_s)
+                for owed in await self.windows.uncalled():
+                    endpoints = await self.windows.endpoints(owed.record.start_s)
+                    await self.windows.mark_called(self.epoch, owed.record.start_s, endpoints)
+                done = True
+        return counts
+
+    async def aside(self) -> dict[str, str]:
+        found = await self.client.command("HGETALL", "{t:0}:aside")
+        return {name.decode(): what.decode() for name, what in found.items()}
+
+    async def keys(self) -> dict[bytes, bytes]:
+        """The spoilt window's, with what they hold."""
+        names = await self.client.command("KEYS", f"*:{SPOILT}*")
+        return {name: await self.client.command("DUMP", name) for name in names}
+
+
+@pytest.fixture
+async def store(any_server: servers.RedisServer) -> AsyncIterator[Store]:
+    store = Store(any_server.url)
+    await store.fill()
+    yield store
+    await store.client.close()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "key"),
+    [
+        (["SET", WINDOW, "theirs"], WINDOW),
+        (["HSET", WINDOW, "hits", "many"], WINDOW),
+        (["HSET", WINDOW, "length", "long"], WINDOW),
+        (["DEL", WINDOW], WINDOW),
+        (["SET", f"{WINDOW}:ids", "theirs"], f"{WINDOW}:ids"),
+        (["DEL", f"{WINDOW}:ids"], f"{WINDOW}:ids"),
+        (["SET", f"{WINDOW}:hll", "theirs"], f"{WINDOW}:hll"),
+        (["DEL", f"{WINDOW}:hll"], f"{WINDOW}:hll"),
+        (["SET", f"{WINDOW}:endpoints", "theirs"], f"{WINDOW}:endpoints"),
+        (["SET", RECORD, "theirs"], RECORD),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+async def test_a_window_that_is_spoilt(store: Store, spoil: list[str], key: str) -> None:
+    """It is set aside with its keys as they are, and delivered once a person has put it back mended."""
+    good = await store.keys()
+    await store.client.command(*spoil)
+    spoilt = await store.keys()
+    await store.seal()
+    assert await store.deliver() == {BEFORE: 1, AFTER: 3}
+    aside = await store.aside()
+    assert list(aside) == [f"open {SPOILT}"]
+    assert aside[f"open {SPOILT}"].startswith(f"{key} ")
+    assert (await store.keys()).keys() == spoilt.keys()
+    assert await store.windows.damage() == [
+        "1 windows are set aside in {t:0}:aside, see the README on how to mend them"
+    ]
+
+    await store.client.command("DEL", *spoilt)
+    for name, content in good.items():
+        await store.client.command("RESTORE", name, 0, content)
+    await store.client.command("ZADD", "{t:0}:open", SPOILT, SPOILT)
+    await store.client.command("HDEL", "{t:0}:aside", f"open {SPOILT}")
+    await store.seal()
+    assert await store.deliver() == {SPOILT: 2}
+    assert await store.windows.damage() == []
+
+
+@pytest.mark.parametrize("index", ["outbox", "unsent", "callbacks"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        ["SET", RECORD, "theirs"],
+        ["DEL", RECORD],
+        ["HSET", RECORD, "unique", "many"],
+        ["HDEL", RECORD, "estimate"],
+        ["HSET", RECORD, b"\xff", "1"],
+    ],
+    ids=lambda spoil: f"{spoil[0]} {spoil[2] if spoil[2:] else ''}",
+)
+async def test_a_record_that_is_spoilt(store: Store, spoil: list[str], index: str) -> None:
+    """It is set aside, whatever is owed of it, and what is owed is there again once it is mended."""
+    await store.seal()
+    for start in (BEFORE, SPOILT, AFTER):
+        if index != "outbox":
+            await store.windows.mark_logged(store.epoch, start)
+        if index == "callbacks":
+            await store.windows.mark_delivered(store.epoch, start)
+    good = await store.client.command("DUMP", RECORD)
+    await store.client.command(*spoil)
+    for _ in range(3):
+        async with store.windows.setting_aside(store.epoch):
+            await store.windows.unsent()
+    await store.deliver()
+    expected = {f"{index} {SPOILT}", f"callbacks {SPOILT}"}
+    aside = await store.aside()
+    assert aside.keys() == expected
+    assert all(RECORD in what for what in aside.values())
+    assert await store.windows.depth("outbox") == await store.windows.depth("callbacks") == 0
+
+    await store.client.command("RESTORE", RECORD, 0, good, "REPLACE")
+    for name in expected:
+        await store.client.command("ZADD", f"{{t:0}}:{name.split()[0]}", SPOILT, SPOILT)
+        await store.client.command("HDEL", "{t:0}:aside", name)
+    read = {"outbox": store.windows.undelivered, "unsent": store.windows.unsent}
+    owed = await read.get(index, store.windows.uncalled)()
+    assert (SPOILT, 2) in [(entry.record.start_s, entry.record.unique_ids) for entry in owed]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [["SET", f"{RECORD}:endpoints", "theirs"], ["SADD", f"{RECORD}:endpoints", b"\xff\xfe"]],
+    ids=["SET", "SADD"],
+)
+async def test_endpoints_that_are_spoilt(store: Store, spoil: list[str | bytes]) -> None:
+    """The window counts, its calls are set aside, and the record is kept for them."""
+    await store.seal()
+    await store.client.command(*spoil)
+    async with store.windows.setting_aside(store.epoch):
+        await store.windows.endpoints(SPOILT)
+    assert await store.aside() == {f"callbacks {SPOILT}": f"{RECORD}:endpoints is no set of endpoints"}
+    assert await store.deliver() == {BEFORE: 1, SPOILT: 2, AFTER: 3}
+    assert await store.client.command("EXISTS", RECORD) == 1
+    await store.client.command("DEL", f"{RECORD}:endpoints")
+    await store.client.command("SADD", f"{RECORD}:endpoints", "http://a/")
+    await store.client.command("ZADD", "{t:0}:callbacks", SPOILT, SPOILT)
+    await store.client.command("DEL", "{t:0}:aside")
+    await store.deliver()
+    assert await store.client.command("KEYS", "{t:0}:o:*") == []
+
+
+@pytest.mark.parametrize("index", ["open", "outbox", "unsent", "callbacks"])
+@pytest.mark.parametrize(
+    "member", [b"theirs", b"a b\r\nc", b"", b"\xff", b"1e3", b"+5", b"-5", b"5", b" 7", b"0x10", b"nan"]
+)
+async def test_a_foreign_member(store: Store, index: str, member: bytes) -> None:
+    """What no window could be called is set aside, and hides none behind it."""
+    await store.client.command("ZADD", f"{{t:0}}:{index}", 0, member)
+    await store.seal()
+    async with store.windows.setting_aside(store.epoch):
+        await store.windows.unsent()
+    assert await store.deliver() == {BEFORE: 1, SPOILT: 2, AFTER: 3}
+    aside = await store.client.command("HGETALL", "{t:0}:aside")
+    assert list(aside) == [index.encode() + b" " + member]
+    assert await store.client.command("ZSCORE", f"{{t:0}}:{index}", member) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "belongs"),
+    [
+        ("state", "hash"),
+        ("lock", "string"),
+        ("open", "zset"),
+        ("outbox", "zset"),
+        ("unsent", "zset"),
+        ("callbacks", "zset"),
+    ],
+)
+async def test_a_key_of_another_type(store: Store, key: str, belongs: str) -> None:
+    """The error names it; what needs it waits, what does not goes on; nothing is lost or done by halves."""
+    name = f"{{t:0}}:{key}"
+    await store.client.command("SADD", "theirs", "theirs")
+    there = await store.client.command("EXISTS", name)
+    if there:
+        await store.client.command("RENAME", name, "ours")
+    await store.client.command("COPY", "theirs", name)
+    wrong = f"is damaged: {name} is a set, a {belongs} belongs there"
+
+    await store.client.at(AFTER + 60)
+    for _ in range(2):
+        for uses, step in (
+            ({"state", "open"}, store.hits.add(4, [b"9"])),
+            ({"state", "lock"}, store.windows.lead("a", lease_ms=600_000)),
+            ({"state", "open", "outbox", "unsent", "callbacks"}, store.windows.seal(store.epoch)),
+        ):
+            if key in uses:
+                with pytest.raises(StoreRefusedError, match=wrong):
+                    await step
+            else:
+                await step
+    assert await store.windows.damage() == [wrong.removeprefix("is damaged: ")]
+
+    await store.client.command("DEL", name)
+    if there:
+        await store.client.command("RENAME", "ours", name)
+    assert await store.hits.add(4, [b"9"]) == AFTER + 60
+    await store.seal(at=AFTER + 120)
+    assert await store.deliver() == {BEFORE: 1, SPOILT: 2, AFTER: 3, AFTER + 60: 1}
+
+
+@pytest.mark.parametrize("field", ["length", "sealed_through", "since"])
+async def test_a_state_that_is_spoilt(store: Store, field: str) -> None:
+    """What is no number is named, and nothing is done."""
+    good = await store.client.command("HGET", "{t:0}:state", field)
+    await store.client.command("HSET", "{t:0}:state", field, "theirs")
+    await store.client.at(AFTER + 60)
+    wrong = rf"is damaged: \{{t:0}}:state has no number as {field}, but theirs"
+    with pytest.raises(StoreRefusedError, match=wrong):
+        await store.windows.seal(store.epoch)
+    if field != "since":
+        with pytest.raises(StoreRefusedError, match=wrong):
+            await store.hits.add(4, [b"9"])
+    await store.client.command("HSET", "{t:0}:state", field, good)
+    await store.seal()
+    assert await store.deliver() == {BEFORE: 1, SPOILT: 2, AFTER: 3}
+
+
+async def test_another_schema(store: Store) -> None:
+    """What another version wrote is left alone."""
+    await store.client.command("HSET", "{t:0}:state", "schema", "2")
+    before = await store.client.command("KEYS", "*")
+    for step in (
+        store.hits.add(4, [b"9"]),
+        store.windows.lead("a", lease_ms=1),
+        store.windows.lead("b", lease_ms=1),
+    ):
+        with pytest.raises(
+            StoreRefusedError, match=r"another version of idagg wrote \(schema 2\).*--namespace"
+        ):
+            await step
+    assert await store.client.command("KEYS", "*") == before
+
+
+async def test_a_state_that_is_gone(store: Store) -> None:
+    """A leader whose epoch is not known any more begins a new one, and what was open is sealed."""
+    await store.client.command("DEL", "{t:0}:state")
+    assert (await store.windows.lead("a", lease_ms=600_000)).epoch == 1
+    await store.seal()
+    assert await store.deliver() == {BEFORE: 1, SPOILT: 2, AFTER: 3}
+
+
+@pytest.fixture
+async def client(any_server: servers.RedisServer) -> AsyncIterator[Client]:
+    client = Client(any_server.url, timeout_s=5)
+    yield client
+    await client.close()
+
+
+async def test_a_damaged_store_that_is_served(any_server: servers.RedisServer, client: Client) -> None:
+    """Real processes: the windows beside the spoilt one arrive, and whoever looks after it is told."""
+    with Serving("--redis-url", any_server.url, window=1) as serving:
+        await next_window(1)
+        await send(serving, range(100))
+        (name, *_) = await client.command("KEYS", "*:w:*:ids")
+        await client.command("SET", name, "theirs")
+        await client.command("ZADD", "{idagg:0}:outbox", 0, "theirs")
+        await until(lambda: serving.said.count("is set aside in {idagg:0}:aside") == 2)
+        assert f"{name.decode()} is a string, a set belongs there" in serving.said
+        await next_window(1)
+        await send(serving, range(100))
+        await until(lambda: 100 in serving.counts().values())
+        figures = await eventually(
+            serving.figures, lambda figures: figures["idagg_outbox_windows{aside}"] == 2
+        )
+        assert figures["idagg_outbox_windows{sink}"] == 0
+
+        await client.command("SET", "{idagg:0}:state", "theirs")
+        answer = await eventually(serving.health, lambda answer: answer.status == 503)
+        assert b"is damaged: {idagg:0}:state is a string, a hash belongs there" in answer.body
+        assert await serving.hit() == 503
+        await client.command("DEL", "{idagg:0}:state")
+        await serving.counts_again()
+        await serving.ready()
+        serving.stop()
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (
+            "CONFIG SET maxmemory-policy allkeys-lru",
+            "drops keys, and counts with them, when it is full (maxmemory",
+        ),
+        ("SET {idagg:0}:open theirs", "is damaged: {idagg:0}:open is a string, a zset belongs there"),
+        ("HSET {idagg:0}:aside open why", "1 windows are set aside in {idagg:0}:aside"),
+    ],
+)
+async def test_check_says_so(
+    any_server: servers.RedisServer, client: Client, tmp_path: Path, command: str, sentence: str
+) -> None:
+    """`idagg check` tells what would cost counts, or has spoilt some."""
+    await client.command("CONFIG", "SET", "maxmemory", "1gb")
+    flags = ("--redis-url", any_server.url, "--log-file", str(tmp_path / "log"))
+    assert (await check(*flags)).startswith("ok      store: ")
+    await client.command(*command.split())
+    said = await check(*flags)
+    assert said.startswith("failed  store: ")
+    assert sentence in said
+
+
+async def check(*flags: str) -> str:
+    command = (sys.executable, "-m", "idagg", "check", *flags)
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    assert process.returncode == (1 if b"failed" in output else 0)
+    return output.decode()
