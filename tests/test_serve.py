@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 from aiohttp import web
 
 from doors import counted
+from idagg.run.worker import MAX_FILES
 from idagg.store.client import Client
 from idagg.window import iso
 from oracle import Consumer, Load, epoch_s
@@ -238,6 +240,14 @@ async def test_health(serving: Serving, admin: bool) -> None:
         answer = await serving.ask(path, admin=admin)
         assert (answer.status, answer.body) == (200, b"ok")
     assert (await serving.ask("/api/verve/accept?id=1", admin=True)).status == 404
+
+
+def test_descriptors(serving: Serving) -> None:
+    """A shell's 1,024 is not what bounds the connections of a worker."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for worker in serving.workers():
+        soft, _ = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+        assert soft >= min(hard, MAX_FILES)
 
 
 async def test_pipeline(serving: Serving, store: RedisServer) -> None:

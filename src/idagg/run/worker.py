@@ -12,6 +12,7 @@ import gc
 import logging
 import math
 import os
+import resource
 import signal
 import socket
 import sys
@@ -48,6 +49,9 @@ log = logging.getLogger("idagg.worker")
 FLUSH_TIMEOUT_S = 5.0
 # How long a worker is not ready after a batch that was not stored, if nothing else is wrong.
 TROUBLE_LASTS_S = 2.0
+# Connections and all else that is open. Shells and systemd give 1,024, for the sake of programs that use
+# select(); precedent for raising that: Go's runtime.
+MAX_FILES = 65_536
 
 
 class Worker:
@@ -228,6 +232,8 @@ def main() -> int:
         log.error("aiohttp runs without its C parser: unset AIOHTTP_NO_EXTENSIONS, or install its wheel")
         return Exit.CANNOT_START
     metrics_module.use_slot(order.slot)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, MAX_FILES)), hard))
 
     async def serve() -> None:
         await Worker(order).run()
