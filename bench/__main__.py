@@ -16,6 +16,7 @@ import bench.closed_loop.run
 import bench.flushing.run
 import bench.growth.run
 import bench.open_loop.run
+import bench.readme
 from bench.closed_loop.results import Results
 from bench.findings import Findings
 from bench.flushing.results import Flushing
@@ -80,6 +81,8 @@ def main() -> int:
         finally:
             _write(found, options.results)  # although a later part, or the rest of this, may fail
         say(f"{part} took {time.monotonic() - began:.0f} s")
+    if found.closed and options.results == _RESULTS:
+        bench.readme.write(found)
     print((options.results / "report.rst").read_text())
     return code
 

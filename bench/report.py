@@ -20,10 +20,16 @@ servers and traffic that no target is about, the check of the open loop's genera
 callbacks without tarpits, and growth where it was not asked for."""
 
 
+def summary(found: Findings) -> str:
+    """What the README shows."""
+    assert found.closed
+    return "\n\n".join(
+        [*_circumstances(found), _targets(found), bench.closed_loop.report.costs(found.closed, "64")]
+    )
+
+
 def report(found: Findings) -> str:
-    parts = [f"{_WHERE}; {_before(found)}.\n{_WHAT}.".format(**found.machine)]
-    if disturbed := disturbance(found):
-        parts.append(f"**{disturbed}**")
+    parts = _circumstances(found)
     if found.options["quick"]:
         parts.append(_QUICK.format(**found.options | {"ids": max(found.options["ids"])}))
     parts.append(section("What idagg must reach", _targets(found)))
@@ -36,6 +42,13 @@ def report(found: Findings) -> str:
     if found.growth:
         parts += bench.growth.report.sections(found.growth)
     return "\n\n".join(parts) + "\n"
+
+
+def _circumstances(found: Findings) -> list[str]:
+    parts = [f"{_WHERE}; {_before(found)}.\n{_WHAT}.".format(**found.machine)]
+    if disturbed := disturbance(found):
+        parts.append(f"**{disturbed}**")
+    return parts
 
 
 def disturbance(found: Findings) -> str:

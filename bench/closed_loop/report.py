@@ -12,14 +12,15 @@ from bench.traffic import TRAFFIC
 
 def sections(results: Results) -> list[str]:
     parts = [
-        section(traffic.what, _comparison(results, name))
+        section(traffic.what, costs(results, name))
         for name, traffic in TRAFFIC.items()
         if results.servers(name)
     ]
     return [*parts, section("Start and idle connections", _upkeep(results))]
 
 
-def _comparison(results: Results, traffic: str) -> str:
+def costs(results: Results, traffic: str) -> str:
+    """The servers beside each other under one kind of traffic."""
     columns: dict[str, Callable[[Cost], float]] = {
         "requests/s": lambda cost: cost.rate,
         "p50 ms": lambda cost: cost.load.p50_ms,
