@@ -61,10 +61,10 @@ async def open_doors(
     finally:
         for wire in doors.wires:
             wire.close()
-        entrance.close()
+        await entrance.close()
         server.close()
-        front.drain()
-        await app.drain()
+        front.close()
+        await app.close()
         commit.stop()
         await running
 

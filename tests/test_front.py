@@ -224,20 +224,72 @@ async def test_a_client_that_does_not_read_is_not_read_from(stage: Stage) -> Non
     await sending
 
 
-async def test_a_drain_answers_what_is_owed_and_closes(stage: Stage) -> None:
-    """Idle connections close at once, others behind their answers, new ones as they come."""
-    idle, busy, late = [await stage.connect() for _ in range(3)]
+async def test_a_close_answers_what_is_owed(stage: Stage) -> None:
+    """Idle connections close at once, others behind their answers."""
+    idle, busy = await stage.connect(), await stage.connect()
     await idle.send(get("id=x"))
     assert await status(idle) == 400
     await busy.send(get("id=1"))
     await stage.sent(1)
-    stage.doors.front.drain()
+    stage.doors.front.close()
     assert await idle.closed()
-    await late.send(get("id=2"))
-    assert await late.closed()
     stage.hits.reply(None)
     assert await status(busy) == 200
     assert await busy.closed()
+
+
+KEEP_10 = b"GET /api/verve/accept?id=1 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
+HANDED_OVER = get("id=1", "Host: x\r\nUpgrade: h2c\r\n")
+
+
+@pytest.mark.parametrize(
+    "last", [get("id=1"), get("id=x"), KEEP_10, HANDED_OVER], ids=["plain", "bad", "HTTP/1.0", "handed over"]
+)
+async def test_a_drain_leaves_each_connection_one_more_answer(stage: Stage, last: bytes) -> None:
+    """The last one says that it is, also to who was idle and who comes only now."""
+    stage.hits.reply(*[None] * 20)
+    idle, late = await stage.connect(), await stage.connect()
+    await idle.send(get("id=x"))
+    assert await status(idle) == 400
+    stage.doors.front.drain()
+    stage.doors.app.drain()
+    for wire in (idle, late):
+        await wire.send(last)
+        answer = await wire.answer()
+        assert answer is not None
+        assert (answer.status in (200, 400), answer.headers["Connection"]) == (True, "close")
+        assert await wire.closed()
+
+
+async def test_a_drain_ends_a_pipeline_with_the_last_answer_of_what_was_taken(stage: Stage) -> None:
+    """What comes behind it is not taken, and is no reason for a reset, which could overtake the answers."""
+    wire = await stage.connect()
+    await wire.send(get("id=1") * 3)
+    await stage.sent(1)
+    stage.doors.front.drain()
+    stage.hits.reply(None)
+    said = [await wire.answer() for _ in range(3)]
+    assert [answer and answer.headers["Connection"] for answer in said] == [None, None, "close"]
+    (connection,) = stage.doors.front.connections
+    await wire.send(get("id=2") * 1000)
+    assert await asyncio.get_running_loop().sock_recv(wire.socket, 1) == b""
+    assert len(stage.hits.sent) == 1
+    wire.socket.shutdown(socket.SHUT_WR)
+    await stage.until(connection, "closed")
+    assert stage.doors.front.connections == set()
+
+
+async def test_a_drain_hands_over_what_is_waiting_for_it(stage: Stage) -> None:
+    """The answer before it is not the last."""
+    wire = await stage.connect()
+    await wire.send(get("id=1") + HANDED_OVER)
+    await stage.sent(1)
+    stage.doors.front.drain()
+    stage.doors.app.drain()
+    stage.hits.reply(None, None)
+    said = [await wire.answer() for _ in range(2)]
+    assert [answer and answer.headers["Connection"] for answer in said] == [None, "close"]
+    assert await wire.closed()
 
 
 async def test_the_date_moves_with_the_seconds(stage: Stage) -> None:

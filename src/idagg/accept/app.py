@@ -19,8 +19,8 @@ KEEPALIVE_S = 15.0
 MAX_LINE_BYTES = 8190
 # One apart from the line's limit: aiohttp's error tells the limit and not whose it is.
 MAX_FIELD_BYTES = 8191
-# How long a drain waits for requests in progress.
-DRAIN_S = 5.0
+# How long a close waits for requests in progress.
+CLOSE_S = 5.0
 
 Ready = Callable[[], str | None]
 """Why this process is not ready, in a sentence; None when it is."""
@@ -128,6 +128,8 @@ class AppDoor:
     """The application's server side. Call it to make the protocol of a connection, new or handed over."""
 
     def __init__(self, app: web.Application) -> None:
+        self._draining = False
+        app.on_response_prepare.append(self._last)
         self._runner = web.AppRunner(app, handle_signals=False, access_log=None)
 
     async def start(self) -> None:
@@ -145,9 +147,23 @@ class AppDoor:
             access_log=None,  # type: ignore[arg-type]  # aiohttp takes None for no log, and its types do not say so
         )
 
-    async def drain(self) -> None:
+    @property
+    def connections(self) -> int:
+        assert self._runner.server is not None
+        return len(self._runner.server.connections)
+
+    def drain(self) -> None:
+        """From now on each answer is its connection's last, and says so."""
+        self._draining = True
+
+    async def close(self) -> None:
         """Let requests in progress end, then close every connection."""
         assert self._runner.server is not None
         self._runner.server.pre_shutdown()
-        await self._runner.server.shutdown(DRAIN_S)
+        await self._runner.server.shutdown(CLOSE_S)
         await self._runner.cleanup()
+
+    async def _last(self, request: web.Request, response: web.StreamResponse) -> None:
+        if self._draining:
+            response.force_close()
+            response.headers["Connection"] = "close"  # they were made before

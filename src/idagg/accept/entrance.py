@@ -38,11 +38,13 @@ class Entrance:
         self._closed = False
         self._open()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Let nobody in any more. Who waits in the backlog waits for another holder of the listener."""
         self._closed = True
         self._loop.remove_reader(self._listener)
         self._listener.close()
+        if self._joining:
+            await asyncio.wait(self._joining)
 
     def _open(self) -> None:
         if not self._closed:

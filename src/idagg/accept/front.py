@@ -134,8 +134,12 @@ class FrontDoor:
         return taken
 
     def drain(self) -> None:
-        """Close each connection once what it is owed is out."""
+        """From now on an answer with nothing owed behind it is its connection's last, and says so. An idle
+        connection stays for one more request: a client that is just sending it must not find it closed."""
         self.draining = True
+
+    def close(self) -> None:
+        """Close each connection once what it is owed is out."""
         for connection in list(self.connections):
             connection.finish()
 
@@ -143,15 +147,18 @@ class FrontDoor:
 class Reply:
     """A waiter for an answer that is not the plain one."""
 
-    __slots__ = ("connection", "otherwise", "stored")
+    __slots__ = ("connection", "otherwise", "stored", "style")
 
-    def __init__(self, connection: Connection, stored: bytes, otherwise: bytes) -> None:
+    def __init__(
+        self, connection: Connection, stored: list[bytes], otherwise: list[bytes], style: Style
+    ) -> None:
         self.connection = connection
         self.stored = stored
         self.otherwise = otherwise
+        self.style = style
 
     def answer(self, stored: bool) -> None:
-        self.connection.send(self.stored if stored else self.otherwise)
+        self.connection.send(self.stored if stored else self.otherwise, self.style)
 
 
 class Once:
@@ -209,8 +216,6 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._door.connections.add(self)
-        if self._door.draining:
-            self._close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = self._then = None
@@ -253,19 +258,22 @@ class Connection(asyncio.Protocol):
 
     def answer(self, stored: bool) -> None:
         replies = self._door.replies
-        self.send(replies.ok[0] if stored else replies.unavailable[0])
+        self.send(replies.ok if stored else replies.unavailable, Style.KEEP)
 
-    def send(self, reply: bytes) -> None:
+    def send(self, reply: list[bytes], style: Style) -> None:
         self._owed -= 1
+        last = self._door.draining and not self._owed and self._then is None
         if self._transport is not None:
             try:
-                self._transport.write(reply)
+                self._transport.write(reply[Style.CLOSE if last else style])
             except RuntimeError:  # uvloop's, of a transport that closed in this very turn of the loop
                 self._transport = None
         if not self._owed:
             if self._then is not None:
                 then, self._then = self._then, None
                 then()
+            elif last:
+                self._leave()
             elif self._paused:
                 self._resume()
 
@@ -314,10 +322,10 @@ class Connection(asyncio.Protocol):
         hit = parse(query)
         if hit is None:
             door.bad += 1
-            self._reply(replies.bad[style])
+            self._reply(replies.bad, style)
         else:
             plain = style is Style.KEEP
-            waiter = self if plain else Reply(self, replies.ok[style], replies.unavailable[style])
+            waiter = self if plain else Reply(self, replies.ok, replies.unavailable, style)
             if door.commit.add(waiter, *hit):
                 self._owed += 1
             else:
@@ -327,15 +335,15 @@ class Connection(asyncio.Protocol):
 
     def _turn_away(self, style: Style) -> None:
         self._door.turned_away += 1
-        self._reply(self._door.replies.unavailable[style])
+        self._reply(self._door.replies.unavailable, style)
 
-    def _reply(self, reply: bytes) -> None:
+    def _reply(self, reply: list[bytes], style: Style) -> None:
         """An answer that does not wait for the store, but for those before it."""
         self._owed += 1
         if self._owed == 1:
-            self.send(reply)
+            self.send(reply, style)
         else:
-            self._door.commit.in_turn(Reply(self, reply, reply))
+            self._door.commit.in_turn(Reply(self, reply, reply, style))
 
     def _keep(self, rest: bytes) -> None:
         """Wait for the rest of a head, as long as it can still become a plain request."""
@@ -375,6 +383,14 @@ class Connection(asyncio.Protocol):
         if self._paused and not held and self._transport is not None:
             self._paused = False
             self._transport.resume_reading()
+
+    def _leave(self) -> None:
+        """Close when the client does. It may go on sending until then, and to close on unread bytes would be
+        a reset, which could overtake the answers."""
+        if self._transport is not None:
+            self._resume()
+            self._then = self._close
+            self._transport.write_eof()
 
     def _close(self) -> None:
         if self._transport is not None:

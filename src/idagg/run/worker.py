@@ -52,6 +52,8 @@ TROUBLE_LASTS_S = 2.0
 # Connections and all else that is open. Shells and systemd give 1,024, for the sake of programs that use
 # select(); precedent for raising that: Go's runtime.
 MAX_FILES = 65_536
+# How long a worker that stops keeps idle connections. Precedent: nginx keeps them not at all.
+LAST_REQUEST_S = 1.0
 
 
 class Worker:
@@ -148,13 +150,16 @@ class Worker:
                 task.result()
             raise RuntimeError(f"{[task.get_name() for task in done]} ended by itself")
 
-        entrance.close()
         self._front.drain()
+        self._app.drain()
+        await entrance.close()
         self._flusher.stop()
         await flusher
         await end(bid)
         await self._leadership.resign()
-        await self._app.drain()
+        await self._last_requests()
+        self._front.close()
+        await self._app.close()
         self._commit.stop()
         await commit
         await end(*others)
@@ -175,6 +180,14 @@ class Worker:
         ready sends no further hit that could show its end."""
         lately = asyncio.get_running_loop().time() - self._failed_at < TROUBLE_LASTS_S
         return (lately and self._commit.trouble) or self._leadership.trouble
+
+    async def _last_requests(self) -> None:
+        """Wait for those whom the drain leaves one more request, but no longer than LAST_REQUEST_S."""
+        give_up_at = time.monotonic() + LAST_REQUEST_S
+        while self._front.connections or self._app.connections:
+            if time.monotonic() > give_up_at:
+                return
+            await asyncio.sleep(TICK_S)
 
     async def _tick(self) -> None:
         """The one coarse clock of the doors."""
