@@ -162,17 +162,27 @@ def verdict(
 
 
 class Load(Journal):
-    """Callers, each with a connection that it renews where it is lost, who send one new id after another.
+    """Callers, each with a connection that it renews where it is lost or ends, who send one new id after
+    another.
 
-    ``query`` is added to each request, its ``{}`` made the id. ``fresh``: a new connection for each request,
-    as callers without keep-alive have.
+    ``query`` is added to each request, its ``{}`` made the id; so are the header ``fields``. ``fresh``: a new
+    connection for each request, as callers without keep-alive have.
     """
 
-    def __init__(self, serving: Serving, *, callers: int = 16, query: str = "", fresh: bool = False) -> None:
+    def __init__(
+        self,
+        serving: Serving,
+        *,
+        callers: int = 16,
+        query: str = "",
+        fields: str = "",
+        fresh: bool = False,
+    ) -> None:
         super().__init__()
         self._serving = serving
         self._callers = callers
         self._query = query
+        self._fields = fields
         self._fresh = fresh
         self._over = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -225,10 +235,10 @@ class Load(Journal):
                 wire.close()
 
     async def _send(self, wire: Wire, number: int) -> bool:
-        """False where the connection is lost."""
+        """False where the connection is lost, or ends with this answer."""
         self.unknown.add(number)
         began_s = time.monotonic()
-        await wire.send(request(number, self._query.format(number)))
+        await wire.send(request(number, self._query.format(number), self._fields))
         answer = await wire.answer()
         ended_s = time.monotonic()
         self.slowest_s = max(self.slowest_s, ended_s - began_s)
@@ -245,7 +255,7 @@ class Load(Journal):
             assert answer.headers["Retry-After"] == "1"
             self.failed.add(number)
             self.trouble_at.append(ended_s)
-        return True
+        return answer.headers["Connection"] != "close"
 
 
 class Consumer:

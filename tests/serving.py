@@ -248,14 +248,14 @@ async def send(serving: Serving, numbers: Iterable[int], *, connections: int = 1
     await asyncio.gather(*(each(share) for share in shares if share))
 
 
-def request(number: int, query: str = "") -> bytes:
-    return f"GET /api/verve/accept?id={number}{query} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+def request(number: int, query: str = "", fields: str = "") -> bytes:
+    return f"GET /api/verve/accept?id={number}{query} HTTP/1.1\r\nHost: x\r\n{fields}\r\n".encode()
 
 
-async def connect(port: int) -> Wire:
+async def connect(port: int, host: str = "127.0.0.1") -> Wire:
     wire = Wire()
     try:
-        await asyncio.get_running_loop().sock_connect(wire.socket, ("127.0.0.1", port))
+        await asyncio.get_running_loop().sock_connect(wire.socket, (host, port))
     except BaseException:
         wire.close()
         raise

@@ -121,7 +121,7 @@ def test_order() -> None:
         callback_allow=("10.0.0.0/8", "a.example"),
         callback_secret='"whsec\n',
     )
-    order = Order(settings, "unix:///run/x", 3, 7)
+    order = Order(settings, "unix:///run/x", 3, 7, 5)
     line = order.line()
     assert (line.count(b"\n"), line[-1:]) == (1, b"\n")
     assert Order.parse(line) == order

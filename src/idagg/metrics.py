@@ -29,15 +29,16 @@ FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
-def use_slot(slot: int) -> None:
-    """Write under the worker's slot, which its successor takes over, so that files do not pile up."""
+def write_as(writer: int) -> None:
+    """Write to the files of this number. It is no living process's; a dead one's is taken over, so that files
+    do not pile up."""
     if FOLDER_VARIABLE in os.environ:
-        values.ValueClass = values.MultiProcessValue(lambda: slot)  # type: ignore[no-untyped-call]  # untyped there
+        values.ValueClass = values.MultiProcessValue(lambda: writer)  # type: ignore[no-untyped-call]  # untyped there
 
 
-def forget(folder: Path, slot: int) -> None:
-    """The worker is dead: what it said of the present is not true any more."""
-    multiprocess.mark_process_dead(slot, str(folder))  # type: ignore[no-untyped-call]  # untyped there
+def forget(folder: Path, writer: int) -> None:
+    """The process is dead: what it said of the present is not true any more."""
+    multiprocess.mark_process_dead(writer, str(folder))  # type: ignore[no-untyped-call]  # untyped there
 
 
 def exposition(folder: Path) -> bytes:

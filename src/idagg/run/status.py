@@ -18,21 +18,23 @@ BEAT_S = 0.5
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Order:
-    """``slot`` names the worker among those of this VM, ``listener`` is an inherited descriptor."""
+    """``slot`` names the worker among those of this VM, ``listener`` is an inherited descriptor; its
+    predecessor may still have both. ``writer`` is no other living process's, and names its metrics."""
 
     settings: Settings
     redis_url: str
     slot: int
     listener: int
+    writer: int
 
     def line(self) -> bytes:
         settings = base64.b64encode(self.settings.to_json()).decode()
-        return orjson.dumps([settings, self.redis_url, self.slot, self.listener]) + b"\n"
+        return orjson.dumps([settings, self.redis_url, self.slot, self.listener, self.writer]) + b"\n"
 
     @classmethod
     def parse(cls, line: bytes) -> Order:
-        settings, redis_url, slot, listener = orjson.loads(line)
-        return cls(Settings.from_json(base64.b64decode(settings)), redis_url, slot, listener)
+        settings, *others = orjson.loads(line)
+        return cls(Settings.from_json(base64.b64decode(settings)), *others)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

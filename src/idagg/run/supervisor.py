@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -25,7 +25,7 @@ from idagg.errors import CannotStartError, Exit, IdaggError
 from idagg.run import sockets
 from idagg.run.admin import AdminDoor
 from idagg.run.logs import log_to_stderr
-from idagg.run.restart import Restarts
+from idagg.run.restart import YOUNG_S, Restarts
 from idagg.run.status import Beat, Order
 from idagg.run.systemd import notify
 from idagg.settings import Settings
@@ -49,57 +49,25 @@ class CrashLoopError(IdaggError):
 
 
 class WorkerProcess:
-    """One slot: the process in it now, and what it said last."""
+    """A process in a slot: what it said last, and what became of it. Its ``life`` begins at once."""
 
-    def __init__(self, slot: int, listener: socket.socket) -> None:
-        self.slot = slot
-        self.listener = listener
+    def __init__(self, order: Order, environment: dict[str, str]) -> None:
+        self.order = order
         self.beat: Beat | None = None
-        self.process: asyncio.subprocess.Process | None = None
+        self.code: int | None = None  # of its exit; None, once it has ended: it could not even be started
+        self._environment = environment
+        self._process: asyncio.subprocess.Process | None = None
+        self._listens_since: float | None = None
         self._stopping = False
+        self.life = asyncio.create_task(self._live())
 
     def __repr__(self) -> str:
-        return f"<WorkerProcess {self.slot} pid={self.process.pid if self.process else None} {self.beat}>"
+        return f"<WorkerProcess {self.order.slot} pid={self._process and self._process.pid} {self.beat}>"
 
-    async def serve(self, order: Order, environment: dict[str, str]) -> float:
-        """Run a process until it ends; returns for how long it listened, s."""
-        self.beat = None
-        self.process = process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "idagg.run.worker"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            pass_fds=[self.listener.fileno()],
-            env=environment,
-            # Ctrl-C goes to the whole group, but it is for the supervisor to say when workers stop.
-            start_new_session=True,
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with contextlib.suppress(RuntimeError):  # uvloop's, of a process that has died already
-            process.stdin.write(order.line())
-        if self._stopping:
-            self.signal(signal.SIGTERM)
-        began = time.monotonic()
-        try:
-            while True:
-                async with asyncio.timeout(HUNG_S):
-                    line = await process.stdout.readline()
-                if not line:
-                    break
-                if self.beat is None:
-                    began = time.monotonic()
-                self.beat = Beat.parse(line)
-        except TimeoutError:
-            log.error(
-                "worker-%d (pid %d) has been silent for %g s, ending it", self.slot, process.pid, HUNG_S
-            )
-            self.signal(signal.SIGABRT)  # it says where it hangs
-            await asyncio.wait([asyncio.create_task(process.wait())], timeout=LAST_WORDS_S)
-            self.signal(signal.SIGKILL)  # a stopped process takes nothing else
-        served_s = time.monotonic() - began if self.beat else 0.0
-        self.beat = None
-        await process.wait()
-        return served_s
+    @property
+    def served_s(self) -> float:
+        """For how long it has listened."""
+        return time.monotonic() - self._listens_since if self._listens_since else 0.0
 
     def stop(self) -> None:
         """Tell the process to stop, also one that is just being made."""
@@ -107,8 +75,52 @@ class WorkerProcess:
         self.signal(signal.SIGTERM)
 
     def signal(self, number: signal.Signals) -> None:
-        if self.process is not None and self.process.returncode is None:
-            self.process.send_signal(number)
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(number)
+
+    async def _live(self) -> None:
+        try:
+            self._process = process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "idagg.run.worker"),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                pass_fds=[self.order.listener],
+                env=self._environment,
+                # Ctrl-C goes to the whole group, but it is for the supervisor to say when workers stop.
+                start_new_session=True,
+            )
+        except OSError as error:
+            log.error("worker-%d cannot be started: %s", self.order.slot, error)
+            return
+        assert process.stdin is not None
+        with contextlib.suppress(RuntimeError):  # uvloop's, of a process that has died already
+            process.stdin.write(self.order.line())
+        if self._stopping:
+            self.signal(signal.SIGTERM)
+        who = f"worker-{self.order.slot} (pid {process.pid})"
+        try:
+            await self._listen_to(process)
+        except TimeoutError:
+            log.error("%s has been silent for %g s, ending it", who, HUNG_S)
+            self.signal(signal.SIGABRT)  # it says where it hangs
+            await asyncio.wait([asyncio.create_task(process.wait())], timeout=LAST_WORDS_S)
+            self.signal(signal.SIGKILL)  # a stopped process takes nothing else
+        except (TypeError, ValueError) as error:
+            log.error("%s says what is not understood here, ending it: %s", who, error)
+            self.signal(signal.SIGKILL)
+        self.beat = None
+        self.code = await process.wait()
+
+    async def _listen_to(self, process: asyncio.subprocess.Process) -> None:
+        """Take its beats until it ends. Raises TimeoutError where they do not come."""
+        assert process.stdout is not None
+        while True:
+            async with asyncio.timeout(HUNG_S):
+                line = await process.stdout.readline()
+            if not line:
+                return
+            self.beat = Beat.parse(line)
+            self._listens_since = self._listens_since or time.monotonic()
 
 
 class Supervisor:
@@ -117,28 +129,37 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._listeners = sockets.listen(settings.host, settings.port, settings.workers)
         self._port: int = self._listeners[0].getsockname()[1]
-        self.workers = [WorkerProcess(slot, listener) for slot, listener in enumerate(self._listeners)]
+        self._workers: list[WorkerProcess | None] = [None] * settings.workers  # by their slots
+        self._alive: set[WorkerProcess] = set()  # those, and whoever is yet to serve or serves no more
+        self._replace = asyncio.Event()
         self.metrics_folder = Path(tempfile.mkdtemp(prefix="idagg-metrics-"))
         self._store: EmbeddedStore | None = None
+        self._redis_url = settings.redis_url or ""  # or the embedded store's, once it runs
 
     async def run(self) -> None:
         """Raises CannotStartError or CrashLoopError; returns after an orderly stop."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._replace.set)
         admin = AdminDoor(self)
         try:
             admin_url = await admin.start(self._settings.admin_host, self._settings.admin_port)
-            redis_url = self._settings.redis_url or await self._start_store()
-            parts = [asyncio.create_task(self._keep(worker, redis_url)) for worker in self.workers]
+            if not self._redis_url:
+                await self._start_store()
+            parts = [asyncio.create_task(self._keep(slot)) for slot in range(len(self._workers))]
             parts.append(asyncio.create_task(self._greet(admin_url)))
+            parts.append(replacing := asyncio.create_task(self._replace_all()))
             if self._store:
                 parts.append(asyncio.create_task(self._store.watch()))
             stop = asyncio.create_task(self._stop.wait())
             await asyncio.wait([stop, *parts], return_when=asyncio.FIRST_COMPLETED)
             notify("STOPPING=1")
             self._stop.set()
-            await self._stop_workers(parts[: len(self.workers)])
+            replacing.cancel()
+            for listener in self._listeners:
+                listener.close()
+            await _end(*self._alive)
             for task in parts:
                 task.cancel()
             results = await asyncio.gather(*parts, return_exceptions=True)
@@ -154,61 +175,98 @@ class Supervisor:
     def trouble(self) -> dict[str, str]:
         """What is wrong now, in a sentence a part; empty when all is well."""
         found: dict[str, str] = {}
-        for worker in self.workers:
-            if worker.beat is None:
-                found[f"worker-{worker.slot}"] = "it is not running"
-            elif worker.beat.store:
-                found["store"] = worker.beat.store
-            if worker.beat and worker.beat.broker:
-                found["broker"] = worker.beat.broker
+        for slot, worker in enumerate(self._workers):
+            beat = worker.beat if worker else None
+            if beat is None:
+                found[f"worker-{slot}"] = "it is not running"
+                continue
+            if beat.store:
+                found["store"] = beat.store
+            if beat.broker:
+                found["broker"] = beat.broker
         return found
 
-    async def _start_store(self) -> str:
+    async def _start_store(self) -> None:
         self._store = EmbeddedStore(self._settings.state_dir)
         await self._store.start()
-        return self._store.url
+        self._redis_url = self._store.url
 
-    async def _keep(self, worker: WorkerProcess, redis_url: str) -> None:
-        """Keep the slot filled until the stop."""
-        order = Order(self._settings, redis_url, worker.slot, worker.listener.fileno())
+    def _start(self, slot: int) -> WorkerProcess:
+        taken = {worker.order.writer for worker in self._alive}
+        writer = next(number for number in itertools.count() if number not in taken)
+        order = Order(self._settings, self._redis_url, slot, self._listeners[slot].fileno(), writer)
         environment = {**os.environ, metrics.FOLDER_VARIABLE: str(self.metrics_folder)}
+        worker = WorkerProcess(order, environment)
+
+        def ended(life: asyncio.Task[None]) -> None:
+            self._alive.discard(worker)
+            metrics.forget(self.metrics_folder, writer)
+
+        self._alive.add(worker)
+        worker.life.add_done_callback(ended)
+        return worker
+
+    async def _keep(self, slot: int) -> None:
+        """Keep the slot filled until the stop."""
         restarts = Restarts()
         while not self._stop.is_set():
-            served_s = await worker.serve(order, environment)
-            metrics.forget(self.metrics_folder, worker.slot)
-            if self._stop.is_set():
-                return
-            assert worker.process is not None
-            code = worker.process.returncode
-            if code == Exit.CANNOT_START:
-                raise CannotStartError(f"worker-{worker.slot} cannot start: see the line above")
-            delay_s = restarts.after(served_s)
+            worker = self._workers[slot]
+            if worker is None:
+                worker = self._workers[slot] = self._start(slot)
+            await worker.life
+            if self._stop.is_set() or self._workers[slot] is not worker:
+                continue
+            self._workers[slot] = None
+            if worker.code == Exit.CANNOT_START:
+                raise CannotStartError(f"worker-{slot} cannot start: see the line above")
+            delay_s = restarts.after(worker.served_s)
             if delay_s is None:
                 raise CrashLoopError(
-                    f"worker-{worker.slot} died {restarts.young_deaths} times in a row as soon as it had "
+                    f"worker-{slot} died {restarts.young_deaths} times in a row as soon as it had "
                     "started: see what it said above"
                 )
-            log.error("worker-%d died (%s), starting it again", worker.slot, _died_of(code))
+            log.error("worker-%d died (%s), starting it again", slot, _died_of(worker.code))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay_s):
                     await self._stop.wait()
 
-    async def _stop_workers(self, keepers: list[asyncio.Task[None]]) -> None:
-        for listener in self._listeners:
-            listener.close()
-        for worker in self.workers:
-            worker.stop()
-        _, late = await asyncio.wait(keepers, timeout=STOP_S)
-        if late:
-            log.error("%d workers did not stop within %g s, ending them", len(late), STOP_S)
-        for worker in self.workers:
-            worker.signal(signal.SIGKILL)
+    async def _replace_all(self) -> None:
+        """Replace the workers one by one at each SIGHUP; those that come meanwhile count as one."""
+        while True:
+            await self._replace.wait()
+            self._replace.clear()
+            notify("RELOADING=1")
+            log.info("replacing the workers one by one")
+            for slot in range(len(self._workers)):
+                trouble = await self._replace_one(slot)
+                if trouble:
+                    log.error("worker-%d and those behind it are not replaced: %s", slot, trouble)
+                    break
+            else:
+                log.info("all workers are replaced")
+            notify("READY=1")
+
+    async def _replace_one(self, slot: int) -> str | None:
+        """Have a successor serve beside the worker for a while, then stop the worker; or say why not."""
+        successor = self._start(slot)
+        while not successor.life.done() and successor.served_s < YOUNG_S:  # noqa: ASYNC110  it grows by itself
+            await asyncio.sleep(0.02)
+        beat = successor.beat
+        if beat is None:
+            return f"the successor died ({_died_of(successor.code)})"
+        if beat.store:
+            await _end(successor)
+            return f"the successor is not ready: {beat.store}"
+        worker, self._workers[slot] = self._workers[slot], successor
+        if worker:
+            await _end(worker)
+        return None
 
     async def _greet(self, admin_url: str) -> None:
         """Say what a person wants to know once all workers listen; then tell of trouble, and of its end."""
-        while not all(worker.beat for worker in self.workers):  # noqa: ASYNC110  any of many sets it
+        while not all(worker and worker.beat for worker in self._workers):  # noqa: ASYNC110  any of many sets it
             await asyncio.sleep(0.02)
-        notify("READY=1", f"STATUS={len(self.workers)} workers listen")
+        notify("READY=1", f"STATUS={len(self._workers)} workers listen")
         print(self._greeting(admin_url), flush=True)  # noqa: T201  the person at the terminal reads this
         told: dict[str, str] = {}
         told_at = time.monotonic()
@@ -244,14 +302,29 @@ class Supervisor:
                 f"  try      curl 'http://{door}/api/verve/accept?id=123'",
                 f"  counts   {sink}",
                 f"  store    {store}",
-                f"  workers  {len(self.workers)}",
+                f"  workers  {len(self._workers)}",
                 f"  admin    {admin_url}/metrics",
             )
         )
 
 
+async def _end(*workers: WorkerProcess) -> None:
+    """Stop them, and wait for their end, which comes one way or the other."""
+    if not workers:
+        return
+    for worker in workers:
+        worker.stop()
+    _, late = await asyncio.wait([worker.life for worker in workers], timeout=STOP_S)
+    if late:
+        log.error("%d workers did not stop within %g s, ending them", len(late), STOP_S)
+    for worker in workers:
+        worker.signal(signal.SIGKILL)
+
+
 def _died_of(code: int | None) -> str:
-    return signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
+    if code is None:
+        return "it could not be started"
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 def serve(settings: Settings) -> int:

@@ -244,7 +244,7 @@ def main() -> int:
     if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
         log.error("aiohttp runs without its C parser: unset AIOHTTP_NO_EXTENSIONS, or install its wheel")
         return Exit.CANNOT_START
-    metrics_module.use_slot(order.slot)
+    metrics_module.write_as(order.writer)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, MAX_FILES)), hard))
 
