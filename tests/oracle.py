@@ -222,7 +222,7 @@ class Load(Journal):
             while not self._over:
                 if wire is None:
                     try:
-                        wire = await connect(self._serving.port)
+                        wire = await connect(self._serving.port, self._serving.host)
                     except OSError:
                         self.trouble_at.append(time.monotonic())
                         await asyncio.sleep(0.02)

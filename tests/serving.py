@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -49,7 +49,8 @@ class Serving(Server):
     """``idagg serve`` on free ports. All that it starts and all that it writes is in ``folder``.
 
     ``tuned`` sets constants of the supervisor's process, by their full names, and, by names without a dot,
-    environment variables of what it starts.
+    environment variables of what it starts. ``prefix`` is a command that runs it elsewhere; ``host`` is where
+    both doors are then.
     """
 
     start_timeout_s = 20.0
@@ -60,12 +61,16 @@ class Serving(Server):
         window: int = 2,
         tuned: Mapping[str, float | str] | None = None,
         environment: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        host: str = "127.0.0.1",
     ) -> None:
         super().__init__()
         self.folder = self.folder.resolve()
         self.window = window
         self.flags = flags
         self.tuned = tuned
+        self.prefix = prefix
+        self.host = host
         self.log_file = self.folder / "counts.log"
         self.state = self.folder / "state"
         self.port = self.admin_port = 0
@@ -164,7 +169,7 @@ class Serving(Server):
 
     async def ask(self, path: str, *, admin: bool = False) -> Answer:
         """The answer to one GET on a connection of its own."""
-        wire = await connect(self.admin_port if admin else self.port)
+        wire = await connect(self.admin_port if admin else self.port, self.host)
         try:
             await wire.send(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             answer = await wire.answer()
@@ -207,6 +212,8 @@ class Serving(Server):
     def _command(self) -> list[str]:
         start = ["-m", "idagg"] if self.tuned is None else ["-c", _TUNED, json.dumps(self.tuned)]
         given = {
+            "--host": self.host,
+            "--admin-host": self.host,
             "--port": "0",
             "--admin-port": "0",
             "--workers": str(WORKERS),
@@ -214,13 +221,13 @@ class Serving(Server):
             "--log-file": str(self.log_file),
             "--state-dir": str(self.state),
         }
-        return [sys.executable, *start, "serve", *itertools.chain(*given.items()), *self.flags]
+        return [*self.prefix, sys.executable, *start, "serve", *itertools.chain(*given.items()), *self.flags]
 
     def _environment(self) -> dict[str, str]:
         return {"TMPDIR": str(self._temporary), **self._variables}
 
     def _answers(self) -> bool:
-        greeting = r"http://127.0.0.1:(\d+)/api.*http://127.0.0.1:(\d+)/metrics\n"
+        greeting = rf"http://{self.host}:(\d+)/api.*http://{self.host}:(\d+)/metrics\n"
         found = re.search(greeting, self.said, re.DOTALL)
         if found:
             self.port, self.admin_port = int(found[1]), int(found[2])
