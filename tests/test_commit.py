@@ -26,7 +26,14 @@ class Client:
 class Bench:
     """A group commit at work on a store that waits for word."""
 
-    def __init__(self, *, max_batch: int = 4, max_waiting: int = 8, linger_s: float = 0) -> None:
+    def __init__(
+        self,
+        *,
+        deadline_s: float = DEADLINE_S,
+        max_batch: int = 4,
+        max_waiting: int = 8,
+        linger_s: float = 0,
+    ) -> None:
         self.hits = Hits()
         self.batches = Batches()
         self.answers: list[tuple[str, bool]] = []
@@ -34,7 +41,7 @@ class Bench:
         self.commit = GroupCommit(
             self.hits,
             self.batches,
-            deadline_s=DEADLINE_S,
+            deadline_s=deadline_s,
             max_batch=max_batch,
             max_waiting=max_waiting,
             now=lambda: self.time(),
@@ -178,6 +185,64 @@ async def test_a_tick_closes_the_batch_that_waits(bench: Bench) -> None:
     bench.hits.reply(None, None, None)
     await settle()
     assert [ids for _, ids, _ in bench.hits.sent] == [[b"1"], [b"2"], [b"3"]]
+
+
+async def test_those_who_wait_behind_each_other_travel_together() -> None:
+    """As many as fit: a store that takes longer than a tick gets no more commands than it can take."""
+    bench = Bench(max_batch=3)
+    bench.add("1")
+    await settle()
+    for name in ("2", "3", "4", "5"):
+        bench.commit.add(Client(name, bench.answers), name.encode(), b"http://a/" + name.encode())
+        bench.commit.tick()
+    bench.hits.reply(None, None, None)
+    await settle()
+    assert bench.hits.sent[1:] == [
+        (2, [b"2", b"3", b"4"], {b"http://a/2", b"http://a/3", b"http://a/4"}),
+        (3, [b"5"], {b"http://a/5"}),
+    ]
+    assert bench.answers == [(name, True) for name in ("1", "2", "3", "4", "5")]
+    await bench.end()
+
+
+async def test_a_slow_store_is_not_sent_what_would_expire_there() -> None:
+    """Who waited too long for a store that slow fails at once, and meanwhile nobody else is taken."""
+    bench = Bench(deadline_s=100)
+    now = bench.time()
+    bench.time = lambda: now
+    bench.add("1")
+    await settle()
+    bench.add("2")
+    bench.commit.tick()
+    now += 40
+    bench.hits.reply(None)  # in 40 s: whoever has 50 s left will be in time
+    await bench.answered(1)
+    assert bench.hits.sent[1:] == [(2, [b"2"], set())]
+    bench.add("3")
+    bench.commit.tick()
+    now += 49
+    assert bench.add("4") == [True]
+    bench.commit.tick()
+    now += 1
+    assert bench.add("5") == [False]
+    bench.hits.reply(None, None)
+    await bench.answered(4)
+    assert bench.answers == [("1", True), ("2", True), ("3", False), ("4", True)]
+    assert bench.add("6") == [True]
+    await bench.end()
+
+
+async def test_who_is_in_turn_makes_no_room(bench: Bench) -> None:
+    """An answer that keeps its place behind a full queue opens no batch for others to join."""
+    bench.add("0")
+    await settle()
+    bench.add(*map(str, range(1, 9)))
+    for _ in range(10):
+        assert bench.add("x") == [False]
+        bench.commit.in_turn(Client("refused", bench.answers))
+    bench.hits.reply(None, None, None)
+    await bench.answered(19)
+    assert [name for name, _ in bench.answers] == [*map(str, range(9)), *["refused"] * 10]
 
 
 async def test_room_is_bounded(bench: Bench) -> None:

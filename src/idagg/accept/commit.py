@@ -11,7 +11,11 @@ longer than LINGER_S after their answers.
 Batches are settled in the order in which they were opened, and the requests of one in the order in which they
 came. That is what keeps pipelined answers in order, and what makes one deadline per batch enough: a batch
 expires ``deadline_s`` after its first request, no request joins one older than a tick, and no later batch can
-expire before it.
+expire before it. Batches that wait behind each other travel as one, or a store that is slower than the ticks
+would never catch up.
+
+Whoever cannot be stored in time any more is not sent, and as long as someone such waits nobody else is taken:
+a store that works for requests that have expired meanwhile would not be done with the next in time, either.
 
 May live here: the queue of batches and who is waiting. Not here: sockets, HTTP, Redis.
 """
@@ -65,6 +69,11 @@ class _Batch:
         self.waiters: list[Waiter] = []
         self.endpoints: set[bytes] = set()
 
+    def join(self, later: _Batch) -> None:
+        self.ids += later.ids
+        self.waiters += later.waiters
+        self.endpoints |= later.endpoints
+
 
 class GroupCommit:
     def __init__(
@@ -93,6 +102,7 @@ class GroupCommit:
         self._wake: asyncio.Future[None] | None = None
         self._lingering = False
         self._stopping = False
+        self._took_s = 0.0  # the store, for the last batch
         self.trouble: str | None = None  # why the last batch was not stored
 
     def __repr__(self) -> str:
@@ -103,7 +113,7 @@ class GroupCommit:
         """Count the id; ``waiter`` is answered when it is stored, or cannot be. False: no room, not taken."""
         batch = self._open
         if batch is None:
-            if self._queued >= self._max_waiting:
+            if self._queued >= self._max_waiting or (self._closed and self._too_late(self._closed[0])):
                 return False
             batch = self._begin()
         batch.ids.append(canonical_id)
@@ -118,7 +128,11 @@ class GroupCommit:
 
     def in_turn(self, waiter: Waiter) -> None:
         """Answer ``waiter`` when its turn comes, without counting anything."""
-        (self._open or self._begin()).waiters.append(waiter)
+        if self._open is None and self._closed:  # where there is no room, this must not make any
+            self._closed[-1].waiters.append(waiter)
+            self._queued += 1
+        else:
+            (self._open or self._begin()).waiters.append(waiter)
 
     def tick(self) -> None:
         """To be called every TICK_S: nobody joins a batch that waits since before the last tick."""
@@ -137,8 +151,7 @@ class GroupCommit:
                     self._wake = asyncio.get_running_loop().create_future()
                     await self._wake
                     continue
-            batch = self._closed.popleft()
-            self._queued -= len(batch.waiters)
+            batch = self._next()
             began = time.monotonic()
             stored = not batch.ids or await self._carry(batch)
             for waiter in batch.waiters:
@@ -149,6 +162,20 @@ class GroupCommit:
             if batch.ids:
                 self._observer.batch(requests=len(batch.ids), stored=stored, took_s=time.monotonic() - began)
             await self._gather(len(batch.waiters))
+
+    def _next(self) -> _Batch:
+        """The oldest batch, together with those behind it for which there is room."""
+        batch = self._closed.popleft()
+        while self._closed and not self._too_late(batch):
+            if len(batch.waiters) + len(self._closed[0].waiters) > self._max_batch:
+                break
+            batch.join(self._closed.popleft())
+        self._queued -= len(batch.waiters)
+        return batch
+
+    def _too_late(self, batch: _Batch) -> bool:
+        """Whether the store, as slow as it was last, may not be done with the batch in time."""
+        return self._now() + min(2 * self._took_s, self._deadline_s / 2) >= batch.expires_at
 
     async def _gather(self, answered: int) -> None:
         """Give those who were just answered the time to come again, and join those who collect meanwhile."""
@@ -191,12 +218,13 @@ class GroupCommit:
 
     async def _carry(self, batch: _Batch) -> bool:
         """Whether the batch was stored within its time."""
-        if self._now() >= batch.expires_at:
+        if self._too_late(batch):
             return False
         self._seq += 1
         try:
             async with asyncio.timeout_at(batch.expires_at):
                 while True:
+                    sent_at = self._now()
                     try:
                         await self._hits.add(self._seq, batch.ids, batch.endpoints)
                     except StoreAwayError as error:
@@ -204,9 +232,11 @@ class GroupCommit:
                         await asyncio.sleep(_RETRY_S)
                     else:
                         self.trouble = None
+                        self._took_s = self._now() - sent_at
                         return True
         except StoreRefusedError as error:
             self.trouble = str(error)
         except TimeoutError:
+            self._took_s = self._deadline_s
             self.trouble = self.trouble or f"the store did not answer within {self._deadline_s:g} s"
         return False
