@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 import struct
 from types import TracebackType
@@ -18,6 +19,7 @@ class Proxy:
     ``target`` is a Unix socket's path or a port on loopback. Set at any time, for open connections too:
 
     - ``delay_s``: bytes arrive so much later, each way
+    - ``bytes_per_s``: no more pass in a second, on each connection, each way
     - ``stall``, ``stall_replies``: nothing passes, or nothing back, while connections stay open; what came
       meanwhile passes later
     - ``cut_after``: after so many more bytes of replies, their connection is cut
@@ -31,6 +33,7 @@ class Proxy:
         self._flows = {False: asyncio.Event(), True: asyncio.Event()}  # by whether they are replies
         self._refusing = False
         self.delay_s = 0.0
+        self.bytes_per_s: float = math.inf
         self.cut_after: int | None = None
         self.drop_replies = 0
         self.swallowed = asyncio.Event()
@@ -122,8 +125,8 @@ class Proxy:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError):
             while data := await loop.sock_recv(source, 65536):
-                if self.delay_s:
-                    await asyncio.sleep(self.delay_s)
+                if wait_s := self.delay_s + len(data) / self.bytes_per_s:
+                    await asyncio.sleep(wait_s)
                 await self._flows[replies].wait()
                 if replies and self.drop_replies:
                     self.drop_replies -= 1

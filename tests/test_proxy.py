@@ -65,6 +65,15 @@ async def test_delay(proxy: Proxy, peer: Peer) -> None:
     assert time.monotonic() - began_s >= 0.1
 
 
+async def test_bytes_per_s(proxy: Proxy, peer: Peer) -> None:
+    """A thin line: what is twice as long takes twice the time, each way."""
+    proxy.bytes_per_s = 1000
+    for length in (25, 50):
+        began_s = time.monotonic()
+        assert await peer.echo(b"x" * length) == b"x" * length
+        assert time.monotonic() - began_s >= 2 * length / 1000
+
+
 @pytest.mark.parametrize("way", ["stall", "stall_replies"])
 async def test_stall(proxy: Proxy, peer: Peer, way: str) -> None:
     """Nothing comes back, and the connection stays; then it does."""
