@@ -21,6 +21,7 @@ import resource
 import select
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from bench.measure import Usage
@@ -65,20 +66,60 @@ def drive(
     start_s: float,
 ) -> Result:
     """Drive a local server with new ids from ``start_s``, Unix time, on. The process does nothing else."""
+    tail = f" HTTP/1.1\r\n{headers}\r\n".encode()
+    request = b"GET /api/verve/accept?id=%d" + tail.replace(b"%", b"%%")
+    journal = Journal(seconds)
+    lag, usage = offer(
+        port,
+        lambda number: request % (first_id + number),
+        journal,
+        rate=rate,
+        seconds=seconds,
+        connections=connections,
+        start_s=start_s,
+    )
+    return Result(start_s, rate, connections, journal.seconds, journal.failed, lag, usage)
+
+
+class Journal:
+    """What came of the requests, by the second in which they were due."""
+
+    def __init__(self, seconds: int) -> None:
+        self.seconds = [Histogram() for _ in range(seconds)]
+        self.failed = [0] * seconds
+
+    def settle(self, number: int, due_s: float, took_s: float | None, *, ok: bool) -> None:
+        """Request ``number`` was answered, ``ok`` with 200; ``took_s`` is None where it was not answered.
+        ``due_s`` is from the run's start, ``took_s`` from then."""
+        if took_s is not None and ok:
+            self.seconds[int(due_s)].add(int(took_s * 1e6))
+        else:
+            self.failed[int(due_s)] += 1
+
+
+def offer(
+    port: int,
+    request: Callable[[int], bytes],
+    journal: Journal,
+    *,
+    rate: float,
+    seconds: int,
+    connections: int,
+    start_s: float,
+) -> tuple[Histogram, Usage]:
+    """Send requests 0, 1, … at this rate; returns how late they left, and what that cost."""
     gc.disable()  # there are no cycles to collect, and a collection would look like a late server
     Path("/proc/self/timerslack_ns").write_text("1")  # timers may be 50 us late by default
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    run = _Run(port, rate=rate, seconds=seconds, connections=connections)
-    tail = f" HTTP/1.1\r\n{headers}\r\n".encode()
+    run = _Run(port, journal, rate=rate, seconds=seconds, connections=connections)
     wait_s = start_s - time.time()
     if wait_s < 0:
         raise RuntimeError(f"opening {connections} connections took {-wait_s:.1f} s more than there were")
     time.sleep(wait_s)
     before = Usage.of(os.getpid())
-    run.go(b"GET /api/verve/accept?id=%d" + tail.replace(b"%", b"%%"), first_id)
-    usage = Usage.of(os.getpid()) - before
-    return Result(start_s, rate, connections, run.seconds, run.failed, run.lag, usage)
+    run.go(request)
+    return run.lag, Usage.of(os.getpid()) - before
 
 
 class _Connection:
@@ -149,7 +190,7 @@ class _Connection:
             self._socket = None
         self._unsent = self._partial = b""
         while self._settled < self._taken:
-            self._settle(ok=False, now=0)
+            self._settle(ok=False, now=None)
 
     def _read(self, data: bytes, now: float) -> None:
         data = self._partial + data
@@ -162,17 +203,16 @@ class _Connection:
             self._settle(ok=ok, now=now)
         self._partial = data[start:]
 
-    def _settle(self, *, ok: bool, now: float) -> None:
+    def _settle(self, *, ok: bool, now: float | None) -> None:
         self._run.settle(self._number + self._settled * self._run.count, ok=ok, now=now)
         self._settled += 1
 
 
 class _Run:
-    def __init__(self, port: int, *, rate: float, seconds: int, connections: int) -> None:
+    def __init__(self, port: int, journal: Journal, *, rate: float, seconds: int, connections: int) -> None:
         self.port = port
         self.count = connections
-        self.seconds = [Histogram() for _ in range(seconds)]
-        self.failed = [0] * seconds
+        self._journal = journal
         self.lag = Histogram()
         self._rate = rate
         self._total = int(rate * seconds)
@@ -189,7 +229,7 @@ class _Run:
         self._by_descriptor[sock.fileno()] = connection
         self._epoll.register(sock, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
 
-    def go(self, request: bytes, first_id: int) -> None:
+    def go(self, request: Callable[[int], bytes]) -> None:
         clock = time.perf_counter
         rate, total, epoll, lag = self._rate, self._total, self._epoll, self.lag
         connections = itertools.cycle(self._connections)
@@ -198,7 +238,7 @@ class _Run:
         end = start + total / rate + _PATIENCE_S
         while self._settled < total and now < end:
             while sent < total and start + sent / rate <= now:
-                next(connections).send(request % (first_id + sent))
+                next(connections).send(request(sent))
                 now = clock()
                 lag.add(int((now - start - sent / rate) * 1e6))
                 sent += 1
@@ -211,15 +251,13 @@ class _Run:
         for connection in self._connections:
             connection.give_up()
         for number in range(sent, total):
-            self.settle(number, ok=False, now=now)
+            self.settle(number, ok=False, now=None)
 
-    def settle(self, number: int, *, ok: bool, now: float) -> None:
+    def settle(self, number: int, *, ok: bool, now: float | None) -> None:
         self._settled += 1
-        due = number / self._rate
-        if ok:
-            self.seconds[int(due)].add(int((now - self._start - due) * 1e6))
-        else:
-            self.failed[int(due)] += 1
+        due_s = number / self._rate
+        took_s = None if now is None else now - self._start - due_s
+        self._journal.settle(number, due_s, took_s, ok=ok)
 
     def judge(self, head: bytes) -> tuple[bool, int]:
         """Whether the head is that of a 200, and how long its body is."""
