@@ -14,8 +14,9 @@ expires ``deadline_s`` after its first request, no request joins one older than 
 expire before it. Batches that wait behind each other travel as one, or a store that is slower than the ticks
 would never catch up.
 
-Whoever cannot be stored in time any more is not sent, and as long as someone such waits nobody else is taken:
-a store that works for requests that have expired meanwhile would not be done with the next in time, either.
+Nobody is taken who would wait for half of the deadline for their turn, as slow as the store is now; and who
+cannot be stored in time any more is not sent: a store that works for requests that have expired meanwhile
+would not be done with the next in time, either.
 
 May live here: the queue of batches and who is waiting. Not here: sockets, HTTP, Redis.
 """
@@ -102,7 +103,7 @@ class GroupCommit:
         self._wake: asyncio.Future[None] | None = None
         self._lingering = False
         self._stopping = False
-        self._took_s = 0.0  # the store, for the last batch
+        self._took_s = 0.0  # the store, for a batch; forgets by half what was slower
         self.trouble: str | None = None  # why the last batch was not stored
 
     def __repr__(self) -> str:
@@ -113,7 +114,7 @@ class GroupCommit:
         """Count the id; ``waiter`` is answered when it is stored, or cannot be. False: no room, not taken."""
         batch = self._open
         if batch is None:
-            if self._queued >= self._max_waiting or (self._closed and self._too_late(self._closed[0])):
+            if self._closed and self._is_full():
                 return False
             batch = self._begin()
         batch.ids.append(canonical_id)
@@ -172,6 +173,10 @@ class GroupCommit:
             batch.join(self._closed.popleft())
         self._queued -= len(batch.waiters)
         return batch
+
+    def _is_full(self) -> bool:
+        ahead_s = (self._queued // self._max_batch + 1) * self._took_s
+        return self._queued >= self._max_waiting or ahead_s >= self._deadline_s / 2
 
     def _too_late(self, batch: _Batch) -> bool:
         """Whether the store, as slow as it was last, may not be done with the batch in time."""
@@ -232,7 +237,7 @@ class GroupCommit:
                         await asyncio.sleep(_RETRY_S)
                     else:
                         self.trouble = None
-                        self._took_s = self._now() - sent_at
+                        self._took_s = max(self._now() - sent_at, self._took_s / 2)
                         return True
         except StoreRefusedError as error:
             self.trouble = str(error)
