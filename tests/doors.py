@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -101,6 +102,11 @@ class Answer:
     body: bytes
 
 
+@functools.lru_cache  # answers are many, and differ in their second only
+def _parsed(fields: bytes) -> Message:
+    return BytesParser().parsebytes(fields)
+
+
 class Wire:
     """A connection, seen from the client. A bare socket: what came in before a reset can still be read."""
 
@@ -126,7 +132,7 @@ class Wire:
                 return None
         head, _, self._got = self._got.partition(b"\r\n\r\n")
         line, _, fields = head.partition(b"\r\n")
-        headers = BytesParser().parsebytes(fields)
+        headers = _parsed(fields)
         length = int(headers.get("Content-Length", "0"))
         while len(self._got) < length:
             if not await self._receive():
