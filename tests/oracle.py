@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import math
 import os
 import time
 from collections import Counter
@@ -21,7 +22,7 @@ from typing import Self
 
 import aiormq
 from aiormq.abc import DeliveredMessage
-from aiormq.exceptions import ChannelNotFoundEntity
+from aiormq.exceptions import ChannelNotFoundEntity, ConnectionInternalError
 
 from doors import Wire
 from idagg.store.client import Client
@@ -73,31 +74,41 @@ class Size:
         return cls(int(status["VmRSS"].split()[0]), descriptors, int(status["Threads"]))
 
 
-def wrong_sum(journal: Journal, deliveries: Iterable[Delivery]) -> list[str]:
-    """A, once windows are sealed: their counts add up to no less than what was acknowledged, and to no more
-    than what was sent."""
+def unequal_sums(journal: Journal, deliveries: Iterable[Delivery]) -> tuple[int, int]:
+    """How many ids are lost, and how many double, at least: counts of sealed windows add up to no less than
+    what was acknowledged, and to no more than what was sent."""
     total = sum({delivery.window: delivery.count for delivery in deliveries}.values())
-    if total < len(journal.ok):
-        return [f"A: {len(journal.ok) - total} ids that got their ok are lost"]
-    if total > len(journal.sent):
-        return [f"A: {total - len(journal.sent)} ids were counted twice"]
-    return []
+    return max(0, len(journal.ok) - total), max(0, total - len(journal.sent))
 
 
-def wrong_ids(journal: Journal, windows: Mapping[str, set[int]]) -> list[str]:
-    """A, while windows are open, id by id: each that was acknowledged is in one of them, and no id in two."""
+def wrong_sum(journal: Journal, deliveries: Iterable[Delivery]) -> list[str]:
+    """A, once windows are sealed."""
+    lost, double = unequal_sums(journal, deliveries)
+    return [
+        f"A: {count} ids {what}"
+        for count, what in ((lost, "that got their ok are lost"), (double, "were counted twice"))
+        if count
+    ]
+
+
+def unequal_ids(journal: Journal, windows: Mapping[str, set[int]]) -> tuple[set[int], set[int]]:
+    """Which ids are lost, and which are double: each that was acknowledged is in one window."""
     times = Counter(number for found in windows.values() for number in found)
-    lost = journal.ok - times.keys()
-    twice = {number for number, count in times.items() if count > 1}
-    foreign = times.keys() - journal.sent
+    return journal.ok - times.keys(), {number for number, count in times.items() if count > 1}
+
+
+def wrong_ids(journal: Journal, windows: Mapping[str, set[int]], *, may_lose: int = 0) -> list[str]:
+    """A, while windows are open, id by id."""
+    lost, double = unequal_ids(journal, windows)
+    foreign = set().union(*windows.values()) - journal.sent
     return [
         f"A: {len(bad)} ids {what}, such as {min(bad)}"
-        for bad, what in (
-            (lost, "that got their ok are lost"),
-            (twice, "were counted twice"),
-            (foreign, "were counted and never sent"),
+        for bad, what, most in (
+            (lost, "that got their ok are lost", may_lose),
+            (double, "were counted twice", 0),
+            (foreign, "were counted and never sent", 0),
         )
-        if bad
+        if len(bad) > most
     ]
 
 
@@ -137,15 +148,17 @@ def grown(
     ]
 
 
+def recovery_s(journal: Journal, since_s: float) -> float:
+    """How long it took to the first ok without later trouble."""
+    last_trouble_s = max(since_s, journal.trouble_at[-1]) if journal.trouble_at else since_s
+    first = bisect.bisect(journal.ok_at, last_trouble_s)
+    return journal.ok_at[first] - since_s if first < len(journal.ok_at) else math.inf
+
+
 def not_recovered(journal: Journal, since_s: float, *, within_s: float) -> list[str]:
     """F: within this time there was an ok, and no more trouble after it."""
-    found = []
-    first = bisect.bisect(journal.ok_at, since_s)
-    if first == len(journal.ok_at) or journal.ok_at[first] > since_s + within_s:
-        found.append(f"F: there was no ok within {within_s:g} s")
-    if journal.trouble_at and journal.trouble_at[-1] > since_s + within_s:
-        found.append(f"F: there was trouble {journal.trouble_at[-1] - since_s:.2f} s later")
-    return found
+    took_s = recovery_s(journal, since_s)
+    return [f"F: there was no end of trouble within {within_s:g} s, but {took_s:.2f} s"] * (took_s > within_s)
 
 
 def verdict(
@@ -270,7 +283,8 @@ class Consumer:
         """All messages until now."""
         async with aiormq.connect(self._rabbit.url) as connection:
             channel = await connection.channel()
-            with contextlib.suppress(ChannelNotFoundEntity):  # the queue is yet to be declared
+            # The queue is yet to be declared, or is just being deleted.
+            with contextlib.suppress(ChannelNotFoundEntity, ConnectionInternalError):
                 while (message := await channel.basic_get(self._queue, no_ack=True)).body:
                     self._taken.append(message)
         return self._taken
