@@ -64,6 +64,17 @@ def go_program(source: Path, cache: Path) -> str:
 
 def machine(cache: Path) -> dict[str, str]:
     """What a reader of the figures wants to know of where they come from."""
+    return {
+        **host(cache),
+        "nginx": program_version("nginx", "-v"),
+        "go": program_version("go", "version"),
+        "wrk": program_version("wrk", "--version"),
+        "packages": ", ".join(f"{name} {_version(name)}" for name in _PYTHON),
+    }
+
+
+def host(folder: Path) -> dict[str, str]:
+    """The same without the programs that only the bench needs; ``folder`` is on the disk that counts."""
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
@@ -72,14 +83,10 @@ def machine(cache: Path) -> dict[str, str]:
         "memory": f"{memory:.1f} GiB",
         "system": platform.freedesktop_os_release()["PRETTY_NAME"],
         "kernel": platform.release(),
-        "fsync": f"{_fsync_us(cache):.0f} µs",
+        "fsync": f"{_fsync_us(folder):.0f} µs",
         "commit": _output("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty").strip(),
-        "nginx": _number("nginx", "-v"),
-        "go": _number("go", "version"),
-        "redis": _number("redis-server", "--version"),
-        "wrk": _number("wrk", "--version"),
+        "redis": program_version("redis-server", "--version"),
         "python": platform.python_version(),
-        "packages": ", ".join(f"{name} {_version(name)}" for name in _PYTHON),
     }
 
 
@@ -127,7 +134,7 @@ def _fsync_us(folder: Path) -> float:
     return median(took) * 1e6
 
 
-def _number(*command: str) -> str:
+def program_version(*command: str) -> str:
     """The first number with a dot in it that a program says when asked for its version."""
     found = re.search(r"\d+\.[\w.+-]+", _output(*command))
     return found[0] if found else "unknown"

@@ -3,8 +3,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import subprocess
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -12,12 +14,23 @@ import pytest
 import uvloop
 
 import servers
+from figures import Figures
 
 # Machines that run tests are shared: an example that took long says nothing.
 hypothesis.settings.register_profile("idagg", deadline=None)
 hypothesis.settings.load_profile("idagg")
 
 _loop_troubles: list[dict[str, Any]] = []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("faults")
+    group.addoption("--injections", type=int, help="how often each fault is injected; default: a few times")
+    group.addoption("--figures", type=Path, help="folder for the figures of the faults' tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Figures(config.getoption("figures"), config.getoption("injections")))
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -62,6 +75,16 @@ def any_server() -> Iterator[servers.RedisServer]:
     """An empty store, for what is the same with every kind."""
     with servers.RedisServer() as server:
         yield server
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Of the size that the test says; it needs root."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={request.param}", "tmpfs", disk], check=True)
+    yield disk
+    subprocess.run(["umount", disk], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,111 @@
+"""The figures of the fault matrix tell what the oracle found, of tests that fail, too."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from figures import Figures, Row, report
+from oracle import Delivery, Journal
+
+pytest_plugins = ["pytester"]
+
+_TESTS = """
+import pytest
+from oracle import Journal
+
+@pytest.fixture
+def broken():
+    raise OSError
+
+@pytest.mark.fault("10", "all is well")
+def test_well(row):
+    assert len(list(row.inject(1))) == 3
+    assert len(list(row.inject(1, most=2))) == 2
+    assert row.wrong_ids(Journal(ok={1, 2}, slowest_s=0.25), {"60": {1, 2}}) == []
+
+@pytest.mark.fault("2", "an id is lost")
+def test_loses(row):
+    assert row.wrong_ids(Journal(ok={1, 2}), {"60": {1}}) == []
+
+@pytest.mark.fault("3", "no server to be had")
+def test_begins(broken, row):
+    pass
+
+def test_without_figures():
+    pass
+"""
+_MACHINE = dict.fromkeys(
+    (
+        *("processor", "cores", "memory", "system", "kernel", "fsync"),
+        *("commit", "python", "redis", "valkey", "rabbitmq", "date"),
+    ),
+    "x",
+)
+
+
+def test_rows_are_written(pytester: pytest.Pytester, tmp_path: Path) -> None:
+    """A row a test, by their numbers; a test that failed, or could not begin, is there and says so."""
+    pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function")
+    pytester.makepyfile(_TESTS)
+    pytester.inline_run(plugins=[Figures(tmp_path, 3)])
+    raw = json.loads((tmp_path / "raw.json").read_text())
+    assert [(row["number"], row["failed_test"]) for row in raw["rows"]] == [
+        ("2", True),
+        ("3", True),
+        ("10", False),
+    ]
+    assert [(row["injections"], row["acknowledged"], row["lost"]) for row in raw["rows"]] == [
+        (0, 2, 1),
+        (0, 0, 0),
+        (5, 2, 0),
+    ]
+    told = (tmp_path / "report.rst").read_text().splitlines()
+    for fault, promise in (
+        ("an id is lost", "FAILED"),
+        ("no server to be had", "FAILED"),
+        ("all is well", "kept"),
+    ):
+        (line,) = (line for line in told if fault in line)
+        assert line.endswith(promise)
+
+
+def test_what_a_row_notes() -> None:
+    """Counts add up over journals, times are the worst; verdicts are the oracle's."""
+    row = Row("1", "everything", recovery_must_s=1.0)
+    window = Delivery("idagg:60", "1970-01-01T00:01:00Z", 3)
+    told = Journal({1, 2, 3}, {4}, {5}, slowest_s=0.5, ok_at=[10.5], trouble_at=[10.25])
+    assert row.verdict(told, [window, window], expected=[window.window], answer_s=1) == []
+    assert (row.expected, row.delivered, row.repeated) == (1, 1, 1)
+    assert len(row.verdict(told, [], expected=[window.window], answer_s=0.25)) == 3
+    assert (row.acknowledged, row.failed, row.unknown, row.lost, row.double) == (6, 2, 2, 3, 0)
+    assert (row.expected, row.delivered, row.repeated, row.answer_s) == (2, 1, 1, 0.5)
+    assert row.wrong_ids(told, {"60": {1, 2}, "120": {2, 3}}, may_lose={3}) != []
+    assert (row.lost, row.granted, row.double) == (3, 0, 1)
+    assert row.wrong_ids(told, {"60": {1, 2}}, may_lose={2, 3}) == []
+    assert (row.lost, row.granted, row.double) == (3, 1, 1)
+    assert row.not_recovered(told, 10, within_s=1) == []
+    assert row.not_recovered(told, 10.25, within_s=1) == []
+    assert row.recovery_s == 0.5
+    assert row.not_recovered(told, 11, within_s=1) != []
+    assert row.recovery_s == math.inf
+
+
+def test_musts() -> None:
+    """Each figure that a promise is about is judged, over all rows."""
+    kept = Row("1", "kept", injections=20, acknowledged=5_000_000, granted=7)
+    assert "NO" not in report(_MACHINE, [kept])
+    for broken in (
+        Row("1", "lost", injections=20, lost=1),
+        Row("1", "double", injections=20, double=1),
+        Row("1", "window", injections=20, expected=2, delivered=1),
+        Row("1", "late", injections=20, recovery_s=1.5, recovery_must_s=1),
+        Row("1", "late", injections=20, takeover_s=6.5, takeover_must_s=6),
+        Row("1", "failed", injections=20, failed_test=True),
+        Row("2", "seldom", injections=19),
+    ):
+        assert report(_MACHINE, [kept, broken]).count("NO") == 1
+    assert report(_MACHINE, [Row("1", "few ids", injections=20)]).count("NO") == 1
