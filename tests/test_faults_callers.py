@@ -1,0 +1,182 @@
+"""Faults of those who call us, and of those whom we call."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+import oracle
+from faults import ANSWER_S, in_time, lease_runs_out, tells
+from figures import Row
+from idagg import failpoints
+from idagg.window import iso
+from oracle import Journal, Load, Size, epoch_s, grid, lines, open_windows
+from servers import RedisServer
+from serving import Serving, connect, eventually, ids, long_window, next_window, request, send, until
+
+
+@pytest.mark.fault("26", "endpoints hang, answer without end, redirect for ever")
+async def test_26_callbacks_that_hang(any_server: RedisServer, row: Row) -> None:
+    """They hold up nothing else."""
+    calls: set[str] = set()
+    over = asyncio.Event()
+
+    async def tarpit(request: web.Request) -> web.Response:
+        calls.add("tarpit")
+        await over.wait()
+        return web.Response()
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        calls.add("endless")
+        response = web.StreamResponse()
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            while not over.is_set():
+                await response.write(b"x" * 65536)
+        return response
+
+    async def loop(request: web.Request) -> web.Response:
+        calls.add("loop")
+        return web.Response(status=302, headers={"Location": request.path_qs})
+
+    async with hooks(tarpit, endless, loop) as base:
+        flags = ("--redis-url", any_server.url, "--callback-allow", "127.0.0.1")
+        with Serving(*flags, window=1) as serving:
+            try:
+                before = [Size.of(pid) for pid in serving.workers()]
+                async with Load(serving, callers=4) as load:
+                    since = await next_window(1)
+                    for number in row.inject(4):
+                        for name in ("tarpit", "endless", "loop"):
+                            numbers = list(itertools.islice(ids, 20))
+                            await send(serving, numbers, query=f"&endpoint={base}/{name}/{number}")
+                            load.ok.update(numbers)
+                        await next_window(1)
+                    await until(lambda: calls == {"tarpit", "endless", "loop"})
+                last = int(epoch_s(max(await serving.delivered())))
+                in_time(serving, list(range(since, last + 1)), within_s=1)
+                expected = grid(since, last, 1)
+                assert row.verdict(load, lines(serving), expected=expected, answer_s=ANSWER_S) == []
+                for size, pid in zip(before, serving.workers(), strict=True):
+                    after = Size.of(pid)
+                    # An attempt is a descriptor, or two as it begins; four run at a time to a host.
+                    assert oracle.grown(size, after, memory_kib=32_768, descriptors=24, threads=16) == []
+            finally:
+                over.set()
+            serving.stop()
+
+
+@pytest.mark.fault("9", "leader killed between a callback and its mark")
+async def test_callback_repeated_by_the_successor(any_server: RedisServer, tmp_path: Path, row: Row) -> None:
+    """The successor calls again, under the same id."""
+    calls: list[tuple[str, str, bytes]] = []
+
+    async def hook(request: web.Request) -> web.Response:
+        calls.append((request.path_qs, request.headers["webhook-id"], await request.read()))
+        return web.Response()
+
+    armed = tmp_path / "armed"
+    sent = Journal()
+    async with hooks(hook) as base:
+        flags = ("--redis-url", any_server.url, "--callback-allow", "127.0.0.1")
+        environment = {failpoints.VARIABLE: f"callback=kill@{armed}"}
+        with Serving(*flags, window=1, environment=environment) as serving:
+            for deaths in row.inject(1):
+                await tells(serving, f"leading: epoch {deaths + 1}\n")
+                calls.clear()
+                armed.touch()
+                numbers = list(itertools.islice(ids, 100))
+                await next_window(1)
+                await send(serving, numbers, query=f"&endpoint={base}/hook/1")
+                sent.ok.update(numbers)
+                await tells(serving, "died (SIGKILL)", times=deaths + 1)
+                await lease_runs_out(any_server.url)
+                await until(lambda: len(calls) > 1)
+                assert calls[0] == calls[1]
+                await until(lambda: len(serving.records("callback")) > deaths)
+                await serving.ready()
+            await serving.delivered()
+            assert row.verdict(sent, lines(serving), answer_s=ANSWER_S) == []
+            serving.stop()
+
+
+@contextlib.asynccontextmanager
+async def hooks(*handlers: Callable[[web.Request], object]) -> AsyncIterator[str]:
+    """A server where each handler is called by its name; yields its URL."""
+    app = web.Application()
+    for handler in handlers:
+        app.router.add_route("*", f"/{handler.__name__}/{{tail:.*}}", handler)  # type: ignore[arg-type]  # it is one
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.slow
+@pytest.mark.fault("27", "100,000 endpoints in a window")
+async def test_27_endpoints_without_number(any_server: RedisServer, row: Row) -> None:
+    """Of 100,000 endpoints in a window 10,000 are called; the others are told of, and all ids count."""
+    with Serving("--redis-url", any_server.url, window=15) as serving:
+        before = [Size.of(pid) for pid in serving.workers()]
+        for number in row.inject(1):
+            start = await next_window(15)
+            async with Load(serving, callers=64, query="&endpoint=http://10.0.0.1/{}") as load:
+                while len(load.ok) < 100_000:
+                    await load.goes_on(1000)
+            assert time.time() < start + 15, "too slow for one window"
+            await until(lambda: iso(start) in serving.counts(), within_s=20)
+            window = [line for line in lines(serving) if line.window == iso(start)]
+            assert row.verdict(load, window, expected=[iso(start)], answer_s=ANSWER_S) == []
+            calls = 10_000 * (number + 1)
+            figures = await eventually(
+                serving.figures,
+                lambda figures: figures.get("idagg_callbacks_total{blocked}", 0) == calls,
+                within_s=20,
+            )
+            assert figures["idagg_endpoints_dropped_total"] == row.acknowledged - calls
+        assert [line["error"] for line in serving.records("callback")] == ["blocked"] * calls
+        for size, pid in zip(before, serving.workers(), strict=True):
+            after = Size.of(pid)
+            assert oracle.grown(size, after, memory_kib=65_536, descriptors=8, threads=110) == []
+        serving.stop()
+
+
+@pytest.mark.fault("28", "500 clients vanish")
+async def test_28_clients_vanish(any_server: RedisServer, row: Row) -> None:
+    """Clients that vanish by the thousand, in mid-request or before the answer, are no matter to others."""
+    with Serving("--redis-url", any_server.url, window=long_window()) as serving:
+        workers = serving.workers()
+        whole = request(1)
+        async with Load(serving) as load:
+            load.unknown.add(1)
+            before = [Size.of(pid) for pid in workers]
+            for _ in row.inject(5):
+                for sent in (whole, whole[:30], b"", whole + whole[:30], b"POST / HTTP/1.1\r\n") * 100:
+                    wire = await connect(serving.port)
+                    if sent:
+                        await wire.send(sent)
+                    wire.reset()
+                await load.goes_on()
+            await until(
+                lambda: (
+                    not any(
+                        oracle.grown(size, Size.of(pid), memory_kib=16_384, descriptors=4)
+                        for size, pid in zip(before, workers, strict=True)
+                    )
+                )
+            )
+        assert (load.failed, load.unknown) == (set(), {1})
+        assert row.late(load, ANSWER_S) == []
+        assert row.wrong_ids(load, await open_windows(any_server.url)) == []
+        assert serving.workers() == workers
+        serving.stop()

@@ -1,0 +1,258 @@
+"""Faults of what windows are delivered to: RabbitMQ, and the log file's disk."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import aiormq
+import pytest
+
+import oracle
+from faults import ANSWER_S, RABBITMQ_BACK_S, arrived, beside, fill, in_time, sealed, tells, worker
+from figures import Row
+from idagg.window import iso
+from oracle import Consumer, Load, Size, epoch_s, grid, lines
+from proxy import Proxy
+from servers import RabbitServer
+from serving import Serving, eventually, next_window, until
+
+
+async def arrives(row: Row, consumer: Consumer, window: str) -> None:
+    """RabbitMQ takes messages again, from now on: this window comes by it soon."""
+    since_s = time.monotonic()
+    await eventually(consumer.counts, lambda counts: window in counts, within_s=RABBITMQ_BACK_S)
+    row.recovered(time.monotonic() - since_s)
+
+
+@pytest.mark.parametrize(
+    "windows",
+    [
+        pytest.param(3, marks=pytest.mark.fault("19", "RabbitMQ down for 3 windows", recovery_must_s=5.0)),
+        pytest.param(
+            60,
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.fault("19", "RabbitMQ down for 60 windows", recovery_must_s=5.0),
+            ],
+        ),
+    ],
+)
+async def test_19_rabbitmq_stopped(rabbit: RabbitServer, rabbit_queue: str, windows: int, row: Row) -> None:
+    """Each window has its line at once, with the reason, and its message, of the same count, later."""
+    consumer = Consumer(rabbit, rabbit_queue)
+    with Serving("--amqp-url", rabbit.url, "--amqp-queue", rabbit_queue, window=1) as serving:
+        away = []
+        async with Load(serving, callers=4) as load:
+            await eventually(consumer.take, bool)
+            since = await next_window(1)
+            leader = worker(serving, serving.leader())
+            before = Size.of(leader)
+            for _ in row.inject(1, most=60 // windows):
+                await asyncio.to_thread(rabbit.ctl, "stop_app")  # its Erlang node, slow to start, stays
+                try:
+                    starts = [await next_window(1) for _ in range(windows)]
+                    await until(lambda: iso(starts[-1]) in serving.counts())
+                finally:
+                    await asyncio.to_thread(rabbit.ctl, "start_app")
+                await arrives(row, consumer, iso(starts[0]))
+                assert all("RabbitMQ" in line["reason"] for line in in_time(serving, starts, within_s=1))
+                assert (
+                    oracle.grown(before, Size.of(leader), memory_kib=16_384, descriptors=4, threads=8) == []
+                )
+                away += starts
+        deliveries = await arrived(serving, consumer)
+        expected = grid(since, away[-1], 1)
+        assert row.verdict(load, deliveries, expected=expected, answer_s=ANSWER_S) == []
+        assert {*expected} <= (await consumer.counts()).keys()
+        serving.stop()
+
+
+@pytest.mark.fault("20", "RabbitMQ killed in mid-publish", recovery_must_s=5.0)
+async def test_20_rabbitmq_killed_in_mid_publish(rabbit_queue: str, row: Row) -> None:
+    """What was not confirmed is in the log at once, and comes again, the same, when RabbitMQ is back."""
+    with RabbitServer() as rabbit:
+        consumer = Consumer(rabbit, rabbit_queue)
+        async with Proxy(rabbit.port) as proxy:
+            flags = ("--amqp-url", proxy.amqp_url, "--amqp-queue", rabbit_queue)
+            async with beside(Serving(*flags, window=1)) as serving:
+                unconfirmed = []
+                async with Load(serving, callers=4) as load:
+                    await eventually(consumer.take, bool)
+                    since = await next_window(1)
+                    for _ in row.inject(1):
+                        await consumer.one_more()
+                        proxy.stall_replies = True
+                        lost = await consumer.one_more()
+                        rabbit.kill()
+                        proxy.refuse = True  # with what it held back
+                        proxy.stall_replies = proxy.refuse = False
+                        await until(lambda: lost.window in serving.counts())
+                        await asyncio.to_thread(rabbit.start)
+                        since_s = time.monotonic()
+                        await eventually(
+                            consumer.deliveries,
+                            lambda found: found.count(lost) == 2,
+                            within_s=RABBITMQ_BACK_S,
+                        )
+                        row.recovered(time.monotonic() - since_s)
+                        unconfirmed.append(lost)
+                deliveries = await arrived(serving, consumer)
+                last = int(epoch_s(max(delivery.window for delivery in deliveries)))
+                assert row.verdict(load, deliveries, expected=grid(since, last, 1), answer_s=ANSWER_S) == []
+                # Two messages and a line.
+                assert {deliveries.count(delivery) for delivery in unconfirmed} == {3}
+                await asyncio.to_thread(serving.stop)
+
+
+def freeze(rabbit: RabbitServer) -> None:
+    rabbit.freeze()
+
+
+def thaw(rabbit: RabbitServer) -> None:
+    rabbit.thaw()
+
+
+def block(rabbit: RabbitServer) -> None:
+    rabbit.ctl("set_vm_memory_high_watermark", "0")
+
+
+def unblock(rabbit: RabbitServer) -> None:
+    rabbit.ctl("set_vm_memory_high_watermark", "0.4")
+
+
+@pytest.mark.parametrize(
+    ("silence", "end"),
+    [
+        pytest.param(
+            freeze, thaw, marks=pytest.mark.fault("21", "RabbitMQ silent for 3 windows", recovery_must_s=5.0)
+        ),
+        pytest.param(
+            block,
+            unblock,
+            marks=pytest.mark.fault("22", "RabbitMQ blocks for 3 windows", recovery_must_s=5.0),
+        ),
+    ],
+    ids=["21-silent", "22-blocked"],
+)
+async def test_21_22_rabbitmq_silent(
+    rabbit: RabbitServer,
+    rabbit_queue: str,
+    silence: Callable[[RabbitServer], None],
+    end: Callable[[RabbitServer], None],
+    row: Row,
+) -> None:
+    """Each window has its line in time, while the broker says nothing; its message comes afterwards."""
+    consumer = Consumer(rabbit, rabbit_queue)
+    with Serving("--amqp-url", rabbit.url, "--amqp-queue", rabbit_queue, window=1) as serving:
+        away = []
+        async with Load(serving, callers=4) as load:
+            await eventually(consumer.take, bool)
+            since = await next_window(1)
+            for _ in row.inject(1):
+                await asyncio.to_thread(silence, rabbit)
+                try:
+                    starts = [await next_window(1) for _ in range(3)]
+                    await until(lambda: iso(starts[-1]) in serving.counts())
+                finally:
+                    await asyncio.to_thread(end, rabbit)
+                await arrives(row, consumer, iso(starts[-1]))
+                assert all("RabbitMQ" in line["reason"] for line in in_time(serving, starts, within_s=3))
+                away += starts
+        deliveries = await arrived(serving, consumer)
+        expected = grid(since, away[-1], 1)
+        assert row.verdict(load, deliveries, expected=expected, answer_s=ANSWER_S) == []
+        assert {*expected} <= (await consumer.counts()).keys()
+        serving.stop()
+
+
+@pytest.mark.fault("23", "queue deleted")
+async def test_23_queue_deleted(rabbit: RabbitServer, rabbit_queue: str, row: Row) -> None:
+    """What found no queue is in the log, and goes to the queue once that is there again."""
+    consumer = Consumer(rabbit, rabbit_queue)
+    with Serving("--amqp-url", rabbit.url, "--amqp-queue", rabbit_queue, window=1) as serving:
+        async with Load(serving, callers=4) as load:
+            await eventually(consumer.take, bool)
+            since = await next_window(1)
+            for _ in row.inject(1):
+                known = len(lines(serving))
+                await consumer.one_more()  # none that was not taken goes with the queue
+                async with aiormq.connect(rabbit.url) as connection:
+                    await (await connection.channel()).queue_delete(rabbit_queue)
+                await until(lambda: len(lines(serving)) > known)
+                assert "no such queue" in serving.records("window")[known]["reason"]
+                await arrives(row, consumer, lines(serving)[known].window)
+        deliveries = await arrived(serving, consumer)
+        last = int(epoch_s(max(delivery.window for delivery in deliveries)))
+        assert row.verdict(load, deliveries, expected=grid(since, last, 1), answer_s=ANSWER_S) == []
+        serving.stop()
+
+
+@pytest.mark.fault("23", "queue full, refuses", recovery_must_s=5.0)
+async def test_23_queue_full(rabbit: RabbitServer, rabbit_queue: str, row: Row) -> None:
+    """What a queue refuses is in the log and never counts as delivered, until the queue has taken it."""
+    consumer = Consumer(rabbit, rabbit_queue)
+    full = '{"max-length": 1, "overflow": "reject-publish"}'
+    async with aiormq.connect(rabbit.url) as connection:
+        # A classic one: a quorum queue of RabbitMQ 3.10 goes on refusing when its limit has gone.
+        await (await connection.channel()).queue_declare(rabbit_queue, durable=True)
+    with Serving("--amqp-url", rabbit.url, "--amqp-queue", rabbit_queue, window=1) as serving:
+        async with Load(serving, callers=4) as load:
+            await eventually(consumer.take, bool)
+            since = await next_window(1)
+            for _ in row.inject(1):
+                known = len(lines(serving))
+                await asyncio.to_thread(
+                    rabbit.ctl, "set_policy", rabbit_queue, f"^{rabbit_queue}$", full, "--apply-to", "queues"
+                )
+                try:
+                    await until(lambda: len(lines(serving)) >= known + 3)
+                    assert all("refused" in line["reason"] for line in serving.records("window"))
+                    before = await serving.figures()
+                    await until(lambda: len(lines(serving)) >= known + 5)
+                    after = await serving.figures()
+                    sent = "idagg_windows_delivered_total{broker}"
+                    assert after[sent] == before[sent]
+                    assert (
+                        after["idagg_outbox_windows{message}"] > before["idagg_outbox_windows{message}"] > 0
+                    )
+                finally:
+                    await asyncio.to_thread(rabbit.ctl, "clear_policy", rabbit_queue)
+                await arrives(row, consumer, lines(serving)[known].window)
+        deliveries = await arrived(serving, consumer)
+        last = int(epoch_s(max(delivery.window for delivery in deliveries)))
+        assert row.verdict(load, deliveries, expected=grid(since, last, 1), answer_s=ANSWER_S) == []
+        serving.stop()
+
+
+def fill_page(log_file: Path) -> None:
+    """A line that ends where the log file's last page does: the page has its room on a full disk, too."""
+    with log_file.open("ab", buffering=0) as file:
+        filler = b"time=0 event=filler x="
+        file.write(filler.ljust(-(file.tell() + 1) % 4096, b"x") + b"\n")
+
+
+@pytest.mark.fault("25", "disk of the log file full")
+@pytest.mark.parametrize("small_disk", ["256k"], indirect=True)
+async def test_25_log_disk_full(small_disk: Path, row: Row) -> None:
+    """Windows stay owed while the log file's disk is full; no line is torn; all are there afterwards."""
+    serving = Serving(window=1)
+    serving.log_file = small_disk / "counts.log"
+    with serving:
+        async with Load(serving, callers=4) as load:
+            since = await next_window(1)
+            await until(lambda: iso(since) in serving.counts())
+            for number in row.inject(1):
+                full = fill(small_disk)
+                fill_page(serving.log_file)
+                await tells(serving, "windows stay owed, trying again: ", times=number + 1)
+                assert "No space left on device" in serving.said
+                known = lines(serving)
+                await eventually(serving.figures, lambda figures: figures["idagg_outbox_windows{sink}"] >= 3)
+                assert lines(serving) == known
+                full.unlink()
+                await tells(serving, "windows are delivered again", times=number + 1)
+        assert await sealed(row, serving, load, since=since) == []
+        serving.stop()
