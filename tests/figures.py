@@ -25,11 +25,11 @@ _WHERE = "{processor}, {cores} cores, {memory}, {system}, Linux {kernel}, an fsy
 _WHAT = "idagg at {commit}, Python {python}, Redis {redis}, Valkey {valkey}, RabbitMQ {rabbitmq}; {date}"
 _LEGEND = """*lost* and *double* are what the oracle found: by *ids*, where each one was looked for in the
 windows while they were open; by *sums*, where all windows' counts were less than the acknowledged ids, or
-more than those that were sent. In brackets are those lost that the promise lets be lost. *repeated* are
-deliveries that came again with the same message id and the same count. *answer* is the time of the slowest
-one, *recovery* from the fault's end to the first ok without later trouble (of RabbitMQ: to the first window
-that came by it), *takeover* from the leader's end to another's election; each is the worst, in seconds,
-before its limit."""
+more than those that were sent: at least so many, where some failed or are unknown. In brackets are those
+lost that the promise lets be lost. *repeated* are deliveries that came again with the same message id and
+the same count. *answer* is the time of the slowest one, *recovery* from the fault's end to the first ok
+without later trouble (of RabbitMQ: to the first window that came by it), *takeover* from the leader's end
+to another's election; each is the worst, in seconds, before its limit."""
 
 
 @dataclasses.dataclass
@@ -85,7 +85,7 @@ class Row:
     ) -> list[str]:
         deliveries, expected = list(deliveries), list(expected)
         self._note("sums", journal, *oracle.unequal_sums(journal, deliveries))
-        self.note_windows(deliveries, expected)
+        self._note_windows(deliveries, expected)
         self._note_answer(journal, answer_s)
         return oracle.verdict(journal, deliveries, expected=expected, answer_s=answer_s)
 
@@ -103,7 +103,7 @@ class Row:
     def taken_over(self, took_s: float) -> None:
         self.takeover_s = max(self.takeover_s or 0, took_s)
 
-    def note_windows(self, deliveries: list[Delivery], expected: list[str]) -> None:
+    def _note_windows(self, deliveries: list[Delivery], expected: list[str]) -> None:
         came = {delivery.window for delivery in deliveries}
         self.delivered = (self.delivered or 0) + len(came & {*expected} if expected else came)
         self.repeated = (self.repeated or 0) + len(deliveries) - len({*deliveries})
@@ -168,7 +168,7 @@ def _musts(rows: list[Row]) -> str:
     for row in rows:
         injections[row.number] += row.injections
     fewest = min(injections.values())
-    at_most_none = {
+    none = {
         "ids lost": sum(row.lost for row in rows),
         "ids counted twice": sum(row.double for row in rows),
         "windows lost": sum(row.expected - (row.delivered or 0) for row in rows if row.expected),
@@ -190,7 +190,7 @@ def _musts(rows: list[Row]) -> str:
             acknowledged >= MUST_ACKNOWLEDGE,
         ),
         ("fewest injections of a number", f">= {MUST_INJECT}", f"{fewest}", fewest >= MUST_INJECT),
-        *((what, "0", f"{count:,}", count == 0) for what, count in at_most_none.items()),
+        *((what, "0", f"{count:,}", count == 0) for what, count in none.items()),
     ]
     return table(
         ["figure", "must", "measured", "reached"],

@@ -50,7 +50,7 @@ async def test_19_rabbitmq_stopped(rabbit: RabbitServer, rabbit_queue: str, wind
             since = await next_window(1)
             leader = worker(serving, serving.leader())
             before = Size.of(leader)
-            for _ in row.inject(1, most=60 // windows):
+            for _ in row.inject(1, most=60 // windows):  # it takes as long as its windows
                 await asyncio.to_thread(rabbit.ctl, "stop_app")  # its Erlang node, slow to start, stays
                 try:
                     starts = [await next_window(1) for _ in range(windows)]
