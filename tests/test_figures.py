@@ -21,6 +21,11 @@ from oracle import Journal
 def broken():
     raise OSError
 
+@pytest.fixture
+def breaks_at_the_end():
+    yield
+    raise OSError
+
 @pytest.mark.fault("10", "all is well")
 def test_well(row):
     assert len(list(row.inject(1))) == 3
@@ -30,6 +35,10 @@ def test_well(row):
 @pytest.mark.fault("2", "an id is lost")
 def test_loses(row):
     assert row.wrong_ids(Journal(ok={1, 2}), {"60": {1}}) == []
+
+@pytest.mark.fault("4", "a server does not end")
+def test_ends_badly(breaks_at_the_end, row):
+    pass
 
 @pytest.mark.fault("3", "no server to be had")
 def test_begins(broken, row):
@@ -53,13 +62,15 @@ def test_rows_are_written(pytester: pytest.Pytester, tmp_path: Path) -> None:
     pytester.makepyfile(_TESTS)
     pytester.inline_run(plugins=[Figures(tmp_path, 3)])
     raw = json.loads((tmp_path / "raw.json").read_text())
-    assert [(row["number"], row["failed_test"]) for row in raw["rows"]] == [
-        ("2", True),
-        ("3", True),
-        ("10", False),
+    assert [(row["number"], row["kept"]) for row in raw["rows"]] == [
+        ("2", False),
+        ("3", False),
+        ("4", False),
+        ("10", True),
     ]
     assert [(row["injections"], row["acknowledged"], row["lost"]) for row in raw["rows"]] == [
         (0, 2, 1),
+        (0, 0, 0),
         (0, 0, 0),
         (5, 2, 0),
     ]
@@ -96,16 +107,16 @@ def test_what_a_row_notes() -> None:
 
 def test_musts() -> None:
     """Each figure that a promise is about is judged, over all rows."""
-    kept = Row("1", "kept", injections=20, acknowledged=5_000_000, granted=7)
+    kept = Row("1", "kept", kept=True, injections=20, acknowledged=5_000_000, granted=7)
     assert "NO" not in report(_MACHINE, [kept])
     for broken in (
-        Row("1", "lost", injections=20, lost=1),
-        Row("1", "double", injections=20, double=1),
-        Row("1", "window", injections=20, expected=2, delivered=1),
-        Row("1", "late", injections=20, recovery_s=1.5, recovery_must_s=1),
-        Row("1", "late", injections=20, takeover_s=6.5, takeover_must_s=6),
-        Row("1", "failed", injections=20, failed_test=True),
-        Row("2", "seldom", injections=19),
+        Row("1", "lost", kept=True, injections=20, lost=1),
+        Row("1", "double", kept=True, injections=20, double=1),
+        Row("1", "window", kept=True, injections=20, expected=2, delivered=1),
+        Row("1", "late", kept=True, injections=20, recovery_s=1.5, recovery_must_s=1),
+        Row("1", "late", kept=True, injections=20, takeover_s=6.5, takeover_must_s=6),
+        Row("1", "failed", injections=20),
+        Row("2", "seldom", kept=True, injections=19),
     ):
         assert report(_MACHINE, [kept, broken]).count("NO") == 1
-    assert report(_MACHINE, [Row("1", "few ids", injections=20)]).count("NO") == 1
+    assert report(_MACHINE, [Row("1", "few ids", kept=True, injections=20)]).count("NO") == 1
