@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-import oracle
+from figures import Row
 from idagg.window import iso
 from oracle import Journal, Load, epoch_s, grid, lines
 from servers import RedisServer
@@ -106,39 +106,59 @@ def instance(machine: Machine, port: int) -> Serving:
     return Serving(*flags, window=1, prefix=machine.prefix, host=machine.callers.there)
 
 
-async def test_24_cut_off(machines: list[Machine]) -> None:
+async def leads_in_time(serving: Serving, epoch: int) -> None:
+    await until(lambda: f"leading: epoch {epoch}" in serving.said, within_s=LEADS_S)
+
+
+@pytest.mark.fault("24", "leader's machine cut off from the store", takeover_must_s=6.0)
+async def test_24_cut_off(machines: list[Machine], row: Row) -> None:
     """It says so to its callers in time, the other one leads and counts on, and it comes back by itself."""
-    cable = machines[0].store
     with (
         RedisServer(tcp=True, bind="0.0.0.0", protected_mode="no") as server,
-        instance(machines[0], server.port) as cut,
-        instance(machines[1], server.port) as other,
+        instance(machines[0], server.port) as first,
+        instance(machines[1], server.port) as second,
     ):
-        assert "leading: epoch 1" in cut.said
-        async with Load(cut, callers=8) as there, Load(other, callers=8) as here:
+        instances = [first, second]
+        assert "leading: epoch 1" in first.said
+        async with Load(first, callers=8) as first_load, Load(second, callers=8) as second_load:
+            loads = [first_load, second_load]
             since = await next_window(1)
-            cable.cut()
-            cut_s = time.monotonic()
-            await until(lambda: "leading: epoch 2" in other.said, within_s=LEADS_S)
-            await there.fails(16)
-            for admin in (False, True):
-                assert (await cut.ask("/readyz", admin=admin)).status == 503
-            assert (await other.health()).status == 200
-            await eventually(cut.figures, lambda figures: figures["idagg_leader"] == 0, within_s=NOTICES_S)
-            assert (await other.figures())["idagg_leader"] == 1
-            assert [at for at in there.ok_at if at > cut_s + DEADLINE_S] == []
-            cable.mend()
-            mended_s = time.monotonic()
-            await cut.ready()
-            await there.goes_on()
-            assert oracle.not_recovered(there, mended_s, within_s=RECOVERS_S) == []
-        assert (here.failed, here.unknown, there.unknown) == (set(), set(), set())
-        told = Journal(here.ok | there.ok, there.failed, slowest_s=max(here.slowest_s, there.slowest_s))
+            for injection in row.inject(1):
+                leads, follows = injection % 2, 1 - injection % 2
+                cut, there, cable = instances[leads], loads[leads], machines[leads].store
+                other, here = instances[follows], loads[follows]
+                cable.cut()
+                cut_s = time.monotonic()
+                await leads_in_time(other, injection + 2)
+                row.taken_over(time.monotonic() - cut_s)
+                await there.fails(16)
+                for admin in (False, True):
+                    assert (await cut.ask("/readyz", admin=admin)).status == 503
+                assert (await other.health()).status == 200
+                await eventually(
+                    cut.figures, lambda figures: figures["idagg_leader"] == 0, within_s=NOTICES_S
+                )
+                assert (await other.figures())["idagg_leader"] == 1
+                assert [at for at in there.ok_at if at > cut_s + DEADLINE_S] == []
+                cable.mend()
+                mended_s = time.monotonic()
+                await cut.ready()
+                await there.goes_on()
+                assert row.not_recovered(there, mended_s, within_s=RECOVERS_S) == []
+                assert [at for at in here.trouble_at if at > cut_s] == []
+        assert (first_load.unknown, second_load.unknown) == (set(), set())
+        told = Journal(
+            first_load.ok | second_load.ok,
+            first_load.failed | second_load.failed,
+            slowest_s=max(first_load.slowest_s, second_load.slowest_s),
+        )
         now_s = int(time.time())
-        await until(lambda: max(line.window for line in lines(other)) >= iso(now_s))
-        found = [*lines(cut), *lines(other)]
+        await until(
+            lambda: max(line.window for instance in instances for line in lines(instance)) >= iso(now_s)
+        )
+        found = [*lines(first), *lines(second)]
         last = int(epoch_s(max(line.window for line in found)))
-        assert oracle.verdict(told, found, expected=grid(since, last, 1), answer_s=ANSWER_S) == []
-        assert cut.said.count("leading: epoch") + other.said.count("leading: epoch") == 2
-        other.stop()
-        cut.stop()
+        assert row.verdict(told, found, expected=grid(since, last, 1), answer_s=ANSWER_S) == []
+        assert sum(instance.said.count("leading: epoch") for instance in instances) == 1 + row.injections
+        second.stop()
+        first.stop()

@@ -8,7 +8,9 @@ import signal
 import socket
 from pathlib import Path
 
-import oracle
+import pytest
+
+from figures import Row
 from oracle import Journal, Load, epoch_s, grid, lines
 from servers import RedisServer
 from serving import Serving, long_window, next_window, until
@@ -34,7 +36,8 @@ async def says(serving: Serving, text: str, *, times: int = 1) -> None:
     await until(lambda: serving.said.count(text) >= times, within_s=20)
 
 
-async def test_4_rolling_restart(any_server: RedisServer) -> None:
+@pytest.mark.fault("4", "SIGHUP, and two more in the midst of it")
+async def test_4_rolling_restart(any_server: RedisServer, row: Row) -> None:
     """Nobody is reset or fails: not who keeps a connection, and not who opens one for each request. Signals
     that come in the midst of it are one more."""
     tuned = {"idagg.run.restart.YOUNG_S": 0.2}
@@ -48,28 +51,31 @@ async def test_4_rolling_restart(any_server: RedisServer) -> None:
         ):
             loads = (keeping, handed_over, opening, closing)
             since = await next_window(1)
-            hang_up(serving)
-            await says(serving, "replacing the workers one by one")
-            hang_up(serving)
-            hang_up(serving)
-            await says(serving, "all workers are replaced", times=2)
+            for injection in row.inject(1):
+                hang_up(serving)
+                await says(serving, "replacing the workers one by one", times=2 * injection + 1)
+                hang_up(serving)
+                hang_up(serving)
+                await says(serving, "all workers are replaced", times=2 * injection + 2)
             assert (await serving.health()).status == 200
             for load in loads:
                 await load.goes_on(100)
         assert (len(serving.workers()), set(before) & set(serving.workers())) == (2, set())
         for load in loads:
             assert (load.failed, load.unknown, load.trouble_at) == (set(), set(), [])
-            assert oracle.late(load, ANSWER_S) == []
-        told = Journal(ok=set().union(*(load.ok for load in loads)))
+            assert row.late(load, ANSWER_S) == []
+        told = Journal(
+            ok=set().union(*(load.ok for load in loads)), slowest_s=max(load.slowest_s for load in loads)
+        )
         last = int(epoch_s(max(await serving.delivered())))
         expected = grid(since, last, 1)
-        assert oracle.verdict(told, lines(serving), expected=expected, answer_s=ANSWER_S) == []
+        assert row.verdict(told, lines(serving), expected=expected, answer_s=ANSWER_S) == []
         for line in serving.records("window"):
             assert epoch_s(line["time"]) - epoch_s(line["window"]) - 1 < HANDED_OVER_S
         figures = await serving.figures()
         assert (figures["idagg_requests_total{200}"], figures["idagg_leader"]) == (len(told.ok), 1)
         serving.stop()
-        assert serving.said.count("replacing the workers") == 2
+        assert serving.said.count("replacing the workers") == 2 * row.injections
 
 
 async def test_successor_that_does_not_serve(any_server: RedisServer, tmp_path: Path) -> None:
