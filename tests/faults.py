@@ -18,7 +18,7 @@ from idagg.store.client import Client
 from idagg.store.windows import WindowStore
 from idagg.window import iso
 from oracle import Consumer, Delivery, Load, epoch_s, grid, lines
-from serving import Serving, eventually, until
+from serving import Serving, eventually, next_window, until
 
 # What an answer may take, as the machine is shared: at the default deadline, and at a shorter one.
 ANSWER_S = 2.5
@@ -91,6 +91,18 @@ async def arrived(serving: Serving, consumer: Consumer) -> list[Delivery]:
         within_s=20,
     )
     return [*queued, *lines(serving)]
+
+
+async def confirmed(serving: Serving, consumer: Consumer) -> None:
+    """Wait until a window has come by RabbitMQ and nothing is owed: the next one is most of a second away."""
+    await next_window(serving.window)
+    await consumer.one_more()
+    await eventually(
+        serving.figures,
+        lambda figures: (
+            figures["idagg_outbox_windows{sink}"] == figures["idagg_outbox_windows{message}"] == 0
+        ),
+    )
 
 
 def worker(serving: Serving, slot: int) -> int:

@@ -16,6 +16,7 @@ from faults import (
     SUCCESSOR_S,
     arrived,
     beside,
+    confirmed,
     lease_runs_out,
     sealed,
     store_client,
@@ -183,7 +184,7 @@ async def test_7_leader_killed_before_the_confirm(
                 since = await next_window(1)
                 for deaths in row.inject(1):
                     await tells(serving, f"leading: epoch {deaths + 1}\n")
-                    await consumer.one_more()
+                    await confirmed(serving, consumer)
                     proxy.stall_replies = True
                     unconfirmed.append(await consumer.one_more())
                     os.kill(worker(serving, serving.leader()), signal.SIGKILL)

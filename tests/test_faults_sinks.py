@@ -11,7 +11,7 @@ import aiormq
 import pytest
 
 import oracle
-from faults import ANSWER_S, RABBITMQ_BACK_S, arrived, beside, fill, in_time, sealed, tells, worker
+from faults import ANSWER_S, RABBITMQ_BACK_S, arrived, beside, confirmed, fill, in_time, sealed, tells, worker
 from figures import Row
 from idagg.window import iso
 from oracle import Consumer, Load, Size, epoch_s, grid, lines
@@ -83,7 +83,7 @@ async def test_20_rabbitmq_killed_in_mid_publish(rabbit_queue: str, row: Row) ->
                     await eventually(consumer.take, bool)
                     since = await next_window(1)
                     for _ in row.inject(1):
-                        await consumer.one_more()
+                        await confirmed(serving, consumer)
                         proxy.stall_replies = True
                         lost = await consumer.one_more()
                         rabbit.kill()
@@ -194,10 +194,12 @@ async def test_23_queue_deleted(rabbit: RabbitServer, rabbit_queue: str, row: Ro
 async def test_23_queue_full(rabbit: RabbitServer, rabbit_queue: str, row: Row) -> None:
     """What a queue refuses is in the log and never counts as delivered, until the queue has taken it."""
     consumer = Consumer(rabbit, rabbit_queue)
-    full = '{"max-length": 1, "overflow": "reject-publish"}'
     async with aiormq.connect(rabbit.url) as connection:
         # A classic one: a quorum queue of RabbitMQ 3.10 goes on refusing when its limit has gone.
-        await (await connection.channel()).queue_declare(rabbit_queue, durable=True)
+        # It refuses from its first limit on: one whose policy sets both drops what it holds beyond the limit.
+        await (await connection.channel()).queue_declare(
+            rabbit_queue, durable=True, arguments={"x-overflow": "reject-publish"}
+        )
     with Serving("--amqp-url", rabbit.url, "--amqp-queue", rabbit_queue, window=1) as serving:
         async with Load(serving, callers=4) as load:
             await eventually(consumer.take, bool)
@@ -205,7 +207,7 @@ async def test_23_queue_full(rabbit: RabbitServer, rabbit_queue: str, row: Row) 
             for _ in row.inject(1):
                 known = len(lines(serving))
                 await asyncio.to_thread(
-                    rabbit.ctl, "set_policy", rabbit_queue, f"^{rabbit_queue}$", full, "--apply-to", "queues"
+                    rabbit.ctl, "set_policy", rabbit_queue, f"^{rabbit_queue}$", '{"max-length": 1}'
                 )
                 try:
                     await until(lambda: len(lines(serving)) >= known + 3)
