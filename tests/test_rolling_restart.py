@@ -24,7 +24,7 @@ BROKEN = {
     "raise SystemExit('half an upgrade')": r"the successor died \(exit code 1\)",
     "import os; os.environ['AIOHTTP_NO_EXTENSIONS'] = '1'": r"the successor died \(exit code 3\)",
     "import signal; signal.setitimer(signal.ITIMER_REAL, 3)": r"the successor died \(SIGALRM\)",
-    "print('another version')": r"the successor died \(SIGKILL\)",
+    "print('another version', flush=True)": r"the successor died \(SIGKILL\)",
 }
 
 
