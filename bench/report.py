@@ -21,11 +21,11 @@ callbacks without tarpits, and growth where it was not asked for."""
 
 
 def summary(found: Findings) -> str:
-    """What the README shows."""
+    """What the README shows, whose links begin at the project's folder."""
     assert found.closed
-    return "\n\n".join(
-        [*_circumstances(found), _targets(found), bench.closed_loop.report.costs(found.closed, "64")]
-    )
+    costs = bench.closed_loop.report.costs(found.closed, "64")
+    plot = ".. image:: bench/results/throughput.svg"
+    return "\n\n".join([*_circumstances(found), _targets(found), costs, plot])
 
 
 def report(found: Findings) -> str:

@@ -25,7 +25,10 @@ RABBITMQ = Path("/usr/lib/rabbitmq/bin")
 
 INSTALL = (
     ["apt-get", "update"],
-    ["apt-get", "install", "-y", "--no-install-recommends", "redis-server", "rabbitmq-server", "libfaketime"],
+    [
+        *("apt-get", "install", "-y", "--no-install-recommends"),
+        *("redis-server", "rabbitmq-server", "libfaketime", "iproute2"),
+    ],
 )
 
 
@@ -36,9 +39,9 @@ def libfaketime() -> Path | None:
 
 def ensure_installed() -> None:
     """Install the servers where that is possible, else end the test run and say what to type."""
-    if shutil.which("redis-server") and RABBITMQ.is_dir() and libfaketime():
+    if shutil.which("redis-server") and RABBITMQ.is_dir() and libfaketime() and shutil.which("ip"):
         return
-    need = "The tests need redis-server, rabbitmq-server and libfaketime"
+    need = "The tests need redis-server, rabbitmq-server, libfaketime and iproute2"
     by_hand = " && ".join(f"sudo {shlex.join(command)}" for command in INSTALL)
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         pytest.exit(f"{need}; install them with: {by_hand}", 1)
