@@ -84,7 +84,7 @@ def host(folder: Path) -> dict[str, str]:
         "system": platform.freedesktop_os_release()["PRETTY_NAME"],
         "kernel": platform.release(),
         "fsync": f"{_fsync_us(folder):.0f} µs",
-        "commit": _output("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty").strip(),
+        "commit": _commit(),
         "redis": program_version("redis-server", "--version"),
         "python": platform.python_version(),
     }
@@ -113,6 +113,12 @@ def _idle_s() -> float:
     """Core seconds without work since the start of the machine."""
     fields = Path("/proc/stat").read_text().split(maxsplit=6)
     return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
+
+
+def _commit() -> str:
+    if not shutil.which("git"):
+        return "an unknown commit"
+    return _output("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty").strip()
 
 
 def _version(package: str) -> str:

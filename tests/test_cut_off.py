@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import ipaddress
 import os
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -26,84 +29,112 @@ RECOVERS_S = 3.0
 # Until a leader that cannot renew its lease has noticed.
 NOTICES_S = 8.0
 
-# The first address of those for tests of networks (RFC 2544); a run of the tests takes 32 of them.
-FIRST = ipaddress.IPv4Address("198.18.0.0")
+# Of those for tests of networks (RFC 2544); nobody else has them where they are used.
+NETWORKS = ipaddress.IPv4Network("198.18.0.0/28")
+CLONE_NEWNET = 0x40000000  # of sched.h
 
 
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True)
+class Machine:
+    """A network namespace, in a user namespace in which whoever made it may lay cables.
+
+    It lives as long as a process in it does, and all that was laid goes with it.
+    """
+
+    def __init__(self, *prefix: str) -> None:
+        self._process = subprocess.Popen([*prefix, "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(b"I am there\n")
+        self._process.stdin.flush()
+        self._process.stdout.readline()
+        self.prefix = ["nsenter", f"--net=/proc/{self.pid}/ns/net"]
+        self.ip("link", "set", "lo", "up")
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ip(self, *arguments: str) -> None:
+        subprocess.run(
+            ["nsenter", "--target", str(self.pid), "--user", "--net", "ip", *arguments], check=True
+        )
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """We, and all that we start, are in its network."""
+        proc = Path("/proc")
+        with (proc / "thread-self/ns/net").open() as outside, (proc / f"{self.pid}/ns/net").open() as inside:
+            enter(inside)
+            try:
+                yield
+            finally:
+                enter(outside)
+
+    def close(self) -> None:
+        self._process.communicate()
 
 
-@dataclasses.dataclass
-class Link:
-    """A cable between this machine and another."""
+def enter(namespace: TextIO) -> None:
+    """Python has it from 3.12 on, as os.setns."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(namespace.fileno(), CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "setns")
 
-    name: str
-    here: str
-    there: str
+
+class Cable:
+    """Between the middle, where the store and all callers are, and a machine."""
+
+    def __init__(self, middle: Machine, machine: Machine, name: str, network: ipaddress.IPv4Network) -> None:
+        self._middle = middle
+        self._name = name
+        self.here, self.there = map(str, network.hosts())
+        middle.ip("link", "add", name, "type", "veth", "peer", "name", name, "netns", str(machine.pid))
+        for end, address in ((middle, self.here), (machine, self.there)):
+            end.ip("address", "add", f"{address}/30", "dev", name)
+            end.ip("link", "set", name, "up")
 
     def cut(self) -> None:
         """Nothing arrives any more, and nobody is told."""
-        ip("link", "set", self.name, "down")
+        self._middle.ip("link", "set", self._name, "down")
 
     def mend(self) -> None:
-        ip("link", "set", self.name, "up")
+        self._middle.ip("link", "set", self._name, "up")
 
 
 @dataclasses.dataclass
-class Machine:
-    """It has a link to its callers, and one to the store."""
+class Host:
+    """A machine with a cable to its callers, and one to the store."""
 
-    name: str
-    callers: Link
-    store: Link
-
-    @property
-    def prefix(self) -> list[str]:
-        return ["ip", "netns", "exec", self.name]
-
-
-@contextlib.contextmanager
-def machine(name: str, networks: Iterator[ipaddress.IPv4Network]) -> Iterator[Machine]:
-    ip("netns", "add", name)
-    try:
-        with (
-            laid(f"{name}c", name, next(networks)) as callers,
-            laid(f"{name}s", name, next(networks)) as store,
-        ):
-            yield Machine(name, callers, store)
-    finally:
-        ip("netns", "del", name)
-
-
-@contextlib.contextmanager
-def laid(name: str, machine: str, network: ipaddress.IPv4Network) -> Iterator[Link]:
-    here, there = map(str, network.hosts())
-    ip("link", "add", name, "type", "veth", "peer", "name", name, "netns", machine)
-    try:
-        for where, address in (((), here), (("-n", machine), there)):
-            ip(*where, "address", "add", f"{address}/30", "dev", name)
-            ip(*where, "link", "set", name, "up")
-        yield Link(name, here, there)
-    finally:
-        # The machine's end goes with ours; by itself not before the last connection that was cut is given up.
-        ip("link", "del", name)
+    machine: Machine
+    callers: Cable
+    store: Cable
 
 
 @pytest.fixture
-def machines() -> Iterator[list[Machine]]:
+def hosts() -> Iterator[list[Host]]:
     if os.geteuid() != 0:
         pytest.fail("this test makes network namespaces: run it as root")
-    name = f"idagg{os.getpid()}"  # with what is added to it a link's name, of at most 15 characters
-    networks = ipaddress.IPv4Network((int(FIRST) + os.getpid() % 4096 * 32, 27)).subnets(new_prefix=30)
-    with machine(f"{name}a", networks) as first, machine(f"{name}b", networks) as second:
-        yield [first, second]
+    with contextlib.ExitStack() as stack:
+
+        def machine(*prefix: str) -> Machine:
+            return stack.enter_context(contextlib.closing(Machine(*prefix)))
+
+        middle = machine("unshare", "--user", "--map-root-user", "--net")
+        inside = ("nsenter", "--target", str(middle.pid), "--user", "--net", "unshare", "--net")
+        networks = NETWORKS.subnets(new_prefix=30)
+        found = []
+        for name in "ab":
+            its = machine(*inside)
+            cables = [Cable(middle, its, name + kind, next(networks)) for kind in ("callers", "store")]
+            found.append(Host(its, *cables))
+        stack.enter_context(middle.entered())
+        yield found
 
 
-def instance(machine: Machine, port: int) -> Serving:
-    url = f"redis://{machine.store.here}:{port}"
+def instance(host: Host, port: int) -> Serving:
+    url = f"redis://{host.store.here}:{port}"
     flags = ("--redis-url", url, "--deadline", str(DEADLINE_S))
-    return Serving(*flags, window=1, prefix=machine.prefix, host=machine.callers.there)
+    return Serving(*flags, window=1, prefix=host.machine.prefix, host=host.callers.there)
 
 
 async def leads_in_time(serving: Serving, epoch: int) -> None:
@@ -111,12 +142,12 @@ async def leads_in_time(serving: Serving, epoch: int) -> None:
 
 
 @pytest.mark.fault("24", "leader's machine cut off from the store", takeover_must_s=6.0)
-async def test_24_cut_off(machines: list[Machine], row: Row) -> None:
+async def test_24_cut_off(hosts: list[Host], row: Row) -> None:
     """It says so to its callers in time, the other one leads and counts on, and it comes back by itself."""
     with (
         RedisServer(tcp=True, bind="0.0.0.0", protected_mode="no") as server,
-        instance(machines[0], server.port) as first,
-        instance(machines[1], server.port) as second,
+        instance(hosts[0], server.port) as first,
+        instance(hosts[1], server.port) as second,
     ):
         instances = [first, second]
         assert "leading: epoch 1" in first.said
@@ -125,7 +156,7 @@ async def test_24_cut_off(machines: list[Machine], row: Row) -> None:
             since = await next_window(1)
             for injection in row.inject(1):
                 leads, follows = injection % 2, 1 - injection % 2
-                cut, there, cable = instances[leads], loads[leads], machines[leads].store
+                cut, there, cable = instances[leads], loads[leads], hosts[leads].store
                 other, here = instances[follows], loads[follows]
                 cable.cut()
                 cut_s = time.monotonic()
