@@ -20,6 +20,7 @@ from cranked import CrankedClient
 from idagg.errors import CannotStartError, StoreAwayError, StoreRefusedError
 from idagg.store import embedded
 from idagg.store.client import Client
+from idagg.store.client import refusal as in_our_words
 from idagg.store.embedded import EmbeddedStore
 from idagg.store.hits import HitStore
 from idagg.store.windows import WindowStore
@@ -135,6 +136,22 @@ async def test_a_replica(client: CrankedClient) -> None:
     await client.command("REPLICAOF", "127.0.0.1", "1")
     with pytest.raises(StoreAwayError, match="replica"):
         await hits_of(client).add(1, [b"1"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "words"),
+    [
+        ("-OOM command not allowed when used memory > 'maxmemory'.", StoreRefusedError, "out of memory"),
+        ("-READONLY You can't write against a read only replica.", StoreAwayError, "replica"),
+        ("WRONGTYPE Operation against a key", StoreRefusedError, "WRONGTYPE"),
+    ],
+)
+def test_a_command_that_is_refused_within_a_script(answer: str, kind: type[Exception], words: str) -> None:
+    """Redis 6.2 tells it as the script's own error."""
+    reply = f"ERR Error running script (call to f_fe4d): @user_script:91: @user_script: 91: {answer}"
+    error = in_our_words("here", reply)
+    assert isinstance(error, kind)
+    assert words in str(error)
 
 
 async def test_another_window_length(client: CrankedClient) -> None:
@@ -355,7 +372,10 @@ async def server_pid(url: str) -> int:
 
 def reachable_from_outside(pid: int) -> list[str]:
     """The process's sockets of the Internet's kinds."""
-    mine = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    mine = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since
+            mine.add(str(link.readlink()))
     rows = [
         row
         for kind in ("tcp", "tcp6", "udp", "udp6")

@@ -159,6 +159,8 @@ def unreachable(where: str, why: str) -> StoreAwayError:
 
 def refusal(where: str, reply: str) -> StoreError:
     """An error reply, code and all, as the error to raise."""
+    if "Error running script" in reply:  # Redis 6.2's, around what a command in the script was answered
+        reply = reply.rpartition(": -")[2]
     code, _, rest = reply.partition(" ")
     if "unauthenticated" in rest:  # said in place of NOAUTH to commands of more than ten words
         code = "NOAUTH"
