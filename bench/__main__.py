@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import bench.closed_loop.run
 import bench.flushing.run
@@ -28,31 +29,12 @@ from bench.tools import Unrest, machine, names, need, say
 _RESULTS = Path(__file__).parent / "results"
 
 
-def _closed(found: Findings, options: argparse.Namespace) -> int:
-    found.closed = Results()
-    return bench.closed_loop.run.measure(found.closed, options)
-
-
-def _open(found: Findings, options: argparse.Namespace) -> int:
-    found.open = OpenLoop()
-    return bench.open_loop.run.measure(found.open, options)
-
-
-def _flushing(found: Findings, options: argparse.Namespace) -> int:
-    found.flushing = Flushing()
-    return bench.flushing.run.measure(found.flushing, options)
-
-
-def _growth(found: Findings, options: argparse.Namespace) -> int:
-    found.growth = Growth()
-    return bench.growth.run.measure(found.growth, options)
-
-
-_PARTS: dict[str, Callable[[Findings, argparse.Namespace], int]] = {
-    "closed": _closed,
-    "open": _open,
-    "flushing": _flushing,
-    "growth": _growth,
+# By name, as in Findings: what a part finds out, and what finds it out and returns an exit code.
+_PARTS: dict[str, tuple[Callable[[], Any], Callable[[Any, argparse.Namespace], int]]] = {
+    "closed": (Results, bench.closed_loop.run.measure),
+    "open": (OpenLoop, bench.open_loop.run.measure),
+    "flushing": (Flushing, bench.flushing.run.measure),
+    "growth": (Growth, bench.growth.run.measure),
 }
 
 
@@ -73,8 +55,10 @@ def main() -> int:
         began = time.monotonic()
         found.unrest[part] = Unrest.now()
         say(f"{part}: {found.unrest[part]} before it. {disturbance(found)}")
+        results, measure = _PARTS[part]
+        setattr(found, part, results())
         try:
-            code |= _PARTS[part](found, options)
+            code |= measure(getattr(found, part), options)
         except Exception:  # the other parts can do without this one
             traceback.print_exc()
             code = 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib
+from bench.open_loop.histogram import Summary
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -25,6 +26,19 @@ LATENCIES = {
 def canvas(columns: int = 1, *, width: float = 9, height: float = 4) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def latencies(axes: Axes, seconds: list[Summary]) -> None:
+    """By second, on a logarithmic scale; seconds without an answer are gaps."""
+    for line, (label, colour) in LATENCIES.items():
+        values = [getattr(second, line) or None for second in seconds]
+        axes.plot(values, color=colour, label=label, linewidth=1.2)
+    logarithmic(axes)
+
+
+def logarithmic(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
 
 
 def save(figure: Figure, file: Path) -> None:

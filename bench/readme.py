@@ -15,8 +15,3 @@ def write(found: Findings) -> None:
     text = _README.read_text(encoding="utf-8")
     head, tail = text[: text.index(_BEGIN) + len(_BEGIN)], text[text.index(_END) :]
     _README.write_text(f"{head}\n{summary(found)}\n\n{tail}", encoding="utf-8")
-
-
-def written() -> str:
-    text = _README.read_text(encoding="utf-8")
-    return text[text.index(_BEGIN) + len(_BEGIN) : text.index(_END)]

@@ -14,7 +14,7 @@ import oracle
 from faults import ANSWER_S, RABBITMQ_BACK_S, arrived, beside, confirmed, fill, in_time, sealed, tells, worker
 from figures import Row
 from idagg.window import iso
-from oracle import Consumer, Load, Size, epoch_s, grid, lines
+from oracle import Consumer, Delivery, Load, Size, epoch_s, grid, lines
 from proxy import Proxy
 from servers import RabbitServer
 from serving import Serving, eventually, next_window, until
@@ -25,6 +25,16 @@ async def arrives(row: Row, consumer: Consumer, window: str) -> None:
     since_s = time.monotonic()
     await eventually(consumer.counts, lambda counts: window in counts, within_s=RABBITMQ_BACK_S)
     row.recovered(time.monotonic() - since_s)
+
+
+async def all_came(
+    row: Row, serving: Serving, load: Load, consumer: Consumer, *, since: int
+) -> list[Delivery]:
+    """Every window from this one on arrived, under one count; returns the deliveries."""
+    deliveries = await arrived(serving, consumer)
+    last = int(epoch_s(max(delivery.window for delivery in deliveries)))
+    assert row.verdict(load, deliveries, expected=grid(since, last, 1), answer_s=ANSWER_S) == []
+    return deliveries
 
 
 @pytest.mark.parametrize(
@@ -63,10 +73,8 @@ async def test_19_rabbitmq_stopped(rabbit: RabbitServer, rabbit_queue: str, wind
                     oracle.grown(before, Size.of(leader), memory_kib=16_384, descriptors=4, threads=8) == []
                 )
                 away += starts
-        deliveries = await arrived(serving, consumer)
-        expected = grid(since, away[-1], 1)
-        assert row.verdict(load, deliveries, expected=expected, answer_s=ANSWER_S) == []
-        assert {*expected} <= (await consumer.counts()).keys()
+        await all_came(row, serving, load, consumer, since=since)
+        assert {*grid(since, away[-1], 1)} <= (await consumer.counts()).keys()
         serving.stop()
 
 
@@ -99,9 +107,7 @@ async def test_20_rabbitmq_killed_in_mid_publish(rabbit_queue: str, row: Row) ->
                         )
                         row.recovered(time.monotonic() - since_s)
                         unconfirmed.append(lost)
-                deliveries = await arrived(serving, consumer)
-                last = int(epoch_s(max(delivery.window for delivery in deliveries)))
-                assert row.verdict(load, deliveries, expected=grid(since, last, 1), answer_s=ANSWER_S) == []
+                deliveries = await all_came(row, serving, load, consumer, since=since)
                 # Two messages and a line.
                 assert {deliveries.count(delivery) for delivery in unconfirmed} == {3}
                 await asyncio.to_thread(serving.stop)
@@ -161,10 +167,8 @@ async def test_21_22_rabbitmq_silent(
                 await arrives(row, consumer, iso(starts[-1]))
                 assert all("RabbitMQ" in line["reason"] for line in in_time(serving, starts, within_s=3))
                 away += starts
-        deliveries = await arrived(serving, consumer)
-        expected = grid(since, away[-1], 1)
-        assert row.verdict(load, deliveries, expected=expected, answer_s=ANSWER_S) == []
-        assert {*expected} <= (await consumer.counts()).keys()
+        await all_came(row, serving, load, consumer, since=since)
+        assert {*grid(since, away[-1], 1)} <= (await consumer.counts()).keys()
         serving.stop()
 
 
@@ -184,9 +188,7 @@ async def test_23_queue_deleted(rabbit: RabbitServer, rabbit_queue: str, row: Ro
                 await until(lambda: len(lines(serving)) > known)
                 assert "no such queue" in serving.records("window")[known]["reason"]
                 await arrives(row, consumer, lines(serving)[known].window)
-        deliveries = await arrived(serving, consumer)
-        last = int(epoch_s(max(delivery.window for delivery in deliveries)))
-        assert row.verdict(load, deliveries, expected=grid(since, last, 1), answer_s=ANSWER_S) == []
+        await all_came(row, serving, load, consumer, since=since)
         serving.stop()
 
 
@@ -223,9 +225,7 @@ async def test_23_queue_full(rabbit: RabbitServer, rabbit_queue: str, row: Row) 
                 finally:
                     await asyncio.to_thread(rabbit.ctl, "clear_policy", rabbit_queue)
                 await arrives(row, consumer, lines(serving)[known].window)
-        deliveries = await arrived(serving, consumer)
-        last = int(epoch_s(max(delivery.window for delivery in deliveries)))
-        assert row.verdict(load, deliveries, expected=grid(since, last, 1), answer_s=ANSWER_S) == []
+        await all_came(row, serving, load, consumer, since=since)
         serving.stop()
 
 

@@ -8,7 +8,7 @@ import dataclasses
 from pathlib import Path
 
 from bench.open_loop.results import OpenLoop, Run, Session
-from bench.plots import LATENCIES, canvas, save
+from bench.plots import LATENCIES, canvas, latencies, logarithmic, save
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -22,9 +22,7 @@ def draw(found: OpenLoop, folder: Path) -> None:
 
 def _over_time(run: Run, session: Session, file: Path) -> None:
     figure, (axes,) = canvas()
-    seconds = [dataclasses.asdict(latencies.summary()) for latencies in run.load.seconds]
-    for line, (label, colour) in LATENCIES.items():
-        axes.plot([second[line] for second in seconds], color=colour, label=label, linewidth=1.2)
+    latencies(axes, [second.summary() for second in run.load.seconds])
     for boundary in run.boundaries():
         label = "a window ends" if boundary == run.boundaries()[0] else None
         axes.axvline(boundary, color="black", linewidth=0.8, linestyle=":", label=label)
@@ -38,7 +36,7 @@ def _over_time(run: Run, session: Session, file: Path) -> None:
         transform=axes.get_xaxis_transform(),
     )
     axes.set_xlabel(f"seconds, at {run.load.rate:,.0f} requests a second")
-    axes.set_xlim(0, len(seconds))
+    axes.set_xlim(0, len(run.load.seconds))
     _save(figure, axes, file)
 
 
@@ -56,8 +54,7 @@ def _by_rate(runs: list[Run], file: Path) -> None:
 
 
 def _save(figure: Figure, axes: Axes, file: Path) -> None:
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
+    logarithmic(axes)
     axes.set_ylabel("latency from the intended send time, ms")
     axes.legend(frameon=False, fontsize="small", loc="upper left", ncols=3)
     save(figure, file)

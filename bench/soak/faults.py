@@ -20,7 +20,7 @@ from idagg.store.client import Client
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from oracle import Consumer
 from proxy import Proxy
-from servers import RabbitServer, RedisServer
+from servers import RabbitServer, RedisServer, Server
 from serving import Serving, until
 
 _FROZEN_S, _AWAY_S = 3, 6
@@ -70,11 +70,7 @@ async def redis_killed(scene: Scene, random: Random) -> None:
 
 
 async def redis_frozen(scene: Scene, random: Random) -> None:
-    scene.redis.freeze()
-    try:
-        await asyncio.sleep(_FROZEN_S)
-    finally:
-        scene.redis.thaw()
+    await _freeze(scene.redis, _FROZEN_S)
 
 
 async def scripts_forgotten(scene: Scene, random: Random) -> None:
@@ -101,11 +97,15 @@ async def rabbitmq_stopped(scene: Scene, random: Random) -> None:
 
 
 async def rabbitmq_frozen(scene: Scene, random: Random) -> None:
-    scene.rabbit.freeze()
+    await _freeze(scene.rabbit, _AWAY_S)
+
+
+async def _freeze(server: Server, for_s: float) -> None:
+    server.freeze()
     try:
-        await asyncio.sleep(_AWAY_S)
+        await asyncio.sleep(for_s)
     finally:
-        scene.rabbit.thaw()
+        server.thaw()
 
 
 async def queue_deleted(scene: Scene, random: Random) -> None:

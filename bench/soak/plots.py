@@ -4,11 +4,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import matplotlib
-from bench.plots import LATENCIES, OTHERS, OURS, canvas, save
+from bench.plots import OTHERS, OURS, canvas, latencies, save
 from bench.soak.results import Results
 from matplotlib.axes import Axes
 
@@ -27,9 +26,7 @@ def draw(found: Results, folder: Path) -> None:
         save(figure, folder / f"{field.removesuffix('_kib')}.svg")
     figure, (axes,) = canvas(width=12, height=5)
     answers = found.told.answers
-    seconds = [dataclasses.asdict(latencies.summary()) for latencies in answers.seconds]
-    for line, (label, colour) in LATENCIES.items():
-        axes.plot([second[line] or None for second in seconds], color=colour, label=label, linewidth=1)
+    latencies(axes, [second.summary() for second in answers.seconds])
     failed = [second for second, number in enumerate(answers.failed) if number]
     axes.plot(
         failed,
@@ -39,8 +36,6 @@ def draw(found: Results, folder: Path) -> None:
         label="some failed",
         transform=axes.get_xaxis_transform(),
     )
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_ylabel("latency of ok from the intended send time, ms")
     _finish(found, axes)
     save(figure, folder / "latency.svg")
