@@ -150,6 +150,11 @@ def grown(
     ]
 
 
+def crowded(before: int, after: int, *, tasks: int = 32) -> list[str]:
+    """E: event loops have no more tasks than they had, but for so many."""
+    return [f"E: tasks went from {before} to {after}"] * (after > before + tasks)
+
+
 def recovery_s(journal: Journal, since_s: float) -> float:
     """How long it took to the first ok without later trouble."""
     last_trouble_s = max(since_s, journal.trouble_at[-1]) if journal.trouble_at else since_s

@@ -209,6 +209,10 @@ class Serving(Server):
             for sample in family.samples
         }
 
+    async def tasks(self) -> int:
+        """Of the workers' event loops."""
+        return int((await self.figures())["idagg_tasks"])
+
     def _command(self) -> list[str]:
         start = ["-m", "idagg"] if self.tuned is None else ["-c", _TUNED, json.dumps(self.tuned)]
         given = {

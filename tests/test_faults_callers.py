@@ -50,7 +50,7 @@ async def test_26_callbacks_that_hang(any_server: RedisServer, row: Row) -> None
         flags = ("--redis-url", any_server.url, "--callback-allow", "127.0.0.1")
         with Serving(*flags, window=1) as serving:
             try:
-                before = [Size.of(pid) for pid in serving.workers()]
+                before, tasks = [Size.of(pid) for pid in serving.workers()], await serving.tasks()
                 async with Load(serving, callers=4) as load:
                     since = await next_window(1)
                     for number in row.inject(4):
@@ -68,6 +68,8 @@ async def test_26_callbacks_that_hang(any_server: RedisServer, row: Row) -> None
                     after = Size.of(pid)
                     # An attempt is a descriptor, or two as it begins; four run at a time to a host.
                     assert oracle.grown(size, after, memory_kib=32_768, descriptors=24, threads=16) == []
+                # Each window's delivery is one, and so is each attempt, with the look-up of its host.
+                assert oracle.crowded(tasks, await serving.tasks()) == []
             finally:
                 over.set()
             serving.stop()
@@ -127,7 +129,7 @@ async def hooks(*handlers: Callable[[web.Request], object]) -> AsyncIterator[str
 async def test_27_endpoints_without_number(any_server: RedisServer, row: Row) -> None:
     """Of 100,000 endpoints in a window 10,000 are called; the others are told of, and all ids count."""
     with Serving("--redis-url", any_server.url, window=12) as serving:
-        before = [Size.of(pid) for pid in serving.workers()]
+        before, tasks = [Size.of(pid) for pid in serving.workers()], await serving.tasks()
         loads = {}
         for _ in row.inject(1):
             start = await next_window(12)
@@ -139,7 +141,10 @@ async def test_27_endpoints_without_number(any_server: RedisServer, row: Row) ->
         calls = 10_000 * row.injections
         figures = await eventually(
             serving.figures,
-            lambda figures: figures.get("idagg_callbacks_total{blocked}", 0) == calls,
+            lambda figures: (
+                figures.get("idagg_callbacks_total{blocked}", 0) == calls
+                and oracle.crowded(tasks, int(figures["idagg_tasks"])) == []
+            ),
             within_s=60,
         )
         for window, load in loads.items():
@@ -161,7 +166,7 @@ async def test_28_clients_vanish(any_server: RedisServer, row: Row) -> None:
         whole = request(1)
         async with Load(serving) as load:
             load.unknown.add(1)
-            before = [Size.of(pid) for pid in workers]
+            before, tasks = [Size.of(pid) for pid in workers], await serving.tasks()
             for _ in row.inject(5):
                 for sent in (whole, whole[:30], b"", whole + whole[:30], b"POST / HTTP/1.1\r\n") * 100:
                     wire = await connect(serving.port)
@@ -177,6 +182,7 @@ async def test_28_clients_vanish(any_server: RedisServer, row: Row) -> None:
                     )
                 )
             )
+            assert oracle.crowded(tasks, await serving.tasks()) == []
         assert (load.failed, load.unknown) == (set(), {1})
         assert row.late(load, ANSWER_S) == []
         assert row.wrong_ids(load, await open_windows(any_server.url)) == []

@@ -59,7 +59,7 @@ async def test_19_rabbitmq_stopped(rabbit: RabbitServer, rabbit_queue: str, wind
             await eventually(consumer.take, bool)
             since = await next_window(1)
             leader = worker(serving, serving.leader())
-            before = Size.of(leader)
+            before, tasks = Size.of(leader), await serving.tasks()
             for _ in row.inject(1, most=60 // windows):  # it takes as long as its windows
                 await asyncio.to_thread(rabbit.ctl, "stop_app")  # its Erlang node, slow to start, stays
                 try:
@@ -72,6 +72,7 @@ async def test_19_rabbitmq_stopped(rabbit: RabbitServer, rabbit_queue: str, wind
                 assert (
                     oracle.grown(before, Size.of(leader), memory_kib=16_384, descriptors=4, threads=8) == []
                 )
+                assert oracle.crowded(tasks, await serving.tasks()) == []
                 away += starts
         await all_came(row, serving, load, consumer, since=since)
         assert {*grid(since, away[-1], 1)} <= (await consumer.counts()).keys()

@@ -106,6 +106,12 @@ def test_growth() -> None:
         assert complaint.startswith(f"E: {name} went from ")
 
 
+def test_more_tasks() -> None:
+    """More tasks than there is room for are told of."""
+    assert oracle.crowded(20, 23, tasks=3) == []
+    assert oracle.crowded(20, 23, tasks=2) == ["E: tasks went from 20 to 23"]
+
+
 @pytest.mark.parametrize(
     ("ok_at", "trouble_at", "took_s"),
     [

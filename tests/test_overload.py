@@ -119,7 +119,7 @@ async def test_overload(flood_s: int, share: float) -> None:
                 await asyncio.to_thread(serving.start)
                 (worker,) = serving.workers()
                 passers = Passers(serving)
-                sizes = [Size.of(worker)]
+                sizes, tasks = [Size.of(worker)], [await serving.tasks()]
                 with multiprocessing.get_context("spawn").Pool(1) as pool:
                     start_s = time.time() + STARTING_S
                     parts = pool.apply_async(loads, (serving.port, flood_s, start_s))
@@ -127,6 +127,7 @@ async def test_overload(flood_s: int, share: float) -> None:
                         passers.pass_by()
                         await asyncio.sleep(0.1)
                         sizes.append(Size.of(worker))
+                        tasks.append(await serving.tasks())
                     before, flood, after = parts.get()
                 await passers.done()
                 windows = await open_windows(server.url)
@@ -150,6 +151,7 @@ async def test_overload(flood_s: int, share: float) -> None:
     assert rates[1] > share * rates[0]
     for size in sizes:
         assert oracle.grown(sizes[0], size, memory_kib=16_384, descriptors=CONNECTIONS + 64) == []
+    assert oracle.crowded(tasks[0], max(tasks)) == []
     refused = [(answer, took_s) for answer, took_s in passers.answers if answer.status == 503]
     assert refused
     assert {(answer.body, answer.headers["Retry-After"]) for answer, _ in refused} == {(b"failed", "1")}

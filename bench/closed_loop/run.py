@@ -34,7 +34,7 @@ def add_options(group: argparse._ArgumentGroup, *, quick: bool) -> None:
     add("--servers", type=names(START), default=list(START), help="default: all, " + ",".join(START))
     add("--traffic", type=names(TRAFFIC), default=list(TRAFFIC), help="default: all, " + ",".join(TRAFFIC))
     add("--rounds", type=int, default=1 if quick else 3, help="default: %(default)s")
-    add("--seconds", type=int, default=1 if quick else 5, help="of each load, default: %(default)s")
+    add("--seconds", type=int, default=1 if quick else 3, help="of each load, default: %(default)s")
     add("--warm-up", type=int, default=1, help="seconds before it that do not count, default: %(default)s")
 
 

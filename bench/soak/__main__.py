@@ -169,6 +169,8 @@ async def _sample(scene: Scene, found: Results) -> None:
             if sizes and at_s > 0:
                 most = Size(*(max(values) for values in zip(*map(_fields, sizes), strict=True)))
                 found.sizes.setdefault(name, []).append((at_s, most))
+        with contextlib.suppress(OSError, AssertionError, KeyError):  # it has ended, or is about to
+            found.tasks.append((at_s, await scene.serving.tasks()))
         await asyncio.sleep(1 - time.time() % 1)
 
 

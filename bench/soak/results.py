@@ -25,6 +25,7 @@ _ANSWER_S = 2.5
 _BEFORE_S, _RECOVERS_S = 3, 5
 # What a process may hold at most, and grow from the first half of the soak to the second.
 _MEMORY_KIB, _GROWTH_KIB, _DESCRIPTORS = 196_608, 32_768, 512
+_TASKS = 64  # of both workers together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Event:
 
 @dataclasses.dataclass
 class Results:
-    """``sizes`` are of each second, the largest of its kind of process; ``calls`` are callbacks as window's
-    start, endpoint, count."""
+    """``sizes`` are of each second, the largest of its kind of process, ``tasks`` those of all event loops;
+    ``calls`` are callbacks as window's start, endpoint, count."""
 
     options: dict[str, Any]
     plan: Plan
@@ -48,6 +49,7 @@ class Results:
     sizes: dict[str, list[tuple[float, Size]]] = dataclasses.field(default_factory=dict)
     deliveries: list[Delivery] = dataclasses.field(default_factory=list)
     calls: list[tuple[str, str, int]] = dataclasses.field(default_factory=list)
+    tasks: list[tuple[float, int]] = dataclasses.field(default_factory=list)
     told: Told | None = None
 
     def counts(self) -> dict[str, int]:
@@ -120,7 +122,12 @@ class Results:
             ]
             if halves[1] > halves[0] + _GROWTH_KIB:
                 found.append(f"E: {name} grew from {halves[0]:,} to {halves[1]:,} KiB")
+        if (most_tasks := self._most_tasks()) > _TASKS:
+            found.append(f"E: there were {most_tasks} tasks")
         return found
+
+    def _most_tasks(self) -> int:
+        return max(count for _, count in self.tasks)
 
     def _callbacks(self) -> list[str]:
         assert self.told is not None
@@ -163,6 +170,7 @@ class Results:
                 f"at most {max(size.memory_kib for _, size in sizes) / 1024:,.0f} MiB, "
                 f"{max(size.descriptors for _, size in sizes)} descriptors"
             )
+        figures["tasks"] = f"at most {self._most_tasks()}"
         verdict = [*self.complaints[:50], "FAILED"] if self.complaints else ["The oracle is content."]
         return "\n".join([*(f"{name:11} {what}" for name, what in figures.items()), "", *verdict])
 
@@ -185,6 +193,7 @@ class Results:
                 name: [(round(at_s, 1), *dataclasses.astuple(size)) for at_s, size in sizes]
                 for name, sizes in self.sizes.items()
             },
+            "tasks": self.tasks,
             "by_second": [
                 dataclasses.asdict(latencies.summary())
                 | {"ok": len(latencies), "failed": failed, "slowest_s": slowest_s}

@@ -113,6 +113,12 @@ class Metrics:
             multiprocess_mode="livesum",
             registry=registry,
         )
+        self._tasks = Gauge(
+            "idagg_tasks",
+            "Tasks of the workers' event loops: about ten each, and one for each callback under way",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
 
     def batch(self, *, requests: int, stored: bool, took_s: float) -> None:
         self._answered[200 if stored else 503].inc(requests)
@@ -142,6 +148,9 @@ class Metrics:
         self._leader.set(1 if epoch else 0)
         if not epoch:
             self.depth(undelivered=0, unsent=0, aside=0)
+
+    def tasks(self, count: int) -> None:
+        self._tasks.set(count)
 
     def called(self, result: str, endpoints: int = 1) -> None:
         self._callbacks.labels(result).inc(endpoints)

@@ -226,6 +226,7 @@ class Worker:
         while True:
             broker = self._broker.trouble if self._broker and self._leadership.epoch else None
             line = Beat(self._leadership.epoch, self._store_trouble(), broker).line()
+            self._metrics.tasks(len(asyncio.all_tasks()))
             try:
                 os.write(sys.stdout.fileno(), line)
             except BlockingIOError:
