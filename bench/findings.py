@@ -9,7 +9,7 @@ from bench.closed_loop.results import Results
 from bench.flushing.results import Flushing
 from bench.growth.results import Growth
 from bench.open_loop.results import OpenLoop
-from bench.tools import Unrest
+from bench.tools import Unrest, reproducible
 
 
 @dataclasses.dataclass
@@ -27,7 +27,7 @@ class Findings:
     def as_json(self) -> dict[str, Any]:
         return {
             "machine": self.machine,
-            "options": self.options,
+            "options": reproducible(self.options),
             "unrest": {part: dataclasses.asdict(unrest) for part, unrest in self.unrest.items()},
             "closed": dataclasses.asdict(self.closed) if self.closed else None,
             "open": self.open.as_json() if self.open else None,

@@ -14,9 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 # By Debian package, what shows that it is there.
 _DEBIAN = {
@@ -155,6 +156,11 @@ def _output(*command: str) -> str:
 
 def say(progress: str) -> None:
     print(progress, file=sys.stderr, flush=True)
+
+
+def reproducible(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run that another machine can have, too: without the places of files."""
+    return {name: value for name, value in options.items() if not isinstance(value, Path)}
 
 
 def names(known: Collection[str]) -> Callable[[str], list[str]]:

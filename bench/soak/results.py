@@ -12,6 +12,7 @@ from typing import Any
 from bench.open_loop.histogram import Histogram
 from bench.soak import judge
 from bench.soak.load import Plan, Told
+from bench.tools import reproducible
 
 from idagg.window import iso
 
@@ -179,7 +180,7 @@ class Results:
         answers = self.told.answers
         _, cycles = self.bounds
         return {
-            "options": self.options,
+            "options": reproducible(self.options),
             "plan": dataclasses.asdict(self.plan),
             "complaints": self.complaints,
             "events": [dataclasses.asdict(event) for event in self.events],
