@@ -121,10 +121,11 @@ class GroupCommit:
         batch.waiters.append(waiter)
         if endpoint is not None:
             batch.endpoints.add(endpoint)
-        if len(batch.waiters) >= self._max_batch:
-            self._close_batch()
-        elif len(batch.waiters) >= self._enough:
-            self._rouse()
+        if len(batch.waiters) >= self._enough:
+            if len(batch.waiters) >= self._max_batch:
+                self._close_batch()
+            else:
+                self._rouse()
         return True
 
     def in_turn(self, waiter: Waiter) -> None:

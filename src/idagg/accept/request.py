@@ -31,11 +31,6 @@ def parse(query: bytes) -> Hit | None:
 
     Unknown parameters are ignored; ``id`` and ``endpoint`` may stand once.
     """
-    if query.startswith(b"id="):
-        value = query[3:]
-        # Canonical as it stands: no zero in front, and too short to leave 64 bits.
-        if value.isdigit() and len(value) < _INT64_DIGITS and value[0] != _ZERO:
-            return value, None
     if query.translate(None, _VISIBLE):
         return None
     ids: bytes | None = None
@@ -62,8 +57,15 @@ def parse(query: bytes) -> Hit | None:
     return ids, endpoint
 
 
+def is_canonical(value: bytes) -> bool:
+    """Whether this is an id as it stands: no sign, no zero in front, and too short to leave 64 bits."""
+    return value.isdigit() and len(value) < _INT64_DIGITS and value[0] != _ZERO
+
+
 def canonical_id(value: bytes) -> bytes | None:
     """``007`` → ``7``, ``-0`` → ``0``; None unless it is a decimal integer of signed 64 bits."""
+    if is_canonical(value):
+        return value
     digits = value[1:] if value[:1] == b"-" else value
     if not digits.isdigit():
         return None
