@@ -7,14 +7,14 @@ import asyncio
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bench import wrk
 from bench.cost import Cost
 from bench.filling import fill
 from bench.growth.results import SWEEPS, Growth, Point
-from bench.service import Server, Service, idagg, next_window
+from bench.service import ALWAYS, Server, Service, idagg, next_window
 from bench.tools import names, numbers, say
 from bench.traffic import Traffic
 
@@ -28,6 +28,8 @@ _LONG_S, _QUIET_S, _SHORT_S = (3600, 3000, 2700), 300, 6
 # A short window that is no older is as good as the next one.
 _LATE_S = 1.5
 _SETTLED_WITHIN_S = 20
+# Redis rewrites its log when that has doubled: filling the window sets it off, and it lasts longer than a load.
+_NO_REWRITE = ("--auto-aof-rewrite-percentage", "0")
 _LAG = "idagg_flush_lag_seconds_sum"
 
 
@@ -64,7 +66,7 @@ def measure(found: Growth, options: argparse.Namespace) -> int:
 
 
 def _by_ids(options: argparse.Namespace) -> Iterator[tuple[int, Cost, None]]:
-    with _started(options) as service:
+    with _started(options, redis_options=(*ALWAYS, *_NO_REWRITE)) as service:
         _warm_up(service, Traffic("warm-up"))
         filled = 0
         for number, at in enumerate(options.by_ids):
@@ -111,13 +113,19 @@ def _by_endpoints(options: argparse.Namespace) -> Iterator[tuple[int, Cost, floa
 
 
 @contextlib.contextmanager
-def _started(options: argparse.Namespace, *, workers: int = 1, window_s: int = 0) -> Iterator[Service]:
+def _started(
+    options: argparse.Namespace,
+    *,
+    workers: int = 1,
+    window_s: int = 0,
+    redis_options: Sequence[str] = ALWAYS,
+) -> Iterator[Service]:
     """``window_s`` 0: one that does not end soon."""
     window_s = window_s or next(s for s in _LONG_S if next_window(s) - time.time() > _QUIET_S)
     # Not in /tmp, which may be memory, where an fsync costs nothing.
     with (
         tempfile.TemporaryDirectory(dir=options.cache, prefix="growth-") as folder,
-        idagg(Path(folder), workers=workers, window_s=window_s) as service,
+        idagg(Path(folder), workers=workers, window_s=window_s, redis_options=redis_options) as service,
     ):
         service.ready()
         yield service
