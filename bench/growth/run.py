@@ -28,7 +28,7 @@ _LONG_S, _QUIET_S, _SHORT_S = (3600, 3000, 2700), 300, 6
 # A short window that is no older is as good as the next one.
 _LATE_S = 1.5
 _SETTLED_WITHIN_S = 20
-# Redis rewrites its log when that has doubled: filling the window sets it off, and it lasts longer than a load.
+# Redis rewrites its log when that has doubled: filling the window sets it off, and it outlasts a load.
 _NO_REWRITE = ("--auto-aof-rewrite-percentage", "0")
 _LAG = "idagg_flush_lag_seconds_sum"
 
