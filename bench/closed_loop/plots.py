@@ -32,6 +32,7 @@ def _throughput(axes: Axes, results: Results, servers: list[str], traffic: str) 
     rates = [results.median(lambda cost: cost.rate, server, traffic) for server in servers]
     bars = axes.barh(servers, rates, color=_colours(servers))
     axes.bar_label(bars, [f"{rate:,.0f}" for rate in rates], padding=3, fontsize="small")
+    axes.locator_params(axis="x", nbins=5)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("accepted requests per second")
 
