@@ -6,7 +6,6 @@ import dataclasses
 import datetime
 import json
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 
@@ -28,8 +27,12 @@ windows while they were open; by *sums*, where all windows' counts were less tha
 more than those that were sent: at least so many, where some failed or are unknown. In brackets are those
 lost that the promise lets be lost. *repeated* are deliveries that came again with the same message id and
 the same count. *answer* is the time of the slowest one, *recovery* from the fault's end to the first ok
-without later trouble (of RabbitMQ: to the first window that came by it), *takeover* from the leader's end
-to another's election; each is the worst, in seconds, before its limit."""
+with no trouble in the 2,000 answers after it (of RabbitMQ: to the first window that came by it), *takeover*
+from the leader's end to another's election; each is the worst, in seconds, before its limit.
+
+A row that lasts for 60 windows is injected once. Rows 11, 12, 13, 16 and 17 use Debian's Redis where they
+name it, all others Valkey, which idagg embeds. A process that is killed leaves what it wrote to the kernel:
+no power was cut here."""
 
 
 @dataclasses.dataclass
@@ -44,6 +47,7 @@ class Row:
     recovery_must_s: float | None = None
     takeover_must_s: float | None = None
     wanted: int | None = None
+    most: int | None = None  # injections that make sense in one run
     kept: bool = False  # until its test has passed
     injections: int = 0
     acknowledged: int = 0
@@ -63,6 +67,7 @@ class Row:
 
     def inject(self, quick: int, *, most: int | None = None) -> Iterator[int]:
         """So often, or as often as ``--injections`` says; ``most`` is what makes sense in one run."""
+        self.most = most
         for injection in range(min(self.wanted or quick, most or sys.maxsize)):
             self.injections += 1
             yield injection
@@ -168,10 +173,7 @@ def report(machine: Mapping[str, str], rows: list[Row]) -> str:
 
 def _musts(rows: list[Row]) -> str:
     acknowledged = sum(row.acknowledged for row in rows)
-    injections: Counter[str] = Counter()
-    for row in rows:
-        injections[row.number] += row.injections
-    fewest = min(injections.values())
+    fewest = min((row.injections for row in rows if row.most is None or row.most >= MUST_INJECT), default=0)
     none = {
         "ids lost": sum(row.lost for row in rows),
         "ids counted twice": sum(row.double for row in rows),
@@ -193,7 +195,7 @@ def _musts(rows: list[Row]) -> str:
             f"{acknowledged:,}",
             acknowledged >= MUST_ACKNOWLEDGE,
         ),
-        ("fewest injections of a number", f">= {MUST_INJECT}", f"{fewest}", fewest >= MUST_INJECT),
+        ("fewest injections of a row", f">= {MUST_INJECT}", f"{fewest}", fewest >= MUST_INJECT),
         *((what, "0", f"{count:,}", count == 0) for what, count in none.items()),
     ]
     return table(
