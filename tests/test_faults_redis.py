@@ -35,7 +35,14 @@ from serving import Serving, eventually, long_window, next_window, until
 @pytest.fixture
 def durable_server() -> Iterator[RedisServer]:
     """A store that has on disk what it has acknowledged."""
-    with RedisServer(appendonly="yes", appendfsync="always") as server:
+    with RedisServer("redis", appendonly="yes", appendfsync="always") as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    """Debian's Redis, empty."""
+    with RedisServer("redis") as server:
         yield server
 
 
@@ -44,7 +51,7 @@ def durable_server() -> Iterator[RedisServer]:
 async def test_11_redis_killed_everysec(row: Row) -> None:
     """Redis with `appendfsync everysec` loses no more than what got its ok in the last 2 s."""
     with (
-        RedisServer(appendonly="yes", appendfsync="everysec") as server,
+        RedisServer("redis", appendonly="yes", appendfsync="everysec") as server,
         Serving("--redis-url", server.url, *SOON, window=long_window()) as serving,
     ):
         async with Load(serving, callers=32) as load:
@@ -100,28 +107,50 @@ async def test_12_redis_killed(durable_server: RedisServer, row: Row) -> None:
 
 
 @pytest.mark.fault("13", "Redis frozen over a boundary", recovery_must_s=1.0)
-async def test_13_redis_frozen_over_boundaries(any_server: RedisServer, row: Row) -> None:
+async def test_13_redis_frozen_over_boundaries(redis_server: RedisServer, row: Row) -> None:
     """Every request is answered within its deadline, 503; no id is in two windows; it recovers by itself."""
-    async with nobody_seals(any_server.url, 1):
-        with Serving("--redis-url", any_server.url, *SOON, window=1) as serving:
+    async with nobody_seals(redis_server.url, 1):
+        with Serving("--redis-url", redis_server.url, *SOON, window=1) as serving:
             async with Load(serving, callers=32) as load:
                 for _ in row.inject(2):
-                    any_server.freeze()
+                    redis_server.freeze()
                     try:
                         await load.fails(64)
                         answer = await eventually(serving.health, lambda answer: answer.status == 503)
                         assert answer.body.startswith(b"failed\nstore: ")
                         assert (await serving.ask("/readyz")).status == 503
                     finally:
-                        any_server.thaw()
+                        redis_server.thaw()
                     since_s = time.monotonic()
                     await load.goes_on()
                     assert row.not_recovered(load, since_s, within_s=RECOVERS_S) == []
                     await serving.ready()
             assert load.unknown == set()
             assert row.late(load, SOON_S) == []
-            assert row.wrong_ids(load, await open_windows(any_server.url)) == []
+            assert row.wrong_ids(load, await open_windows(redis_server.url)) == []
             serving.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.fault("13", "Redis frozen for 8 s, longer than a lease", recovery_must_s=1.0)
+async def test_13_redis_frozen_for_longer_than_a_lease(redis_server: RedisServer, row: Row) -> None:
+    """The same where a leader is at work, whose lease runs out: no id counts twice."""
+    with Serving("--redis-url", redis_server.url, *SOON) as serving:
+        async with Load(serving, callers=32) as load:
+            for _ in row.inject(2):
+                redis_server.freeze()
+                frozen_s = time.monotonic()
+                try:
+                    await until(lambda: time.monotonic() > frozen_s + 8, within_s=9)
+                finally:
+                    redis_server.thaw()
+                since_s = time.monotonic()
+                await load.goes_on()
+                assert row.not_recovered(load, since_s, within_s=RECOVERS_S) == []
+                await serving.ready()
+        assert load.unknown == set()
+        assert await sealed(row, serving, load, answer_s=SOON_S) == []
+        serving.stop()
 
 
 @pytest.mark.fault("14", "reply of Redis lost")
@@ -169,11 +198,11 @@ async def test_15_scripts_forgotten(any_server: RedisServer, row: Row) -> None:
 
 
 @pytest.mark.fault("16", "Redis out of memory", recovery_must_s=1.0)
-async def test_16_redis_out_of_memory(any_server: RedisServer, row: Row) -> None:
+async def test_16_redis_out_of_memory(redis_server: RedisServer, row: Row) -> None:
     """Full, it answers `failed` and never a false ok; it counts again once there is room."""
-    flags = ("--redis-url", any_server.url, *SOON)
+    flags = ("--redis-url", redis_server.url, *SOON)
     with Serving(*flags, window=long_window()) as serving:
-        async with Load(serving) as load, store_client(any_server.url) as client:
+        async with Load(serving) as load, store_client(redis_server.url) as client:
             for _ in row.inject(3):
                 info = (await client.command("INFO", "memory"))["used_memory"]
                 await client.command("CONFIG", "SET", "maxmemory", int(info) + 50_000)
@@ -182,7 +211,7 @@ async def test_16_redis_out_of_memory(any_server: RedisServer, row: Row) -> None
                 since_s = time.monotonic()
                 await load.goes_on()
                 assert row.not_recovered(load, since_s, within_s=RECOVERS_S) == []
-        windows = await open_windows(any_server.url)
+        windows = await open_windows(redis_server.url)
         assert row.wrong_ids(load, windows) == []
         (found,) = windows.values()
         assert found == load.ok
@@ -196,7 +225,7 @@ async def test_16_redis_out_of_memory(any_server: RedisServer, row: Row) -> None
 async def test_17_redis_disk_full(small_disk: Path, row: Row) -> None:
     """Redis cannot write its log: no false ok, and all is there once there is room and Redis is back."""
     with (
-        RedisServer(appendonly="yes", appendfsync="always", dir=str(small_disk)) as server,
+        RedisServer("redis", appendonly="yes", appendfsync="always", dir=str(small_disk)) as server,
         Serving("--redis-url", server.url, *SOON, window=long_window()) as serving,
     ):
         async with Load(serving) as load:
