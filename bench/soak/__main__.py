@@ -21,7 +21,7 @@ from random import Random
 import uvloop
 from aiohttp import web
 from bench.service import next_window
-from bench.soak.faults import NOTICED, Scene, in_random_order
+from bench.soak.faults import DEADLY, NOTICED, Scene, in_random_order
 from bench.soak.load import Plan, load
 from bench.soak.results import Event, Results
 from bench.tools import say
@@ -100,7 +100,9 @@ async def _soak(options: argparse.Namespace) -> Results:
                     async with asyncio.timeout(_FAULT_TAKES_S):
                         await fault(scene, random)
                     ended_s = time.time() - plan.start_s
-                    found.events.append(Event(name, began_s, ended_s, name in NOTICED))
+                    found.events.append(
+                        Event(name, began_s, ended_s, noticed=name in NOTICED, deadly=name in DEADLY)
+                    )
                     took = f"{began_s:7.1f} s of {plan.seconds}: {name}, {ended_s - began_s:.1f} s"
                     say(f"{took}; {_state(found)}")
                 # The rest of the last cycle, and what a process that has died would never say.

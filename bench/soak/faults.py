@@ -122,6 +122,8 @@ async def rabbitmq_reply_lost(scene: Scene, random: Random) -> None:
     await scene.broker_line.swallowed.wait()
 
 
+# Who calls then has nobody to ask for a while.
+DEADLY = {"worker killed", "leader killed", "supervisor killed", "stopped and started"}
 # By whether callers may notice.
 NOTICED: dict[str, Fault] = {
     fault.__name__.replace("_", " "): fault

@@ -36,7 +36,8 @@ class Event:
     fault: str
     began_s: float
     ended_s: float
-    noticed: bool  # whether callers may notice
+    noticed: bool  # whether callers' requests may fail
+    deadly: bool  # whether they may find nobody to answer
 
 
 @dataclasses.dataclass
@@ -86,23 +87,23 @@ class Results:
     def _window(self, number: int) -> str:
         return iso(self.plan.window_start_s(number))
 
-    def _excused(self, second: int) -> bool:
-        """Whether a fault explains what callers saw of the requests of this second."""
-        return any(
-            event.began_s - _BEFORE_S <= second <= event.ended_s + _RECOVERS_S
+    def _meanwhile(self, second: int) -> list[Event]:
+        """The faults that may explain what callers saw of the requests of this second."""
+        return [
+            event
             for event in self.events
-            if event.noticed
-        )
+            if event.began_s - _BEFORE_S <= second <= event.ended_s + _RECOVERS_S
+        ]
 
     def _answers(self) -> list[str]:
         assert self.told is not None
         answers, found = self.told.answers, []
         for second in range(self.plan.seconds):
-            if self._excused(second):
-                continue
-            if failed := answers.failed[second]:
+            meanwhile = self._meanwhile(second)
+            failed = answers.failed[second]
+            if failed and not any(event.noticed for event in meanwhile):
                 found.append(f"D: {failed:,} requests of second {second} failed, and no fault excuses it")
-            if answers.slowest_s[second] > _ANSWER_S:
+            if answers.slowest_s[second] > _ANSWER_S and not any(event.deadly for event in meanwhile):
                 found.append(f"D: an answer of second {second} took {answers.slowest_s[second]:.2f} s")
         return found
 
