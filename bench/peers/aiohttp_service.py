@@ -84,7 +84,7 @@ class GroupCommit:
 
 
 async def service(storing: str) -> web.Application:
-    redis = Redis(unix_socket_path=os.environ["REDIS_SOCKET"])
+    redis = Redis(unix_socket_path=os.environ["REDIS_SOCKET"], max_connections=1024)
     app = web.Application()
     store: Store
     if storing == "group":
