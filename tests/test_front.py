@@ -7,12 +7,13 @@ import os
 import resource
 import socket
 from collections.abc import AsyncIterator
+from unittest.mock import Mock
 
 import pytest
 
 from doors import Doors, Wire, open_doors
 from fakes import Hits
-from idagg.accept.front import HEADER_S, IDLE_S, MAX_OWED, MAX_VERDICTS
+from idagg.accept.front import HEADER_S, IDLE_S, MAX_OWED, MAX_VERDICTS, FrontDoor
 from idagg.accept.head import USUAL_TAIL, Style, judge
 from idagg.errors import StoreRefusedError
 
@@ -69,6 +70,22 @@ async def test_an_answer_that_needs_no_store_keeps_its_place(stage: Stage) -> No
     await stage.sent(1)
     stage.hits.reply(None, None)
     assert [await status(wire) for _ in range(3)] == [200, 400, 200]
+
+
+async def test_a_client_that_does_not_read_is_handed_over_as_such(stage: Stage) -> None:
+    """aiohttp hears that the transport is full, or its answers would pile up there without end."""
+    successor = Mock(asyncio.Protocol)
+    door = FrontDoor(stage.doors.front.commit, lambda: successor, epoch_s=0)
+    for full in (False, True):
+        connection = door()
+        transport = Mock(asyncio.Transport)
+        transport.is_closing.return_value = False
+        connection.connection_made(transport)
+        if full:
+            connection.pause_writing()
+        connection.data_received(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        successor.data_received.assert_called()
+        assert successor.pause_writing.called == full
 
 
 async def test_a_hand_over_waits_for_what_is_owed(stage: Stage) -> None:
@@ -189,6 +206,20 @@ async def test_a_slow_head_is_given_up(stage: Stage) -> None:
         await stage.until(connection, f"partial={second + 1}")
         stage.doors.front.second(second)
     assert await wire.closed()
+
+
+async def test_a_stream_of_requests_is_no_slow_head(stage: Stage) -> None:
+    """Reads that always end in the midst of a request are no sign of one that does not come."""
+    wire = await stage.connect()
+    await stage.connections(1)
+    (connection,) = stage.doors.front.connections
+    begin, rest = get("id=x")[:10], get("id=x")[10:]
+    await wire.send(begin)
+    for second in range(HEADER_S + 2):
+        await stage.until(connection, "open owed=0 partial=10")
+        stage.doors.front.second(second)
+        await wire.send(rest + begin)
+        assert await status(wire) == 400
 
 
 async def test_an_idle_connection_is_closed_and_a_used_one_is_not(stage: Stage) -> None:

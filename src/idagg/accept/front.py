@@ -308,8 +308,10 @@ class Connection(asyncio.Protocol):
         while start < len(data) and self._then is None and self._transport is not None:
             end = data.find(b"\r\n\r\n", start) + 4
             if end < 4:
+                if start:
+                    self._seen_s = self._door.now_s  # the head that begins here has its own time
                 self._keep(data[start:])
-                return
+                break
             head = data[start:end]
             space = head.find(b" ", _QUERY)
             style = self._door.verdict(head, head[space:]) if head.startswith(_HOT) else None
@@ -371,6 +373,8 @@ class Connection(asyncio.Protocol):
             successor = self._door.hand_over()
             successor.connection_made(transport)
             transport.set_protocol(successor)
+            if self._choked:  # the transport has said so, and will not say it again
+                successor.pause_writing()
             if self._paused:
                 transport.resume_reading()
             successor.data_received(rest)
