@@ -65,6 +65,13 @@ async def tells(serving: Serving, text: str, *, times: int = 1) -> None:
     await until(lambda: serving.said.count(text) >= times)
 
 
+async def recovers(row: Row, load: Load) -> None:
+    """The fault has just ended: before long callers get their ok again, and no more trouble."""
+    since_s = time.monotonic()
+    await load.goes_on()
+    assert row.not_recovered(load, since_s, within_s=RECOVERS_S) == []
+
+
 async def lease_runs_out(url: str) -> None:
     """At once; that a successor waits for it is another test's."""
     async with store_client(url) as client:

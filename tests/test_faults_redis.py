@@ -20,6 +20,7 @@ from faults import (
     beside,
     fill,
     nobody_seals,
+    recovers,
     sealed,
     store_client,
     tells,
@@ -63,9 +64,7 @@ async def test_11_redis_killed_everysec(row: Row) -> None:
                 await load.fails()
                 lately |= load.ok - settled
                 await asyncio.to_thread(server.start)
-                since_s = time.monotonic()
-                await load.goes_on()
-                assert row.not_recovered(load, since_s, within_s=RECOVERS_S) == []
+                await recovers(row, load)
         assert row.wrong_ids(load, await open_windows(server.url), may_lose=lately) == []
         assert row.late(load, SOON_S) == []
         serving.stop()
@@ -97,9 +96,7 @@ async def test_12_redis_killed(durable_server: RedisServer, row: Row) -> None:
                 durable_server.kill()
                 await load.fails()
                 await asyncio.to_thread(durable_server.start)
-                since_s = time.monotonic()
-                await load.goes_on()
-                assert row.not_recovered(load, since_s, within_s=RECOVERS_S) == []
+                await recovers(row, load)
         assert row.wrong_ids(load, await open_windows(durable_server.url)) == []
         assert row.late(load, SOON_S) == []
         assert load.unknown == set()
@@ -121,9 +118,7 @@ async def test_13_redis_frozen_over_boundaries(redis_server: RedisServer, row: R
                         assert (await serving.ask("/readyz")).status == 503
                     finally:
                         redis_server.thaw()
-                    since_s = time.monotonic()
-                    await load.goes_on()
-                    assert row.not_recovered(load, since_s, within_s=RECOVERS_S) == []
+                    await recovers(row, load)
                     await serving.ready()
             assert load.unknown == set()
             assert row.late(load, SOON_S) == []
@@ -144,9 +139,7 @@ async def test_13_redis_frozen_for_longer_than_a_lease(redis_server: RedisServer
                     await until(lambda: time.monotonic() > frozen_s + 8, within_s=9)
                 finally:
                     redis_server.thaw()
-                since_s = time.monotonic()
-                await load.goes_on()
-                assert row.not_recovered(load, since_s, within_s=RECOVERS_S) == []
+                await recovers(row, load)
                 await serving.ready()
         assert load.unknown == set()
         assert await sealed(row, serving, load, answer_s=SOON_S) == []
@@ -208,9 +201,7 @@ async def test_16_redis_out_of_memory(redis_server: RedisServer, row: Row) -> No
                 await client.command("CONFIG", "SET", "maxmemory", int(info) + 50_000)
                 await load.fails(100)
                 await client.command("CONFIG", "SET", "maxmemory", 0)
-                since_s = time.monotonic()
-                await load.goes_on()
-                assert row.not_recovered(load, since_s, within_s=RECOVERS_S) == []
+                await recovers(row, load)
         windows = await open_windows(redis_server.url)
         assert row.wrong_ids(load, windows) == []
         (found,) = windows.values()
@@ -235,9 +226,7 @@ async def test_17_redis_disk_full(small_disk: Path, row: Row) -> None:
                 full.unlink()
                 await asyncio.to_thread(server.kill)  # as a rule it has ended itself
                 await asyncio.to_thread(server.start)
-                since_s = time.monotonic()
-                await load.goes_on()
-                assert row.not_recovered(load, since_s, within_s=RECOVERS_S) == []
+                await recovers(row, load)
         assert row.wrong_ids(load, await open_windows(server.url)) == []
         assert row.late(load, SOON_S) == []
         serving.stop()

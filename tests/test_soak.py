@@ -6,8 +6,11 @@ from collections import Counter
 from random import Random
 
 import pytest
+from bench.measure import Usage
+from bench.open_loop.histogram import Histogram
 from bench.soak.judge import Bounds, bounds, calls_owed, complaints, windows_with_hits
-from bench.soak.load import Answers, Plan
+from bench.soak.load import Answers, Plan, Told
+from bench.soak.results import Event, Results
 
 PLAN = Plan(
     port=0,
@@ -20,6 +23,7 @@ PLAN = Plan(
     endpoints=("http://a/", "http://b/"),
 )
 CYCLES = range(3)
+COMPLAINTS = ["1 requests of second 22 failed", "an answer of second 22 took 3.00 s"]
 
 
 def sent(number: int) -> int | None:
@@ -87,6 +91,25 @@ def test_what_failed_may_count_and_may_not(seed: int) -> None:
     for window in (0, 11):
         assert judged(answers, counts - Counter({window: 1})) != []
         assert judged(answers, counts + Counter({window: 1})) != []
+
+
+@pytest.mark.parametrize(
+    ("noticed", "deadly", "complaints"),
+    [
+        (False, False, COMPLAINTS),
+        (True, False, COMPLAINTS[1:]),
+        (True, True, []),
+    ],
+)
+def test_what_a_fault_excuses(noticed: bool, deadly: bool, complaints: list[str]) -> None:
+    """A fault that callers may notice excuses that a request fails, only one that kills that it is late."""
+    answers, _ = soaked(Random(0), failing=range(2201, 2202))
+    answers.settle(2202, PLAN.due_s(2202), 3.0, ok=True)
+    told = Told(answers, lag=Histogram(), usage=Usage(0, 0), took_s=60)
+    for at_s, expected in ((20, complaints), (40, COMPLAINTS)):
+        events = [Event("a fault", at_s, at_s + 1, noticed=noticed, deadly=deadly)]
+        found = [what for what in Results({}, PLAN, events, told=told).complaints if what.startswith("D:")]
+        assert [what[3:].partition(", and no fault")[0] for what in found] == expected
 
 
 def test_bounds_are_those_of_the_oracle() -> None:

@@ -129,7 +129,7 @@ class Results:
         return found
 
     def _most_tasks(self) -> int:
-        return max(count for _, count in self.tasks)
+        return max((count for _, count in self.tasks), default=0)
 
     def _callbacks(self) -> list[str]:
         assert self.told is not None

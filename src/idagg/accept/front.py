@@ -19,14 +19,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import email.utils
 import socket
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import cast
 
 from idagg.accept.commit import GroupCommit
 from idagg.accept.head import MAX_HEAD_BYTES, USUAL_TAIL, Style, judge
+from idagg.accept.replies import Replies
 from idagg.accept.request import PATH, is_canonical, parse
 
 # Precedents: nginx's keepalive_timeout, 75 s, above the 60 s after which load balancers drop idle upstreams.
@@ -43,31 +42,6 @@ _QUERY = len(_HOT)
 _HOT_ID = _HOT + b"id="
 _ID = len(_HOT_ID)
 _KEEP = Style.KEEP  # a look-up through the enum costs some 40 ns, and each answer needs it
-
-_CONNECTION = ("", "Connection: close\r\n", "Connection: keep-alive\r\n")
-
-
-class Replies:
-    """The bytes of every answer, by style. Made anew once a second, for ``Date`` (RFC 9110, 6.6.1)."""
-
-    __slots__ = ("bad", "ok", "unavailable")
-
-    def __init__(self, epoch_s: float) -> None:
-        date = email.utils.formatdate(epoch_s, usegmt=True)
-
-        def each(status: HTTPStatus, body: str, extra: str = "") -> list[bytes]:
-            return [
-                (
-                    f"HTTP/1.1 {status.value} {status.phrase}\r\n"
-                    "Content-Type: text/plain; charset=utf-8\r\n"
-                    f"Content-Length: {len(body)}\r\nDate: {date}\r\n{extra}{connection}\r\n{body}"
-                ).encode()
-                for connection in _CONNECTION
-            ]
-
-        self.ok = each(HTTPStatus.OK, "ok")
-        self.bad = each(HTTPStatus.BAD_REQUEST, "failed")
-        self.unavailable = each(HTTPStatus.SERVICE_UNAVAILABLE, "failed", "Retry-After: 1\r\n")
 
 
 class FrontDoor:
