@@ -17,6 +17,6 @@ async def fill(service: Service, first_id: int, count: int) -> set[int]:
     starts = set()
     for seq, done in enumerate(range(0, count, MAX_BATCH), 1):
         ids = [b"%d" % (first_id + number) for number in range(done, min(done + MAX_BATCH, count))]
-        starts.add(await hits.add(seq, ids))
+        starts.add((await hits.add(seq, ids)).start_s)
     await link.close()
     return starts

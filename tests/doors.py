@@ -17,6 +17,7 @@ from idagg.accept.app import AppDoor, application
 from idagg.accept.commit import GroupCommit, Hits
 from idagg.accept.entrance import Entrance
 from idagg.accept.front import FrontDoor
+from idagg.accept.known import Known
 from idagg.store.client import Client
 from idagg.store.hits import MAX_BATCH, HitStore
 from idagg.store.link import Link
@@ -45,7 +46,13 @@ async def open_doors(
 ) -> AsyncIterator[Doors]:
     loop = asyncio.get_running_loop()
     commit = GroupCommit(
-        hits, Batches(), deadline_s=deadline_s, max_batch=MAX_BATCH, max_waiting=max_waiting, now=loop.time
+        hits,
+        Batches(),
+        Known(),
+        deadline_s=deadline_s,
+        max_batch=MAX_BATCH,
+        max_waiting=max_waiting,
+        now=loop.time,
     )
     refused: list[int] = []
     app = AppDoor(application(commit, lambda: commit.trouble, refused.append))

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Collection, Sequence
 
 from idagg.errors import StoreError
+from idagg.store.hits import Stored
 
 
 class Hits:
@@ -13,17 +14,21 @@ class Hits:
 
     def __init__(self) -> None:
         self.sent: list[tuple[int, list[bytes], set[bytes]]] = []
-        self._replies: asyncio.Queue[StoreError | None] = asyncio.Queue()
+        self.repeats: list[int] = []  # those that each batch brought
+        self._replies: asyncio.Queue[StoreError | Stored | None] = asyncio.Queue()
 
-    async def add(self, seq: int, ids: Sequence[bytes], endpoints: Collection[bytes] = ()) -> int:
+    async def add(
+        self, seq: int, ids: Sequence[bytes], endpoints: Collection[bytes] = (), repeats: int = 0
+    ) -> Stored:
         self.sent.append((seq, list(ids), set(endpoints)))
+        self.repeats.append(repeats)
         reply = await self._replies.get()
-        if reply is not None:
+        if isinstance(reply, StoreError):
             raise reply
-        return 0
+        return reply or Stored(0, len(ids), 0)
 
-    def reply(self, *replies: StoreError | None) -> None:
-        """None: stored."""
+    def reply(self, *replies: StoreError | Stored | None) -> None:
+        """None: stored; no id was there before."""
         for reply in replies:
             self._replies.put_nowait(reply)
 
@@ -34,8 +39,8 @@ class Batches:
     def __init__(self) -> None:
         self.settled: list[tuple[int, bool]] = []
 
-    def batch(self, *, requests: int, stored: bool, took_s: float) -> None:
-        self.settled.append((requests, stored))
+    def batch(self, *, ids: int, repeats: int, stored: bool, took_s: float) -> None:
+        self.settled.append((ids, stored))
 
 
 async def settle() -> None:

@@ -7,7 +7,9 @@ import pytest
 
 from fakes import Batches, Hits, settle
 from idagg.accept.commit import GroupCommit
+from idagg.accept.known import HITS_TRAVEL_S, Known
 from idagg.errors import StoreAwayError, StoreRefusedError
+from idagg.store.hits import Stored
 
 DEADLINE_S = 0.15
 
@@ -33,6 +35,7 @@ class Bench:
         max_batch: int = 4,
         max_waiting: int = 8,
         linger_s: float = 0,
+        known: Known | None = None,
     ) -> None:
         self.hits = Hits()
         self.batches = Batches()
@@ -41,6 +44,7 @@ class Bench:
         self.commit = GroupCommit(
             self.hits,
             self.batches,
+            known or Known(),
             deadline_s=deadline_s,
             max_batch=max_batch,
             max_waiting=max_waiting,
@@ -51,6 +55,11 @@ class Bench:
 
     def add(self, *names: str) -> list[bool]:
         return [self.commit.add(Client(name, self.answers), name.encode()) for name in names]
+
+    def remember(self, name: str) -> None:
+        """The store says that it had it."""
+        self.add(name)
+        self.hits.reply(Stored(60, 0, 30))
 
     async def answered(self, count: int) -> None:
         async with asyncio.timeout(5):
@@ -398,3 +407,59 @@ async def test_waiting_for_them_ends_with(patient: Bench, event: str) -> None:
         patient.add(*map(str, range(99)))
     await settle()
     assert len(patient.hits.sent) == 2
+
+
+async def test_hits_of_repeats_travel_with_the_next_batch(bench: Bench) -> None:
+    """Each once, with a batch that is sent anyway; an attempt that is repeated brings the same."""
+    bench.remember("1")
+    await settle()
+    assert [bench.commit.known.repeat(b"1", None) for _ in range(3)] == [True] * 3
+    bench.add("2")
+    bench.hits.reply(StoreAwayError("gone"), None, None)
+    await bench.answered(2)
+    bench.add("3")
+    await bench.answered(3)
+    assert [ids for _, ids, _ in bench.hits.sent] == [[b"1"], [b"2"], [b"2"], [b"3"]]
+    assert bench.hits.repeats == [0, 3, 3, 0]
+
+
+async def test_an_id_is_known_for_as_long_as_is_left_of_its_window() -> None:
+    """Counted from when its batch was sent, not from the answer."""
+    now_s = 100.0
+    bench = Bench(known=Known(lambda: now_s))
+    bench.add("1")
+    await settle()
+    now_s += 5
+    bench.hits.reply(Stored(60, 0, 30))
+    await bench.answered(1)
+    now_s = 130 - HITS_TRAVEL_S - 0.001
+    assert bench.commit.known.repeat(b"1", None)
+    now_s += 0.001
+    assert not bench.commit.known.repeat(b"1", None)
+    await bench.end()
+
+
+async def test_hits_of_repeats_wait_for_a_tick_at_most(bench: Bench) -> None:
+    """Where no batch is sent, they make one; where there is nothing to bring, there is none."""
+    bench.remember("1")
+    await settle()
+    bench.commit.tick()
+    await settle()
+    assert len(bench.hits.sent) == 1
+    assert bench.commit.known.repeat(b"1", None)
+    bench.commit.tick()
+    bench.hits.reply(None)
+    await settle()
+    assert bench.hits.sent[1:] == [(2, [], set())]
+    assert bench.hits.repeats == [0, 1]
+    assert bench.batches.settled == [(1, True), (0, True)]
+
+
+async def test_hits_of_repeats_are_brought_before_the_end() -> None:
+    """A worker that stops leaves none behind."""
+    bench = Bench()
+    bench.remember("1")
+    await settle()
+    assert bench.commit.known.repeat(b"1", None)
+    await bench.end()
+    assert bench.hits.repeats == [0, 1]

@@ -38,7 +38,7 @@ class Store:
         for number, start in enumerate((BEFORE, SPOILT, AFTER), 1):
             await self.client.at(start)
             ids = [b"%d" % identity for identity in range(number)]
-            assert await self.hits.add(number, ids, [b"http://a/"]) == start
+            assert (await self.hits.add(number, ids, [b"http://a/"])).start_s == start
 
     async def seal(self, *, at: int = AFTER + 60) -> None:
         """Seal all that has ended, as far as it can be."""
@@ -239,7 +239,7 @@ async def test_a_key_of_another_type(store: Store, key: str, belongs: str) -> No
     await store.client.command("DEL", name)
     if there:
         await store.client.command("RENAME", "ours", name)
-    assert await store.hits.add(4, [b"9"]) == AFTER + 60
+    assert (await store.hits.add(4, [b"9"])).start_s == AFTER + 60
     await store.seal(at=AFTER + 120)
     assert await store.deliver() == {BEFORE: 1, SPOILT: 2, AFTER: 3, AFTER + 60: 1}
 

@@ -13,9 +13,10 @@ import pytest
 
 from doors import Doors, Wire, open_doors
 from fakes import Hits
-from idagg.accept.front import HEADER_S, IDLE_S, MAX_OWED, MAX_VERDICTS, FrontDoor
+from idagg.accept.front import HEADER_S, IDLE_S, MAX_OWED, MAX_VERDICTS, Connection, FrontDoor
 from idagg.accept.head import USUAL_TAIL, Style, judge
 from idagg.errors import StoreRefusedError
+from idagg.store.hits import Stored
 
 
 def get(query: str, fields: str = "Host: x\r\n") -> bytes:
@@ -57,6 +58,12 @@ async def stage() -> AsyncIterator[Stage]:
         hits.reply(*[None] * 1000)
 
 
+def connection_of(stage: Stage) -> Connection:
+    """The door's side of the only connection."""
+    (connection,) = stage.doors.front.connections
+    return connection
+
+
 async def status(wire: Wire) -> int:
     answer = await wire.answer()
     assert answer is not None
@@ -70,6 +77,35 @@ async def test_an_answer_that_needs_no_store_keeps_its_place(stage: Stage) -> No
     await stage.sent(1)
     stage.hits.reply(None, None)
     assert [await status(wire) for _ in range(3)] == [200, 400, 200]
+
+
+async def test_a_repeat_in_the_open_window_needs_no_store(stage: Stage) -> None:
+    """It is answered at once, though behind those before it."""
+    wire = await stage.connect()
+    stage.hits.reply(Stored(60, 0, 30))
+    for _ in range(3):
+        await wire.send(get("id=7"))
+        assert await status(wire) == 200
+    await wire.send(get("id=8"))
+    await stage.sent(2)
+    await wire.send(get("id=7"))
+    await stage.until(connection_of(stage), "owed=2")
+    stage.hits.reply(StoreRefusedError("full"))
+    assert [await status(wire) for _ in range(2)] == [503, 200]
+    assert [ids for _, ids, _ in stage.hits.sent] == [[b"7"], [b"8"]]
+    assert stage.hits.repeats == [0, 2]
+
+
+@pytest.mark.parametrize(("query", "left_s"), [("id=7&endpoint=http%3A%2F%2Fa%2F", 30), ("id=7", 0)])
+async def test_a_repeat_that_needs_the_store(stage: Stage, query: str, left_s: int) -> None:
+    """Its endpoint may be new; at the end of the window it may belong to the next."""
+    wire = await stage.connect()
+    stage.hits.reply(Stored(60, 0, left_s), StoreRefusedError("full"))
+    await wire.send(get("id=7"))
+    assert await status(wire) == 200
+    await wire.send(get(query))
+    assert await status(wire) == 503
+    assert [ids for _, ids, _ in stage.hits.sent] == [[b"7"], [b"7"]]
 
 
 async def test_a_client_that_does_not_read_is_handed_over_as_such(stage: Stage) -> None:
@@ -168,7 +204,7 @@ async def test_a_connection_that_is_owed_much_is_not_read_from(stage: Stage) -> 
     wire = await stage.connect()
     await wire.send(b"".join(get(f"id={n}") for n in range(MAX_OWED + 1)))
     await stage.sent(1)
-    (connection,) = stage.doors.front.connections
+    connection = connection_of(stage)
     assert repr(connection) == f"<Connection paused owed={MAX_OWED + 1} partial=0>"
     await wire.send(get("id=x"))
     stage.hits.reply(*[None] * 10)
@@ -200,7 +236,7 @@ async def test_a_slow_head_is_given_up(stage: Stage) -> None:
     """A request whose blank line does not come closes its connection after HEADER_S, drip by drip."""
     wire = await stage.connect()
     await stage.connections(1)
-    (connection,) = stage.doors.front.connections
+    connection = connection_of(stage)
     for second in range(HEADER_S + 1):
         await wire.send(get("id=1")[second : second + 1])
         await stage.until(connection, f"partial={second + 1}")
@@ -212,7 +248,7 @@ async def test_a_stream_of_requests_is_no_slow_head(stage: Stage) -> None:
     """Reads that always end in the midst of a request are no sign of one that does not come."""
     wire = await stage.connect()
     await stage.connections(1)
-    (connection,) = stage.doors.front.connections
+    connection = connection_of(stage)
     begin, rest = get("id=x")[:10], get("id=x")[10:]
     await wire.send(begin)
     for second in range(HEADER_S + 2):
@@ -246,7 +282,7 @@ async def test_a_client_that_does_not_read_is_not_read_from(stage: Stage) -> Non
     flood = get("id=1") * 1000
     sending = asyncio.create_task(wire.send(flood * 1000))
     await stage.connections(1)
-    (connection,) = stage.doors.front.connections
+    connection = connection_of(stage)
     await stage.until(connection, "paused owed=0")
     assert not sending.done()
     for second in range(IDLE_S + 2):
@@ -301,7 +337,7 @@ async def test_a_drain_ends_a_pipeline_with_the_last_answer_of_what_was_taken(st
     stage.hits.reply(None)
     said = [await wire.answer() for _ in range(3)]
     assert [answer and answer.headers["Connection"] for answer in said] == [None, None, "close"]
-    (connection,) = stage.doors.front.connections
+    connection = connection_of(stage)
     await wire.send(get("id=2") * 1000)
     assert await asyncio.get_running_loop().sock_recv(wire.socket, 1) == b""
     assert len(stage.hits.sent) == 1

@@ -97,6 +97,43 @@ async def test_counts_go_to_the_log_and_to_endpoints() -> None:
     assert figures["idagg_last_sealed_window_seconds"] >= start
 
 
+async def test_repeats_count_in_each_window_once() -> None:
+    """Workers answer them from memory, and the first of a window is none, however soon it comes."""
+    with Serving(window=2) as serving:
+        hits = 0
+        expected: dict[str, int] = {}
+        for _ in range(2):
+            start = await next_window(2)
+            while time.time() < start + 1.9:
+                await send(serving, range(50))
+                hits += 50
+            await next_window(2)
+            await send(serving, range(50))
+            hits += 50
+            expected |= {iso(start): 50, iso(start + 2): 50}
+        await until(lambda: iso(start + 2) in serving.counts())
+        figures = await serving.figures()
+        serving.stop()
+        assert {window: count for window, count in serving.counts().items() if count} == expected
+        assert sum(int(line["hits"]) for line in serving.records("window")) == hits
+        assert figures["idagg_requests_total{200}"] == hits
+        assert hits / 2 < figures["idagg_repeats_total"] < hits
+
+
+async def test_a_store_that_forgot_is_told_again() -> None:
+    """What a worker knows to be stored is not known any more once the connection to the store was lost."""
+    with RedisServer() as server, Serving("--redis-url", server.url, window=long_window()) as serving:
+        for _ in range(3):
+            await send(serving, range(50))
+        repeats = (await serving.figures())["idagg_repeats_total"]
+        assert repeats > 0
+        server.restart()
+        assert await counted(server.url) == set()
+        await send(serving, range(50))
+        assert await counted(server.url) == {b"%d" % number for number in range(50)}
+        serving.stop()
+
+
 async def test_counts_go_to_rabbitmq(rabbit: RabbitServer, rabbit_queue: str) -> None:
     """With a broker, a window is one message, with the properties that are promised, and no line."""
     consumer = Consumer(rabbit, rabbit_queue)

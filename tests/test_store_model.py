@@ -109,15 +109,18 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(
         which=st.integers(0, 1),
-        ids=st.lists(st.integers(-3, 20).map(lambda number: b"%d" % number), min_size=1, max_size=8),
+        ids=st.lists(st.integers(-3, 20).map(lambda number: b"%d" % number), max_size=8),
+        repeats=st.integers(0, 3),
         endpoints=st.sampled_from(["", "", "a", "ab", "abc", "cde"]).map(
             lambda hosts: {b"http://%c" % host for host in hosts.encode()}
         ),
     )
-    def add(self, which: int, ids: list[bytes], endpoints: set[bytes]) -> None:
-        """A new batch goes to the first window that is not sealed, at or after now."""
+    def add(self, which: int, ids: list[bytes], repeats: int, endpoints: set[bytes]) -> None:
+        """A new batch goes to the first window that is not sealed, at or after now; the reply says how many
+        of its ids were not there, and for how long the window takes ids."""
         worker = self.workers[which]
         worker.seq += 1
+        endpoints = endpoints if ids else set()
         if self.store_length is None:
             self.store_length = worker.length
         if self.store_length != worker.length:
@@ -125,18 +128,23 @@ class StoreMachine(RuleBasedStateMachine):
                 self.run(worker.store.add(worker.seq, ids, sorted(endpoints)))
             worker.seq -= 1
             return
-        start = self.run(worker.store.add(worker.seq, ids, sorted(endpoints)))
+        start, new_ids, left_s = self.run(worker.store.add(worker.seq, ids, sorted(endpoints), repeats))
         length = worker.length
         expected = int(self.now) // length * length
         if expected < self.sealed_through:
             expected = -(-self.sealed_through // length) * length
         assert start == expected
+        assert left_s == start + length - self.now
         worker.went_to = start
+        if not ids and start not in self.open:
+            return
         window = self.open.setdefault(start, Window(length))
-        window.hits += len(ids)
+        window.hits += len(ids) + repeats
         if len(window.ids) <= worker.exact_limit:
+            assert new_ids == len(set(ids) - window.ids)
             window.ids |= set(ids)
-        else:
+        elif ids:
+            assert new_ids == len(ids)
             window.capped = True
         for endpoint in sorted(endpoints):
             if len(window.endpoints) < _ENDPOINTS:
@@ -149,7 +157,8 @@ class StoreMachine(RuleBasedStateMachine):
         """A batch that comes again changes nothing and says where it went the first time."""
         worker = self.workers[which]
         if worker.seq and worker.length == self.store_length:
-            assert self.run(worker.store.add(worker.seq, ids)) == worker.went_to
+            stored = self.run(worker.store.add(worker.seq, ids, repeats=1))
+            assert stored == (worker.went_to, len(ids), 0)
 
     @rule(which=st.integers(0, 1))
     def come_late(self, which: int) -> None:

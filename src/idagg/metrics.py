@@ -57,6 +57,11 @@ class Metrics:
             "idagg_requests", "Accept requests by the status answered", ["status"], registry=registry
         )
         self._answered = {status: self._requests.labels(str(status)) for status in (200, 400, 413, 503)}
+        self._repeats = Counter(
+            "idagg_repeats",
+            "Requests answered 200 because their id was known to be stored in the open window",
+            registry=registry,
+        )
         self._batch_size = Histogram(
             "idagg_batch_size",
             "Ids in a batch",
@@ -120,9 +125,12 @@ class Metrics:
             registry=registry,
         )
 
-    def batch(self, *, requests: int, stored: bool, took_s: float) -> None:
-        self._answered[200 if stored else 503].inc(requests)
-        self._batch_size.observe(requests)
+    def batch(self, *, ids: int, repeats: int, stored: bool, took_s: float) -> None:
+        self._answered[200 if stored else 503].inc(ids)
+        if repeats:
+            self._answered[200].inc(repeats)
+            self._repeats.inc(repeats)
+        self._batch_size.observe(ids)
         self._store_seconds.observe(took_s)
 
     def refused(self, status: int, requests: int = 1) -> None:

@@ -88,6 +88,8 @@ def application(commit: GroupCommit, ready: Ready, refused: Callable[[int], None
         if hit is None:
             refused(400)
             return failed(400)
+        if commit.known.repeat(*hit):
+            return ok()
         waiter = _FutureWaiter()
         if not commit.add(waiter, *hit):
             refused(503)

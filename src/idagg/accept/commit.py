@@ -30,7 +30,9 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
+from idagg.accept.known import Known
 from idagg.errors import StoreAwayError, StoreRefusedError
+from idagg.store.hits import Stored
 
 log = logging.getLogger("idagg.accept")
 
@@ -52,13 +54,15 @@ class Waiter(Protocol):
 class Hits(Protocol):
     """Where batches go."""
 
-    async def add(self, seq: int, ids: Sequence[bytes], endpoints: Collection[bytes] = ()) -> int: ...
+    async def add(
+        self, seq: int, ids: Sequence[bytes], endpoints: Collection[bytes] = (), repeats: int = 0
+    ) -> Stored: ...
 
 
 class Observer(Protocol):
     """Who is told of each batch, once it is settled."""
 
-    def batch(self, *, requests: int, stored: bool, took_s: float) -> None: ...
+    def batch(self, *, ids: int, repeats: int, stored: bool, took_s: float) -> None: ...
 
 
 class _Batch:
@@ -81,6 +85,7 @@ class GroupCommit:
         self,
         hits: Hits,
         observer: Observer,
+        known: Known,
         *,
         deadline_s: float,
         max_batch: int,
@@ -90,6 +95,7 @@ class GroupCommit:
     ) -> None:
         self._hits = hits
         self._observer = observer
+        self.known = known
         self._deadline_s = deadline_s
         self._max_batch = max_batch
         self._max_waiting = max_waiting
@@ -140,6 +146,8 @@ class GroupCommit:
         """To be called every TICK_S: nobody joins a batch that waits since before the last tick."""
         if self._open is not None:
             self._close_batch()
+        elif self.known.hits and not self._closed:
+            self._begin()
 
     async def run(self) -> None:
         """Carry batches until ``stop`` was called and nobody waits."""
@@ -148,21 +156,27 @@ class GroupCommit:
                 if self._open is not None:
                     self._close_batch()
                 elif self._stopping:
-                    return
+                    if not self.known.hits:
+                        return
+                    self._begin()
+                    continue
                 else:
                     self._wake = asyncio.get_running_loop().create_future()
                     await self._wake
                     continue
             batch = self._next()
             began = time.monotonic()
-            stored = not batch.ids or await self._carry(batch)
+            carries = bool(batch.ids or not batch.waiters)
+            repeats = self.known.take_hits() if carries else 0
+            stored = not carries or await self._carry(batch, repeats)
             for waiter in batch.waiters:
                 try:
                     waiter.answer(stored)
                 except Exception:  # one client's trouble must not become everyone's
                     log.exception("an answer could not be given")
-            if batch.ids:
-                self._observer.batch(requests=len(batch.ids), stored=stored, took_s=time.monotonic() - began)
+            if carries:
+                took_s = time.monotonic() - began
+                self._observer.batch(ids=len(batch.ids), repeats=repeats, stored=stored, took_s=took_s)
             await self._gather(len(batch.waiters))
 
     def _next(self) -> _Batch:
@@ -222,7 +236,7 @@ class GroupCommit:
                 self._wake.set_result(None)
             self._wake = None
 
-    async def _carry(self, batch: _Batch) -> bool:
+    async def _carry(self, batch: _Batch, repeats: int) -> bool:
         """Whether the batch was stored within its time."""
         if self._too_late(batch):
             return False
@@ -231,14 +245,16 @@ class GroupCommit:
             async with asyncio.timeout_at(batch.expires_at):
                 while True:
                     sent_at = self._now()
+                    left_at = self.known.now()
                     try:
-                        await self._hits.add(self._seq, batch.ids, batch.endpoints)
+                        stored = await self._hits.add(self._seq, batch.ids, batch.endpoints, repeats)
                     except StoreAwayError as error:
                         self.trouble = str(error)
                         await asyncio.sleep(_RETRY_S)
                     else:
                         self.trouble = None
                         self._took_s = max(self._now() - sent_at, self._took_s / 2)
+                        self.known.learn(batch.ids, stored, left_at)
                         return True
         except StoreRefusedError as error:
             self.trouble = str(error)

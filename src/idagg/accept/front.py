@@ -81,6 +81,8 @@ class FrontDoor:
         if hit is None:
             self.bad += 1
             waiter.send(self.replies.bad[Style.CLOSE])
+        elif self.commit.known.repeat(*hit):
+            waiter.answer(True)
         elif not self.commit.add(waiter, *hit):
             self.turned_away += 1
             waiter.answer(False)
@@ -215,7 +217,10 @@ class Connection(asyncio.Protocol):
                     self._walk(data)
                     return
                 value, endpoint = hit
-            if self._door.commit.add(self, value, endpoint):
+            commit = self._door.commit
+            if value in commit.known.ids and commit.known.repeat(value, endpoint):
+                self._reply(self._door.replies.ok, _KEEP)
+            elif commit.add(self, value, endpoint):
                 self._owed += 1
             else:
                 self._turn_away(_KEEP)
@@ -307,6 +312,8 @@ class Connection(asyncio.Protocol):
         if hit is None:
             door.bad += 1
             self._reply(replies.bad, style)
+        elif door.commit.known.repeat(*hit):
+            self._reply(replies.ok, style)
         else:
             plain = style is Style.KEEP
             waiter = self if plain else Reply(self, replies.ok, replies.unavailable, style)

@@ -26,6 +26,7 @@ from idagg.accept.app import AppDoor, application
 from idagg.accept.commit import TICK_S, GroupCommit
 from idagg.accept.entrance import Entrance
 from idagg.accept.front import FrontDoor
+from idagg.accept.known import Known
 from idagg.deliver.broker import Broker
 from idagg.deliver.callback import Callbacks
 from idagg.deliver.guard import Guard
@@ -65,7 +66,8 @@ class Worker:
         self._failed_at = -math.inf  # when a batch was last not stored, by the loop's clock
         loop = asyncio.get_running_loop()
 
-        self._hits = Link(order.redis_url)
+        known = Known()
+        self._hits = Link(order.redis_url, known.forget)
         self._commit = GroupCommit(
             HitStore(
                 self._hits,
@@ -74,6 +76,7 @@ class Worker:
                 exact_limit=settings.exact_limit,
             ),
             self,
+            known,
             deadline_s=settings.deadline,
             max_batch=MAX_BATCH,
             now=loop.time,
@@ -169,11 +172,11 @@ class Worker:
         await self._hits.close()
         await self._client.close()
 
-    def batch(self, *, requests: int, stored: bool, took_s: float) -> None:
+    def batch(self, *, ids: int, repeats: int, stored: bool, took_s: float) -> None:
         """Hear of a batch from the group commit."""
         if not stored:
             self._failed_at = asyncio.get_running_loop().time()
-        self._metrics.batch(requests=requests, stored=stored, took_s=took_s)
+        self._metrics.batch(ids=ids, repeats=repeats, stored=stored, took_s=took_s)
 
     def _store_trouble(self) -> str | None:
         """A batch's trouble is of the present for a while only: a load balancer that asks whether we are

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 from idagg.store.client import Scripts
 
@@ -12,6 +13,15 @@ from idagg.store.client import Scripts
 MAX_BATCH = 4096
 # Precedent: none; 10,000 callbacks at 100 at a time and 100 ms each take 10 s of a minute.
 MAX_ENDPOINTS = 10_000
+
+
+class Stored(NamedTuple):
+    """Where a batch went: the window's start, how many of the ids were not in it before (all of them where
+    the store does not know), and how long it takes ids from now on."""
+
+    start_s: int
+    new_ids: int
+    left_s: float
 
 
 def shard_tag(namespace: str, shard: int = 0) -> str:
@@ -34,13 +44,16 @@ class HitStore:
         self._tag = shard_tag(namespace)
         self._fixed = (window_s, exact_limit, endpoint_limit, secrets.token_hex(8))
 
-    async def add(self, seq: int, ids: Sequence[bytes], endpoints: Collection[bytes] = ()) -> int:
-        """Count 1 to MAX_BATCH canonical ids; returns the start of their window, s.
+    async def add(
+        self, seq: int, ids: Sequence[bytes], endpoints: Collection[bytes] = (), repeats: int = 0
+    ) -> Stored:
+        """Count up to MAX_BATCH canonical ids, and ``repeats`` further hits of ids counted before.
 
         Safe to repeat with the same ``seq``, which rises with each batch. Raises StoreAwayError where it may
         or may not have been counted, StoreRefusedError where it was not.
         """
-        start: int = await self._scripts.script(
-            "accept", self._tag, *self._fixed, seq, b'["%b"]' % b'","'.join(ids), *endpoints
+        array = b'["%b"]' % b'","'.join(ids) if ids else b"[]"
+        start_s, new_ids, left_ms = await self._scripts.script(
+            "accept", self._tag, *self._fixed, seq, repeats, array, *endpoints
         )
-        return start
+        return Stored(start_s, new_ids, left_ms / 1000)

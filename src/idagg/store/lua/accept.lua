@@ -5,11 +5,14 @@
 -- ARGV[3]  endpoints per window kept
 -- ARGV[4]  the worker's incarnation
 -- ARGV[5]  the batch's sequence number, rising from 1 within the incarnation
--- ARGV[6]  1 to 4096 ids (unpack() is limited to about 8,000), a JSON array of strings: cheaper to make, and to
+-- ARGV[6]  further hits, of ids that are in the window already; lost where that ended and no other has ids
+-- ARGV[7]  at most 4096 ids (unpack() is limited to about 8,000), a JSON array of strings: cheaper to make, and to
 --          take apart, than as many arguments
--- ARGV[7…] at most 4096 endpoints
+-- ARGV[8…] at most 4096 endpoints, named beside some of the ids
 --
--- Returns the start of the window that holds the batch, s: of the first time, when it comes again.
+-- Returns the start of the window that holds the batch, s; how many of the ids were not in it before; and for
+--         how long it takes ids, ms. When the batch comes again: the start of the first time; all ids; 0. All
+--         ids, too, where they are not kept exactly any more.
 -- Errors: STALE   a later batch of this worker was applied already; nothing was done
 --         LENGTH  the store's windows are of another length; nothing was done
 --         SCHEMA  the store was written by another version; nothing was done
@@ -25,34 +28,41 @@ elseif tonumber(state[1]) ~= length then
 end
 
 local seq = tonumber(ARGV[5])
+local ids = cjson.decode(ARGV[7])
 local last = redis.call('GET', key('batch', ARGV[4]))
 if last then
   local last_seq, last_start = string.match(last, '(%d+) (%d+)')
   if tonumber(last_seq) == seq then
-    return tonumber(last_start)
+    return {tonumber(last_start), #ids, 0}
   elseif tonumber(last_seq) > seq then
     return redis.error_reply('STALE ' .. last_seq)
   end
 end
 
-local start = open_window(length, tonumber(state[2] or 0))
-local ids = cjson.decode(ARGV[6])
+local start, left_ms = open_window(length, tonumber(state[2] or 0))
 local window = key('w', start)
--- First: nothing may go into a window that nobody would seal.
-if not redis.call('ZSCORE', key('open'), start) then
-  redis.call('ZADD', key('open'), start, start)
-  redis.call('HSET', window, 'length', length)
+local is_open = redis.call('ZSCORE', key('open'), start)
+local new = #ids
+if #ids > 0 then
+  if not is_open then
+    -- First: nothing may go into a window that nobody would seal.
+    redis.call('ZADD', key('open'), start, start)
+    redis.call('HSET', window, 'length', length)
+    is_open = true
+  end
+  if redis.call('SCARD', window .. ':ids') <= tonumber(ARGV[2]) then
+    new = redis.call('SADD', window .. ':ids', unpack(ids))
+  else
+    redis.call('HSET', window, 'capped', 1)
+  end
+  redis.call('PFADD', window .. ':hll', unpack(ids))
 end
-redis.call('HINCRBY', window, 'hits', #ids)
-if redis.call('SCARD', window .. ':ids') <= tonumber(ARGV[2]) then
-  redis.call('SADD', window .. ':ids', unpack(ids))
-else
-  redis.call('HSET', window, 'capped', 1)
+if is_open then
+  redis.call('HINCRBY', window, 'hits', #ids + tonumber(ARGV[6]))
 end
-redis.call('PFADD', window .. ':hll', unpack(ids))
 
-local room = #ARGV > 6 and tonumber(ARGV[3]) - redis.call('SCARD', window .. ':endpoints')
-for i = 7, #ARGV do
+local room = #ARGV > 7 and tonumber(ARGV[3]) - redis.call('SCARD', window .. ':endpoints')
+for i = 8, #ARGV do
   if room > 0 then
     room = room - redis.call('SADD', window .. ':endpoints', ARGV[i])
   elseif redis.call('SISMEMBER', window .. ':endpoints', ARGV[i]) == 0 then
@@ -61,4 +71,4 @@ for i = 7, #ARGV do
 end
 
 redis.call('SET', key('batch', ARGV[4]), ARGV[5] .. ' ' .. start, 'EX', 86400)
-return start
+return {start, new, left_ms}

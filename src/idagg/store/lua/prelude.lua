@@ -36,12 +36,13 @@ local function on_grid(second, length)
   return math.ceil(second / length) * length
 end
 
--- The start of the window that takes ids now.
+-- The start of the window that takes ids now, and the ms until it does not any more.
 local function open_window(length, sealed_through)
-  local now_s = math.floor(now_us() / 1000000)
+  local now = now_us()
+  local now_s = math.floor(now / 1000000)
   local start = now_s - now_s % length
   if start < sealed_through then
     start = on_grid(sealed_through, length)
   end
-  return start
+  return start, math.floor((start + length) * 1000 - now / 1000)
 end
