@@ -6,13 +6,14 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 import servers
 from cranked import CrankedClient
-from idagg.errors import StoreRefusedError
-from idagg.store.client import Client
+from idagg.errors import StoreRefusedError, UnknownRefusalError
+from idagg.store.client import Client, refusal
 from idagg.store.hits import HitStore
 from idagg.store.windows import WindowStore
 from serving import Serving, eventually, next_window, send, until
@@ -79,6 +80,20 @@ async def store(any_server: servers.RedisServer) -> AsyncIterator[Store]:
     await store.fill()
     yield store
     await store.client.close()
+
+
+async def test_a_refusal_that_is_not_about_what_is_stored_damages_nothing() -> None:
+    """Such as that of a server without the command: nothing is set aside for it."""
+    client = Mock(Client)
+    client.command.side_effect = lambda command, *args: [b"60"] if command == "ZRANGE" else refuse()
+
+    def refuse() -> None:
+        raise refusal("x", "ERR unknown command")
+
+    windows = WindowStore(client, namespace="t", window_s=60, exact_limit=1000)
+    for read in (windows.undelivered(), windows.endpoints(60)):
+        with pytest.raises(UnknownRefusalError, match="unknown command"):
+            await read
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,10 @@ class UnknownRefusalError(StoreRefusedError):
     """The store answered no, and nothing that we know of explains it."""
 
 
+class WrongTypeError(UnknownRefusalError):
+    """Somebody else's value stands where one of ours belongs."""
+
+
 class BrokerAwayError(IdaggError):
     """The message was not confirmed; it may or may not have arrived."""
 

@@ -24,7 +24,14 @@ from redis.exceptions import (
     TimeoutError,  # noqa: A004  likewise
 )
 
-from idagg.errors import FencedError, StoreAwayError, StoreError, StoreRefusedError, UnknownRefusalError
+from idagg.errors import (
+    FencedError,
+    StoreAwayError,
+    StoreError,
+    StoreRefusedError,
+    UnknownRefusalError,
+    WrongTypeError,
+)
 
 _LUA = importlib.resources.files("idagg.store") / "lua"
 # What scripts begin with, after the prelude; the leader's are fenced by its epoch.
@@ -137,7 +144,7 @@ class Client:
         except (RedisError, OSError) as error:
             words = self._in_our_words(error)
             if isinstance(words, UnknownRefusalError):
-                words = UnknownRefusalError(f"{words} (to {args[0]!s} {args[1]!s})")
+                words = type(words)(f"{words} (to {args[0]!s} {args[1]!s})")
             raise words from error
 
     async def close(self) -> None:
@@ -182,7 +189,8 @@ def refusal(where: str, reply: str) -> StoreError:
             f"Redis at {where} counts in windows of {rest} s for another instance: "
             "give this one the same --window, or a --namespace of its own"
         )
-    return UnknownRefusalError(f"Redis at {where} refused: {reply}")
+    unknown = WrongTypeError if code == "WRONGTYPE" else UnknownRefusalError
+    return unknown(f"Redis at {where} refused: {reply}")
 
 
 async def explained(error: StoreError, scripts: Scripts, name: str, tag: str) -> StoreError:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Literal
 
-from idagg.errors import DamagedError, UnknownRefusalError
+from idagg.errors import DamagedError, WrongTypeError
 from idagg.store.client import Client
 from idagg.store.hits import shard_tag
 from idagg.window import Record
@@ -119,7 +119,7 @@ class WindowStore:
         name = f"{self._tag}:o:{start_s}:endpoints"
         try:
             return [endpoint.decode() for endpoint in await self._client.command("SMEMBERS", name)]
-        except (UnknownRefusalError, UnicodeDecodeError) as error:
+        except (WrongTypeError, UnicodeDecodeError) as error:
             raise DamagedError("callbacks", b"%d" % start_s, f"{name} is no set of endpoints") from error
 
     async def mark_called(self, epoch: int, start_s: int, endpoints: Sequence[str]) -> None:
@@ -139,7 +139,7 @@ class WindowStore:
         name = f"{self._tag}:o:{member.decode(errors='replace')}"
         try:
             pairs = await self._client.command("HGETALL", name)
-        except UnknownRefusalError as error:
+        except WrongTypeError as error:
             raise DamagedError(index, member, f"{name} is no hash") from error
         if not pairs and await self._client.command("ZSCORE", f"{self._tag}:{index}", member) is None:
             return None
