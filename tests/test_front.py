@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import resource
 import socket
@@ -13,8 +14,12 @@ import pytest
 
 from doors import Doors, Wire, open_doors
 from fakes import Hits
+from idagg.accept import entrance
+from idagg.accept.commit import GroupCommit
+from idagg.accept.entrance import RESERVED_FILES
 from idagg.accept.front import HEADER_S, IDLE_S, MAX_OWED, MAX_VERDICTS, Connection, FrontDoor
 from idagg.accept.head import USUAL_TAIL, Style, judge
+from idagg.accept.known import Known
 from idagg.errors import StoreRefusedError
 from idagg.store.hits import Stored
 
@@ -156,15 +161,49 @@ async def test_close_is_honoured_behind_the_answer(stage: Stage) -> None:
     assert [ids for _, ids, _ in stage.hits.sent] == [[b"1", b"2"]]
 
 
-async def test_a_client_that_has_said_all_still_gets_its_answer(stage: Stage) -> None:
-    """A half-closed connection is closed behind what it is owed."""
-    wire = await stage.connect()
+@pytest.mark.parametrize("door", ["front", "app"])
+async def test_a_client_that_has_said_all_still_gets_its_answer(stage: Stage, door: str) -> None:
+    """A half-closed connection stays until it has what it is owed; one that is owed nothing does not."""
+    wire, idle = [await stage.doors.connect(door) for _ in range(2)]
+    await idle.send(get("id=x"))
+    assert await status(idle) == 400
     await wire.send(get("id=1"))
-    wire.socket.shutdown(1)
+    for one in (wire, idle):
+        one.socket.shutdown(socket.SHUT_WR)
+    assert await idle.closed()
     await stage.sent(1)
     stage.hits.reply(None)
     assert await status(wire) == 200
-    assert await wire.closed()
+    if door == "front":  # aiohttp does not ask whether it is, and waits for its keep-alive time
+        assert await wire.closed()
+
+
+async def test_no_request_at_the_second_door_waits_longer_than_its_deadline() -> None:
+    """aiohttp takes them one by one: where one waited in vain, those behind it do not wait, too."""
+    async with open_doors(Hits(), deadline_s=0.3) as doors:
+        wire = await doors.connect("app")
+        await wire.send(get("id=1") * 5)
+        answer = await wire.answer()
+        assert answer is not None
+        assert (answer.status, answer.headers["Connection"]) == (503, "close")
+        assert await wire.closed()
+
+
+async def test_a_client_that_does_not_read_is_dropped_by_the_second_door_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """aiohttp waits for it without end; the kernel does not."""
+    monkeypatch.setattr(entrance, "IDLE_S", 1)
+    async with open_doors(Hits()) as doors:
+        wire = await doors.connect("front")
+        wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sending = asyncio.create_task(wire.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 1_000_000))
+        async with asyncio.timeout(30):
+            while not doors.app.connections:  # noqa: ASYNC110  what it waits for sets no event
+                await asyncio.sleep(0.01)
+            while doors.app.connections:  # noqa: ASYNC110  likewise
+                await asyncio.sleep(0.01)
+        await sending
 
 
 async def test_a_client_that_vanishes_while_its_batch_travels_harms_nobody(stage: Stage) -> None:
@@ -209,6 +248,20 @@ async def test_a_connection_that_is_owed_much_is_not_read_from(stage: Stage) -> 
     await wire.send(get("id=x"))
     stage.hits.reply(*[None] * 10)
     assert [await status(wire) for _ in range(MAX_OWED + 2)] == [200] * (MAX_OWED + 1) + [400]
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_nor_is_one_that_says_them_one_by_one(room: bool) -> None:
+    """Whether its requests are taken, or wait for their turn to be told that there is no room."""
+    commit = Mock(GroupCommit, known=Known())
+    commit.add.side_effect = itertools.chain([True], itertools.repeat(room))
+    door = FrontDoor(commit, Mock(), epoch_s=0)
+    connection, transport = door(), Mock(asyncio.Transport)
+    connection.connection_made(transport)
+    for number in range(MAX_OWED + 1):
+        transport.pause_reading.assert_not_called()
+        connection.data_received(get(f"id={number}"))
+    transport.pause_reading.assert_called_once_with()
 
 
 async def test_no_room_is_told_at_once_and_in_turn() -> None:
@@ -431,6 +484,33 @@ async def test_running_out_of_descriptors_is_told_and_survived(
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert await status(wire) == 400
+
+
+async def test_descriptors_are_kept_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last ones are not for clients: those are told, once a second in the log, and may come again."""
+    hits = Hits()
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (2 * RESERVED_FILES, 2 * RESERVED_FILES))
+    async with open_doors(hits, max_waiting=1000) as doors:
+        stage = Stage(doors, hits)
+        kept = await stage.connect()
+        await kept.send(get("id=x"))
+        assert await status(kept) == 400
+        held: list[int] = []
+        try:
+            while not held or held[-1] < RESERVED_FILES:
+                held.append(os.dup(kept.socket.fileno()))
+            for _ in range(3):
+                late = await stage.connect()
+                await late.send(get("id=1"))
+                assert await status(late) == 503
+                assert await late.closed()
+        finally:
+            for descriptor in held:
+                os.close(descriptor)
+        assert dict(doors.front.take_refused())[503] == 3
+        for wire in (kept, await stage.connect()):
+            await wire.send(get("id=x"))
+            assert await status(wire) == 400
 
 
 async def test_what_is_known_of_header_fields_is_bounded(stage: Stage) -> None:

@@ -93,9 +93,12 @@ def application(commit: GroupCommit, ready: Ready, refused: Callable[[int], None
         waiter = _FutureWaiter()
         if not commit.add(waiter, *hit):
             refused(503)
-        elif await waiter.stored:
+            return unavailable()
+        if await waiter.stored:
             return ok()
-        return unavailable()
+        response = unavailable()
+        response.force_close()  # those behind it on the connection would wait as long, one after the other
+        return response
 
     app = web.Application(middlewares=[_plain_errors])
     app.router.add_get(PATH, accept, allow_head=False)
@@ -107,6 +110,11 @@ class _Connection(web.RequestHandler):
     """aiohttp's own handler, but for what it says to those whose bytes are no request."""
 
     __slots__ = ()
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # a protocol's; aiohttp's own always says None
+        """The client has said all; it may still be listening."""
+        idle = self._waiter is not None and not self._waiter.done()
+        return not idle
 
     def handle_error(
         self,

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import resource
 import socket
 
-from idagg.accept.front import FrontDoor
+from idagg.accept.front import IDLE_S, FrontDoor
 from idagg.accept.head import MAX_HEAD_BYTES
 
 log = logging.getLogger("idagg.accept")
@@ -25,15 +27,22 @@ _AT_ONCE = 64
 _DEFER_S = 1
 # Precedent: asyncio's pause after running out of file descriptors.
 _BREATHER_S = 1.0
+# Kept back for the store, the sinks and 500 callbacks, lest clients stop the counts they came for.
+RESERVED_FILES = 600
 
 
 class Entrance:
     def __init__(self, listener: socket.socket, door: FrontDoor) -> None:
         listener.setblocking(False)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, _DEFER_S)
+        # For how long a client may not take its answers, whichever door it is at. Connections inherit it.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, IDLE_S * 1000)
         self._listener = listener
         self._door = door
         self._loop = asyncio.get_running_loop()
+        most_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most_files = max(most_files - RESERVED_FILES, most_files // 2)
+        self._told_at = -math.inf
         self._joining: set[asyncio.Task[object]] = set()
         self._closed = False
         self._open()
@@ -63,7 +72,10 @@ class Entrance:
                 self._loop.remove_reader(self._listener)
                 self._loop.call_later(_BREATHER_S, self._open)
                 return
-            self._welcome(client)
+            if client.fileno() < self._most_files:  # the kernel gives the lowest number that is free
+                self._welcome(client)
+            else:
+                self._turn_away(client)
 
     def _welcome(self, client: socket.socket) -> None:
         try:
@@ -79,6 +91,12 @@ class Entrance:
         joining = self._loop.create_task(self._loop.connect_accepted_socket(self._door, client))
         self._joining.add(joining)
         joining.add_done_callback(self._joined)
+
+    def _turn_away(self, client: socket.socket) -> None:
+        if self._loop.time() >= self._told_at + _BREATHER_S:
+            self._told_at = self._loop.time()
+            log.error("more than %d files are open: new connections are turned away", self._most_files)
+        self._door.turn_away(client)
 
     def _joined(self, joining: asyncio.Task[object]) -> None:
         self._joining.discard(joining)

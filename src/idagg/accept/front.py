@@ -88,6 +88,13 @@ class FrontDoor:
             waiter.answer(False)
         return True
 
+    def turn_away(self, client: socket.socket) -> None:
+        """Answer and close a connection for which there is no room."""
+        with contextlib.suppress(OSError):  # it has said nothing yet, or has gone
+            client.recv(MAX_HEAD_BYTES, socket.MSG_DONTWAIT)  # as above
+        self.turned_away += 1
+        Once(client, self).answer(False)
+
     def verdict(self, head: bytes, tail: bytes) -> Style | None:
         style = self.verdicts.get(tail)
         if style is None:
@@ -224,6 +231,8 @@ class Connection(asyncio.Protocol):
                 self._owed += 1
             else:
                 self._turn_away(_KEEP)
+            if self._owed > MAX_OWED:
+                self._pause()
         else:
             self._walk(data)
 
