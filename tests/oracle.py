@@ -114,6 +114,21 @@ def wrong_ids(
     ]
 
 
+def elsewhere(
+    told: Iterable[tuple[int, float, float]], windows: Mapping[str, set[int]], length_s: int
+) -> list[str]:
+    """A, where ids repeat: each ok, asked for and given at these Unix times, is for an id that is in a window
+    of that time."""
+    return [
+        f"A: {number} got its ok between {asked_s:.3f} and {given_s:.3f}, and is in no window of that time"
+        for number, asked_s, given_s in told
+        if not any(
+            number in windows.get(str(start), ())
+            for start in range(int(asked_s) // length_s * length_s, int(given_s) + 1, length_s)
+        )
+    ]
+
+
 def missing(deliveries: Iterable[Delivery], expected: Iterable[str]) -> list[str]:
     """B: every window that there was arrived."""
     return [f"B: window {window} is lost" for window in sorted({*expected} - {d.window for d in deliveries})]
@@ -254,11 +269,17 @@ class Load(Journal):
             if wire is not None:
                 wire.close()
 
+    def _request(self, number: int) -> bytes:
+        return request(number, self._query.format(number), self._fields)
+
+    def _note(self, number: int, began_s: float, ended_s: float) -> None:
+        """Hear of an ok."""
+
     async def _send(self, wire: Wire, number: int) -> bool:
         """False where the connection is lost, or ends with this answer."""
         self.unknown.add(number)
         began_s = time.monotonic()
-        await wire.send(request(number, self._query.format(number), self._fields))
+        await wire.send(self._request(number))
         answer = await wire.answer()
         ended_s = time.monotonic()
         self.slowest_s = max(self.slowest_s, ended_s - began_s)
@@ -270,12 +291,31 @@ class Load(Journal):
             assert answer.body == b"ok"
             self.ok.add(number)
             self.ok_at.append(ended_s)
+            self._note(number, began_s, ended_s)
         else:
             assert (answer.status, answer.body) == (503, b"failed")
             assert answer.headers["Retry-After"] == "1"
             self.failed.add(number)
             self.trouble_at.append(ended_s)
         return answer.headers["Connection"] != "close"
+
+
+class Repeats(Load):
+    """Callers who send the same few ids again and again. ``told`` has each ok: the id, when it was asked for
+    and when it was given, Unix time."""
+
+    IDS = 50
+
+    def __init__(self, serving: Serving, *, callers: int = 16) -> None:
+        super().__init__(serving, callers=callers)
+        self.told: list[tuple[int, float, float]] = []
+
+    def _request(self, number: int) -> bytes:
+        return request(number % self.IDS)
+
+    def _note(self, number: int, began_s: float, ended_s: float) -> None:
+        unix_s = time.time() - time.monotonic()
+        self.told.append((number % self.IDS, began_s + unix_s, ended_s + unix_s))
 
 
 class Consumer:

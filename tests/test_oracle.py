@@ -131,6 +131,16 @@ def test_recovery(ok_at: list[float], trouble_at: list[float], took_s: float) ->
     assert oracle.not_recovered(told, 10, within_s=3) == ([] if took_s < 3 else [complaint])
 
 
+@pytest.mark.parametrize(
+    ("asked_s", "given_s", "right"),
+    [(10.0, 10.5, False), (10.5, 11.5, False), (12.5, 13.5, True), (11.9, 12.0, True), (14.0, 14.1, False)],
+)
+def test_an_ok_is_for_a_window_of_its_time(asked_s: float, given_s: float, right: bool) -> None:
+    """Of windows of 2 s, only the one from 12 on has the id."""
+    windows = {"10": {8}, "12": {7}, "14": {8}}
+    assert (oracle.elsewhere([(7, asked_s, given_s)], windows, 2) == []) == right
+
+
 async def test_the_journals_of_a_real_service(any_server: RedisServer) -> None:
     """What a load notes is in the store, id by id, and what it did not send is told of."""
     with Serving("--redis-url", any_server.url, window=long_window()) as serving:
