@@ -45,11 +45,11 @@ class Traffic:
 IDLE = "idle"
 TRAFFIC = {
     "64": Traffic("64 connections, browser-like headers, all ids new"),
+    "same-endpoint": Traffic("64 connections, the same endpoint on all requests", endpoints=1),
     "512": Traffic("512 connections", connections=512),
     "64-bare": Traffic("64 connections, bare headers", headers="bare"),
     "512-bare": Traffic("512 connections, bare headers", connections=512, headers="bare"),
     "zipf": Traffic("64 connections, about 10 requests for each id", ids="zipf"),
     "some-endpoints": Traffic("64 connections, an endpoint of its own on 1% of requests", endpoints="some"),
-    "same-endpoint": Traffic("64 connections, the same endpoint on all requests", endpoints=1),
     "close": Traffic("64 at a time, a new connection for each request", close=True),
 }
