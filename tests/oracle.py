@@ -301,21 +301,21 @@ class Load(Journal):
 
 
 class Repeats(Load):
-    """Callers who send the same few ids again and again. ``told`` has each ok: the id, when it was asked for
-    and when it was given, Unix time."""
+    """Callers who send each id TIMES times, and never after. ``told`` has each ok: the id, when it was asked
+    for and when it was given, Unix time."""
 
-    IDS = 50
+    TIMES = 64
 
     def __init__(self, serving: Serving, *, callers: int = 16) -> None:
         super().__init__(serving, callers=callers)
         self.told: list[tuple[int, float, float]] = []
 
     def _request(self, number: int) -> bytes:
-        return request(number % self.IDS)
+        return request(number // self.TIMES)
 
     def _note(self, number: int, began_s: float, ended_s: float) -> None:
         unix_s = time.time() - time.monotonic()
-        self.told.append((number % self.IDS, began_s + unix_s, ended_s + unix_s))
+        self.told.append((number // self.TIMES, began_s + unix_s, ended_s + unix_s))
 
 
 class Consumer:

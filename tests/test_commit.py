@@ -429,10 +429,10 @@ async def test_an_id_is_known_for_as_long_as_is_left_of_its_window() -> None:
     bench = Bench(known=Known(lambda: now_s))
     bench.add("1")
     await settle()
-    now_s += 5
-    bench.hits.reply(Stored(60, 0, 30))
+    now_s += 0.3
+    bench.hits.reply(Stored(60, 0, 1))
     await bench.answered(1)
-    now_s = 130 - HITS_TRAVEL_S - 0.001
+    now_s = 101 - HITS_TRAVEL_S - 0.001
     assert bench.commit.known.repeat(b"1", None)
     now_s += 0.001
     assert not bench.commit.known.repeat(b"1", None)
@@ -453,6 +453,44 @@ async def test_hits_of_repeats_wait_for_a_tick_at_most(bench: Bench) -> None:
     assert bench.hits.sent[1:] == [(2, [], set())]
     assert bench.hits.repeats == [0, 1]
     assert bench.batches.settled == [(1, True), (0, True)]
+
+
+async def test_hits_of_repeats_that_were_refused_come_again(bench: Bench) -> None:
+    """A store that says no has not counted them."""
+    bench.remember("1")
+    await settle()
+    assert bench.commit.known.repeat(b"1", None)
+    bench.add("2")
+    bench.hits.reply(StoreRefusedError("full"), None)
+    await bench.answered(2)
+    bench.add("3")
+    await bench.answered(3)
+    assert bench.hits.repeats == [0, 1, 1]
+
+
+async def test_nothing_is_known_of_a_store_that_was_away(bench: Bench) -> None:
+    """Also where no connection was lost: it may have been another's replica meanwhile."""
+    bench.remember("1")
+    await settle()
+    bench.add("2")
+    bench.hits.reply(StoreAwayError("READONLY"), Stored(60, 1, 30))
+    await bench.answered(2)
+    assert not bench.commit.known.repeat(b"1", None)
+
+
+async def test_hits_of_repeats_take_nobodys_room(bench: Bench) -> None:
+    """A batch that brings nothing else keeps no place, however slow the store is."""
+    bench.remember("1")
+    await settle()
+    assert bench.commit.known.repeat(b"1", None)
+    bench.add("2")
+    await settle()
+    assert bench.commit.known.repeat(b"1", None)
+    bench.commit.tick()
+    bench.commit.tick()
+    bench.commit._took_s = DEADLINE_S
+    assert bench.add("3") == [True]
+    bench.hits.reply(None, None)
 
 
 async def test_hits_of_repeats_are_brought_before_the_end() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idagg.accept.known import HITS_TRAVEL_S, MAX_KNOWN, Known
+from idagg.accept.known import FRESH_S, HITS_TRAVEL_S, MAX_KNOWN, Known
 from idagg.store.hits import Stored
 
 IDS = [b"1", b"2", b"3", b"4"]
@@ -41,12 +41,22 @@ def test_a_batch_is_remembered_where_half_of_it_were_repeats(
 
 def test_it_ends_before_the_window_does(known: Known, clock: Clock) -> None:
     """The store's time to the window's end counts from when the batch was sent, less what hits need."""
-    known.learn(IDS, Stored(60, 0, 30), 100)
-    clock.now_s = 130 - HITS_TRAVEL_S - 0.001
+    known.learn(IDS, Stored(60, 0, 0.8), 100)
+    clock.now_s = 100.8 - HITS_TRAVEL_S - 0.001
     assert known.repeat(b"1", None)
-    clock.now_s = 130 - HITS_TRAVEL_S
+    clock.now_s += 0.001
     assert not known.repeat(b"1", None)
-    assert known.take_hits() == 1
+    assert known.hits == 1
+
+
+def test_it_ends_soon_where_nothing_is_heard(known: Known, clock: Clock) -> None:
+    """Clocks differ more and more; each batch says anew what time it is."""
+    for sent_at in (100.0, 100.5):
+        known.learn(IDS, Stored(60, 0, 30), sent_at)
+        clock.now_s = sent_at + FRESH_S - 0.001
+        assert known.repeat(b"1", None)
+    clock.now_s += 0.001
+    assert not known.repeat(b"1", None)
 
 
 def test_another_window_begins_with_nothing(known: Known) -> None:
@@ -73,12 +83,6 @@ def test_an_endpoint_may_be_new(known: Known) -> None:
     known.learn(IDS, Stored(60, 0, 30), 100)
     assert not known.repeat(b"1", b"http://a/")
     assert known.hits == 0
-
-
-def test_hits_are_taken_once(known: Known) -> None:
-    known.learn(IDS, Stored(60, 0, 30), 100)
-    assert [known.repeat(b"1", None) for _ in range(3)] == [True] * 3
-    assert (known.hits, known.take_hits(), known.hits, known.take_hits()) == (3, 3, 0, 0)
 
 
 def test_memory_is_bounded(known: Known) -> None:

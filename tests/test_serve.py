@@ -104,10 +104,10 @@ async def test_repeats_count_in_each_window_once() -> None:
         expected: dict[str, int] = {}
         for _ in range(2):
             start = await next_window(2)
-            while time.time() < start + 1.9:
+            while time.time() < start + 1.4:
                 await send(serving, range(50))
                 hits += 50
-            await next_window(2)
+            assert await next_window(2) == start + 2, "too slow for windows of 2 s"
             await send(serving, range(50))
             hits += 50
             expected |= {iso(start): 50, iso(start + 2): 50}
@@ -117,7 +117,7 @@ async def test_repeats_count_in_each_window_once() -> None:
         assert {window: count for window, count in serving.counts().items() if count} == expected
         assert sum(int(line["hits"]) for line in serving.records("window")) == hits
         assert figures["idagg_requests_total{200}"] == hits
-        assert hits / 2 < figures["idagg_repeats_total"] < hits
+        assert 0 < figures["idagg_repeats_total"] < hits
 
 
 async def test_a_store_that_forgot_is_told_again() -> None:
@@ -125,8 +125,7 @@ async def test_a_store_that_forgot_is_told_again() -> None:
     with RedisServer() as server, Serving("--redis-url", server.url, window=long_window()) as serving:
         for _ in range(3):
             await send(serving, range(50))
-        repeats = (await serving.figures())["idagg_repeats_total"]
-        assert repeats > 0
+        await eventually(serving.figures, lambda figures: figures.get("idagg_repeats_total", 0) > 0)
         server.restart()
         assert await counted(server.url) == set()
         await send(serving, range(50))

@@ -66,13 +66,14 @@ class Observer(Protocol):
 
 
 class _Batch:
-    __slots__ = ("endpoints", "expires_at", "ids", "waiters")
+    __slots__ = ("endpoints", "expires_at", "ids", "repeats", "waiters")
 
     def __init__(self, expires_at: float) -> None:
         self.expires_at = expires_at
         self.ids: list[bytes] = []
         self.waiters: list[Waiter] = []
         self.endpoints: set[bytes] = set()
+        self.repeats = 0
 
     def join(self, later: _Batch) -> None:
         self.ids += later.ids
@@ -120,7 +121,7 @@ class GroupCommit:
         """Count the id; ``waiter`` is answered when it is stored, or cannot be. False: no room, not taken."""
         batch = self._open
         if batch is None:
-            if self._closed and self._is_full():
+            if self._queued and self._is_full():
                 return False
             batch = self._begin()
         batch.ids.append(canonical_id)
@@ -166,9 +167,8 @@ class GroupCommit:
                     continue
             batch = self._next()
             began = time.monotonic()
-            carries = bool(batch.ids or not batch.waiters)
-            repeats = self.known.take_hits() if carries else 0
-            stored = not carries or await self._carry(batch, repeats)
+            carries = bool(batch.ids or not batch.waiters)  # without either, it brings hits of repeats
+            stored = not carries or await self._carry(batch)
             for waiter in batch.waiters:
                 try:
                     waiter.answer(stored)
@@ -176,7 +176,7 @@ class GroupCommit:
                     log.exception("an answer could not be given")
             if carries:
                 took_s = time.monotonic() - began
-                self._observer.batch(ids=len(batch.ids), repeats=repeats, stored=stored, took_s=took_s)
+                self._observer.batch(ids=len(batch.ids), repeats=batch.repeats, stored=stored, took_s=took_s)
             await self._gather(len(batch.waiters))
 
     def _next(self) -> _Batch:
@@ -236,10 +236,11 @@ class GroupCommit:
                 self._wake.set_result(None)
             self._wake = None
 
-    async def _carry(self, batch: _Batch, repeats: int) -> bool:
+    async def _carry(self, batch: _Batch) -> bool:
         """Whether the batch was stored within its time."""
         if self._too_late(batch):
             return False
+        batch.repeats, self.known.hits = self.known.hits, 0
         self._seq += 1
         try:
             async with asyncio.timeout_at(batch.expires_at):
@@ -247,9 +248,10 @@ class GroupCommit:
                     sent_at = self._now()
                     left_at = self.known.now()
                     try:
-                        stored = await self._hits.add(self._seq, batch.ids, batch.endpoints, repeats)
+                        stored = await self._hits.add(self._seq, batch.ids, batch.endpoints, batch.repeats)
                     except StoreAwayError as error:
                         self.trouble = str(error)
+                        self.known.forget()
                         await asyncio.sleep(_RETRY_S)
                     else:
                         self.trouble = None
@@ -258,6 +260,9 @@ class GroupCommit:
                         return True
         except StoreRefusedError as error:
             self.trouble = str(error)
+            if not self._stopping:  # else there would be no end
+                self.known.hits += batch.repeats
+                batch.repeats = 0
         except TimeoutError:
             self._took_s = self._deadline_s
             self.trouble = self.trouble or f"the store did not answer within {self._deadline_s:g} s"

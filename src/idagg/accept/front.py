@@ -172,6 +172,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_choked",
         "_door",
+        "_more",
         "_owed",
         "_partial",
         "_paused",
@@ -185,6 +186,7 @@ class Connection(asyncio.Protocol):
         self._door = door
         self._transport: asyncio.Transport | None = None
         self._owed = 0
+        self._more = False  # requests behind this one are here already
         self._partial = b""
         self._paused = False  # not read from
         self._choked = False  # does not take its answers
@@ -225,6 +227,7 @@ class Connection(asyncio.Protocol):
                     return
                 value, endpoint = hit
             commit = self._door.commit
+            # Looked up here too, since the call costs more than that, and most are no repeats.
             if value in commit.known.ids and commit.known.repeat(value, endpoint):
                 self._reply(self._door.replies.ok, _KEEP)
             elif commit.add(self, value, endpoint):
@@ -258,7 +261,7 @@ class Connection(asyncio.Protocol):
 
     def send(self, reply: list[bytes], style: Style) -> None:
         self._owed -= 1
-        last = self._door.draining and not self._owed and self._then is None
+        last = self._door.draining and not self._owed and not self._more and self._then is None
         if self._transport is not None:
             try:
                 self._transport.write(reply[Style.CLOSE if last else style])
@@ -306,7 +309,9 @@ class Connection(asyncio.Protocol):
             if style is None:
                 self._hand_over(data[start:])
                 return
+            self._more = end < len(data)
             self._take(head[_QUERY:space], style)
+            self._more = False
             if style is Style.KEEP:
                 self._tail = head[space:]
             start = end

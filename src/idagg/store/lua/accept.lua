@@ -5,7 +5,8 @@
 -- ARGV[3]  endpoints per window kept
 -- ARGV[4]  the worker's incarnation
 -- ARGV[5]  the batch's sequence number, rising from 1 within the incarnation
--- ARGV[6]  further hits, of ids that are in the window already; lost where that ended and no other has ids
+-- ARGV[6]  further hits, of ids that are in the window already; they count in the next one where it has just
+--          ended, and are lost where that has no ids yet
 -- ARGV[7]  at most 4096 ids (unpack() is limited to about 8,000), a JSON array of strings: cheaper to make, and to
 --          take apart, than as many arguments
 -- ARGV[8…] at most 4096 endpoints, named beside some of the ids
