@@ -95,6 +95,8 @@ def _run(service: Service, rate: int, seconds: int, used_ids: int, *, idle: int)
     # A run that sees windows end begins with a window, so that those are full.
     start_s = next_window(service.window_s if seconds > service.window_s else 1, after_s=opening_s)
     say(f"{rate:,} requests/s for {seconds} s, from {iso(start_s)[11:19]}")
+    # Those opened long before it would have been silent for too long when their turn comes.
+    time.sleep(max(0, start_s - opening_s - time.time()))
     load = partial(drive, service.port, seconds=seconds, start_s=start_s, headers=HEADERS["browser"])
     # Processes of their own, which end with this one.
     with multiprocessing.get_context("spawn").Pool(2) as pool:
