@@ -54,6 +54,13 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
+@pytest.fixture
+def durable_server() -> Iterator[servers.RedisServer]:
+    """A store that has on disk what it has acknowledged."""
+    with servers.RedisServer("redis", appendonly="yes", appendfsync="always") as server:
+        yield server
+
+
 @pytest.fixture(autouse=True)
 def no_loop_troubles() -> Iterator[None]:
     """A test fails on any exception that nothing handled in its event loop."""

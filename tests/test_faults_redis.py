@@ -34,13 +34,6 @@ from serving import Serving, eventually, long_window, next_window, until
 
 
 @pytest.fixture
-def durable_server() -> Iterator[RedisServer]:
-    """A store that has on disk what it has acknowledged."""
-    with RedisServer("redis", appendonly="yes", appendfsync="always") as server:
-        yield server
-
-
-@pytest.fixture
 def redis_server() -> Iterator[RedisServer]:
     """Debian's Redis, empty."""
     with RedisServer("redis") as server:

@@ -5,22 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
-
-import pytest
 
 import oracle
 from faults import SOON, SUCCESSOR_S, nobody_seals
 from oracle import Repeats, open_windows
 from servers import RedisServer
 from serving import Serving, next_window
-
-
-@pytest.fixture
-def durable_server() -> Iterator[RedisServer]:
-    """A store that has on disk what it has acknowledged."""
-    with RedisServer("redis", appendonly="yes", appendfsync="always") as server:
-        yield server
 
 
 async def test_every_ok_is_in_a_window_of_its_time(durable_server: RedisServer) -> None:
