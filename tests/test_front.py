@@ -23,6 +23,8 @@ from idagg.accept.known import Known
 from idagg.errors import StoreRefusedError
 from idagg.store.hits import Stored
 
+CLOSE = "Host: x\r\nConnection: close\r\n"
+
 
 def get(query: str, fields: str = "Host: x\r\n") -> bytes:
     return f"GET /api/verve/accept?{query} HTTP/1.1\r\n{fields}\r\n".encode()
@@ -99,6 +101,23 @@ async def test_a_repeat_in_the_open_window_needs_no_store(stage: Stage) -> None:
     assert [await status(wire) for _ in range(2)] == [503, 200]
     assert [ids for _, ids, _ in stage.hits.sent] == [[b"7"], [b"8"]]
     assert stage.hits.repeats == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("door", "fields"), [("front", CLOSE), ("front", "Host: y\r\n"), ("app", "Host: x\r\n")]
+)
+async def test_a_repeat_needs_no_store_wherever_it_comes_in(stage: Stage, door: str, fields: str) -> None:
+    """On a connection for itself, in a pipeline, at the second door."""
+    first = await stage.connect()
+    stage.hits.reply(Stored(60, 0, 30))
+    await first.send(get("id=7"))
+    assert await status(first) == 200
+    wire = await stage.doors.connect(door)
+    times = 1 if fields == CLOSE else 3
+    await wire.send(get("id=7", fields) * times)
+    assert [await status(wire) for _ in range(times)] == [200] * times
+    assert [ids for _, ids, _ in stage.hits.sent if ids] == [[b"7"]]
+    assert stage.doors.commit.known.hits + sum(stage.hits.repeats) == times
 
 
 @pytest.mark.parametrize(("query", "left_s"), [("id=7&endpoint=http%3A%2F%2Fa%2F", 30), ("id=7", 0)])
@@ -436,9 +455,6 @@ async def test_the_date_moves_with_the_seconds(stage: Stage) -> None:
         answer = await wire.answer()
         assert answer is not None
         assert answer.headers["Date"] == date
-
-
-CLOSE = "Host: x\r\nConnection: close\r\n"
 
 
 async def test_a_connection_for_one_request_gets_no_transport(stage: Stage) -> None:

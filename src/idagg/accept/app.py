@@ -113,6 +113,7 @@ class _Connection(web.RequestHandler):
 
     def eof_received(self) -> bool:  # type: ignore[override]  # a protocol's; aiohttp's own always says None
         """The client has said all; it may still be listening."""
+        # aiohttp has no public word for it; this is how its keep-alive timer asks.
         idle = self._waiter is not None and not self._waiter.done()
         if not idle and not self._messages:
             self.close()  # behind the answer

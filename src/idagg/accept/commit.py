@@ -18,6 +18,8 @@ Nobody is taken who would wait for half of the deadline for their turn, as slow 
 cannot be stored in time any more is not sent: a store that works for requests that have expired meanwhile
 would not be done with the next in time, either.
 
+Repeats that a worker answers from memory (``known.py``) are hits, too: batches bring the store how many.
+
 May live here: the queue of batches and who is waiting. Not here: sockets, HTTP, Redis.
 """
 

@@ -11,13 +11,15 @@ TCP_DEFER_ACCEPT lets the kernel keep a connection until its first bytes are the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import resource
 import socket
 
 from idagg.accept.front import IDLE_S, FrontDoor
-from idagg.accept.head import MAX_HEAD_BYTES
+from idagg.accept.head import MAX_HEAD_BYTES, Style
+from idagg.accept.request import parse
 
 log = logging.getLogger("idagg.accept")
 
@@ -29,6 +31,25 @@ _DEFER_S = 1
 _BREATHER_S = 1.0
 # Kept back for the store, the sinks and 500 callbacks, lest clients stop the counts they came for.
 RESERVED_FILES = 600
+
+
+class Once:
+    """A client that is answered once, on a socket without a transport. The kernel has room for one answer."""
+
+    __slots__ = ("_client", "_door")
+
+    def __init__(self, client: socket.socket, door: FrontDoor) -> None:
+        self._client = client
+        self._door = door
+
+    def answer(self, stored: bool) -> None:
+        replies = self._door.replies
+        self.send(replies.ok if stored else replies.unavailable)
+
+    def send(self, reply: list[bytes]) -> None:
+        with contextlib.suppress(OSError):  # the client has gone
+            self._client.send(reply[Style.CLOSE], socket.MSG_DONTWAIT)
+        self._client.close()
 
 
 class Entrance:
@@ -80,7 +101,10 @@ class Entrance:
     def _welcome(self, client: socket.socket) -> None:
         try:
             said = client.recv(MAX_HEAD_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-            if self._door.once(client, said):
+            query = self._door.closing_query(said)
+            if query is not None:
+                client.recv(len(said))  # to close on unread bytes would be a reset
+                self._answer(client, query)
                 return
         except BlockingIOError:
             pass  # it has said nothing yet
@@ -92,11 +116,26 @@ class Entrance:
         self._joining.add(joining)
         joining.add_done_callback(self._joined)
 
+    def _answer(self, client: socket.socket, query: bytes) -> None:
+        door, once = self._door, Once(client, self._door)
+        hit = parse(query)
+        if hit is None:
+            door.bad += 1
+            once.send(door.replies.bad)
+        elif door.commit.known.repeat(*hit):
+            once.answer(True)
+        elif not door.commit.add(once, *hit):
+            door.turned_away += 1
+            once.answer(False)
+
     def _turn_away(self, client: socket.socket) -> None:
         if self._loop.time() >= self._told_at + _BREATHER_S:
             self._told_at = self._loop.time()
             log.error("more than %d files are open: new connections are turned away", self._most_files)
-        self._door.turn_away(client)
+        with contextlib.suppress(OSError):  # it has said nothing yet, or has gone
+            client.recv(MAX_HEAD_BYTES, socket.MSG_DONTWAIT)  # to close on unread bytes would be a reset
+        self._door.turned_away += 1
+        Once(client, self._door).answer(False)
 
     def _joined(self, joining: asyncio.Task[object]) -> None:
         self._joining.discard(joining)

@@ -18,8 +18,6 @@ and those that do not behind them in the same queue.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
 from collections.abc import Callable
 from typing import cast
 
@@ -67,33 +65,12 @@ class FrontDoor:
     def __call__(self) -> Connection:
         return Connection(self)
 
-    def once(self, client: socket.socket, said: bytes) -> bool:
-        """Answer and close a connection whose first bytes, still unread, say all that it is for. False: it is
-        for more."""
+    def closing_query(self, said: bytes) -> bytes | None:
+        """The query of a plain request that is all that was said, and asks to close; else None."""
         if not said.startswith(_HOT) or said.find(b"\r\n\r\n") + 4 != len(said):
-            return False
+            return None
         space = said.find(b" ", _QUERY)
-        if self.verdict(said, said[space:]) is not Style.CLOSE:
-            return False
-        client.recv(len(said))  # to close on unread bytes would be a reset
-        waiter = Once(client, self)
-        hit = parse(said[_QUERY:space])
-        if hit is None:
-            self.bad += 1
-            waiter.send(self.replies.bad[Style.CLOSE])
-        elif self.commit.known.repeat(*hit):
-            waiter.answer(True)
-        elif not self.commit.add(waiter, *hit):
-            self.turned_away += 1
-            waiter.answer(False)
-        return True
-
-    def turn_away(self, client: socket.socket) -> None:
-        """Answer and close a connection for which there is no room."""
-        with contextlib.suppress(OSError):  # it has said nothing yet, or has gone
-            client.recv(MAX_HEAD_BYTES, socket.MSG_DONTWAIT)  # as above
-        self.turned_away += 1
-        Once(client, self).answer(False)
+        return said[_QUERY:space] if self.verdict(said, said[space:]) is Style.CLOSE else None
 
     def verdict(self, head: bytes, tail: bytes) -> Style | None:
         style = self.verdicts.get(tail)
@@ -144,25 +121,6 @@ class Reply:
 
     def answer(self, stored: bool) -> None:
         self.connection.send(self.stored if stored else self.otherwise, self.style)
-
-
-class Once:
-    """A client that is answered once, on a socket without a transport. The kernel has room for one answer."""
-
-    __slots__ = ("_client", "_door")
-
-    def __init__(self, client: socket.socket, door: FrontDoor) -> None:
-        self._client = client
-        self._door = door
-
-    def answer(self, stored: bool) -> None:
-        replies = self._door.replies
-        self.send((replies.ok if stored else replies.unavailable)[Style.CLOSE])
-
-    def send(self, reply: bytes) -> None:
-        with contextlib.suppress(OSError):  # the client has gone
-            self._client.send(reply, socket.MSG_DONTWAIT)
-        self._client.close()
 
 
 class Connection(asyncio.Protocol):
