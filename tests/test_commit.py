@@ -468,6 +468,19 @@ async def test_hits_of_repeats_that_were_refused_come_again(bench: Bench) -> Non
     assert bench.hits.repeats == [0, 1, 1]
 
 
+async def test_hits_of_repeats_do_not_come_again_where_they_may_be_counted(bench: Bench) -> None:
+    """The first try was stored and its answer lost; then the store is full."""
+    bench.remember("1")
+    await settle()
+    assert bench.commit.known.repeat(b"1", None)
+    bench.add("2")
+    bench.hits.reply(StoreAwayError("reply lost"), StoreRefusedError("full"), None)
+    await bench.answered(2)
+    bench.add("3")
+    await bench.answered(3)
+    assert bench.hits.repeats == [0, 1, 1, 0]
+
+
 async def test_nothing_is_known_of_a_store_that_was_away(bench: Bench) -> None:
     """Also where no connection was lost: it may have been another's replica meanwhile."""
     bench.remember("1")

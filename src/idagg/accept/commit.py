@@ -244,6 +244,7 @@ class GroupCommit:
             return False
         batch.repeats, self.known.hits = self.known.hits, 0
         self._seq += 1
+        may_be_stored = False
         try:
             async with asyncio.timeout_at(batch.expires_at):
                 while True:
@@ -252,6 +253,7 @@ class GroupCommit:
                     try:
                         stored = await self._hits.add(self._seq, batch.ids, batch.endpoints, batch.repeats)
                     except StoreAwayError as error:
+                        may_be_stored = True
                         self.trouble = str(error)
                         self.known.forget()
                         await asyncio.sleep(_RETRY_S)
@@ -262,7 +264,7 @@ class GroupCommit:
                         return True
         except StoreRefusedError as error:
             self.trouble = str(error)
-            if not self._stopping:  # else there would be no end
+            if not (may_be_stored or self._stopping):  # it might count them twice; there would be no end
                 self.known.hits += batch.repeats
                 batch.repeats = 0
         except TimeoutError:
