@@ -16,7 +16,8 @@ from idagg.tasks import end
 class Proxy:
     """Listens on loopback and passes bytes to ``target`` and back, until it is told otherwise.
 
-    ``target`` is a Unix socket's path or a port on loopback. Set at any time, for open connections too:
+    ``target`` is a Unix socket's path or a port on loopback; another is for new connections only. Set at any
+    time, for open connections too:
 
     - ``delay_s``: bytes arrive so much later, each way
     - ``bytes_per_s``: no more pass in a second, on each connection, each way
@@ -28,7 +29,7 @@ class Proxy:
     """
 
     def __init__(self, target: str | int) -> None:
-        self._target = target
+        self.target = target
         self._connections: set[asyncio.Task[None]] = set()
         self._flows = {False: asyncio.Event(), True: asyncio.Event()}  # by whether they are replies
         self._refusing = False
@@ -102,8 +103,8 @@ class Proxy:
 
     async def _connect(self, client: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        family = socket.AF_INET if isinstance(self._target, int) else socket.AF_UNIX
-        address = ("127.0.0.1", self._target) if isinstance(self._target, int) else self._target
+        family = socket.AF_INET if isinstance(self.target, int) else socket.AF_UNIX
+        address = ("127.0.0.1", self.target) if isinstance(self.target, int) else self.target
         server = socket.socket(family)
         server.setblocking(False)
         try:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 import pytest
 
@@ -10,7 +11,7 @@ from fakes import Batches
 from idagg.accept.commit import GroupCommit
 from idagg.accept.known import Known
 from idagg.errors import StoreAwayError, StoreRefusedError
-from idagg.store.client import Client
+from idagg.store.client import Client, Scripts
 from idagg.store.hits import HitStore
 from idagg.store.link import Link
 from proxy import Proxy
@@ -18,7 +19,7 @@ from proxy import Proxy
 TAG = "{t:0}"
 
 
-def hits(link: Link, window_s: int = 3600) -> HitStore:
+def hits(link: Scripts, window_s: int = 3600) -> HitStore:
     return HitStore(link, namespace="t", window_s=window_s, exact_limit=1000)
 
 
@@ -95,6 +96,47 @@ async def test_an_error_reply_leaves_the_connection_usable(any_server: servers.R
         await store.add(1, [b"1"])
     await store.add(3, [b"1"])
     await link.close()
+
+
+@pytest.mark.parametrize("kind", [Link, lambda url: Client(url, timeout_s=5)], ids=["link", "client"])
+async def test_a_server_that_became_a_replica_is_left(
+    any_server: servers.RedisServer, kind: Callable[[str], Link | Client]
+) -> None:
+    """A name that leads to another server by now is only seen by who connects anew; the old one lives on."""
+    with servers.RedisServer() as successor:
+        async with Proxy(str(any_server.socket)) as proxy:
+            scripts = kind(proxy.url)
+            store = hits(scripts)
+            await store.add(1, [b"1"])
+            operator = Client(any_server.url, timeout_s=5)
+            await operator.command("REPLICAOF", "127.0.0.1", "1")
+            proxy.target = str(successor.socket)
+            with pytest.raises(StoreAwayError, match="it is a replica"):
+                await store.add(2, [b"2"])
+            await store.add(2, [b"2"])
+            assert await total_hits(successor.url) == 1
+            await scripts.close()
+            await operator.close()
+
+
+@pytest.mark.parametrize("kind", [Link, lambda url: Client(url, timeout_s=5)], ids=["link", "client"])
+async def test_another_protocol(kind: Callable[[str], Link | Client]) -> None:
+    """A web server's port, say: one sentence, as often as it is tried."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1") as web:
+        port = web.sockets[0].getsockname()[1]
+        scripts = kind(f"redis://127.0.0.1:{port}")
+        for _ in range(2):
+            with pytest.raises(StoreAwayError, match=f"127.0.0.1:{port} .* does not speak Redis' protocol"):
+                async with asyncio.timeout(5):
+                    await hits(scripts).add(1, [b"1"])
+        await scripts.close()
 
 
 async def test_a_cancelled_command_costs_the_connection(any_server: servers.RedisServer) -> None:

@@ -16,6 +16,7 @@ from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
     ConnectionError,  # noqa: A004  the library's own name; the builtin is not used here
+    InvalidResponse,
     NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
@@ -65,6 +66,9 @@ _CODES: dict[type[Exception], str] = {
 }
 # What it makes a plain ConnectionError of, by a part of the text.
 _LOST = {"username-password pair": "WRONGPASS", "Authentication required": "NOAUTH"}
+
+# What answers there speaks something else; with what the parser says of it.
+NO_REDIS = "what answers does not speak Redis' protocol ({})"
 
 
 def source(name: str) -> str:
@@ -135,16 +139,16 @@ class Client:
             except NoScriptError:
                 return await self._redis.eval(script.text, 1, tag, *args)
         except (RedisError, OSError) as error:
-            raise await explained(self._in_our_words(error), self, name, tag) from error
+            raise await explained(await self._took(error), self, name, tag) from error
 
     async def command(self, *args: bytes | str | int) -> Any:
         """Run one plain command; errors as for ``script``."""
         try:
             return await self._redis.execute_command(*args)  # type: ignore[no-untyped-call]  # untyped there
         except (RedisError, OSError) as error:
-            words = self._in_our_words(error)
+            words = await self._took(error)
             if isinstance(words, UnknownRefusalError):
-                words = type(words)(f"{words} (to {args[0]!s} {args[1]!s})")
+                words = type(words)(f"{words} (to {' '.join(map(str, args[:2]))})")
             raise words from error
 
     async def close(self) -> None:
@@ -153,7 +157,15 @@ class Client:
     def _script(self, name: str) -> Script:
         return Script.load(name)
 
+    async def _took(self, error: Exception) -> StoreError:
+        words = self._in_our_words(error)
+        if isinstance(words, StoreAwayError):  # as a replica says, for good: another may be there by now
+            await self._redis.connection_pool.disconnect(inuse_connections=False)
+        return words
+
     def _in_our_words(self, error: Exception) -> StoreError:
+        if isinstance(error, InvalidResponse):
+            return unreachable(self.address, NO_REDIS.format(error))
         code = _CODES.get(type(error)) or next((_LOST[part] for part in _LOST if part in str(error)), None)
         if code is None and isinstance(error, ConnectionError | TimeoutError | OSError):
             return unreachable(self.address, str(error))

@@ -19,7 +19,7 @@ from redis.asyncio.connection import (
 )
 
 from idagg.errors import StoreAwayError
-from idagg.store.client import Script, address, explained, refusal, unreachable
+from idagg.store.client import NO_REDIS, Script, address, explained, refusal, unreachable
 
 
 class Link:
@@ -40,7 +40,10 @@ class Link:
         if isinstance(answer, hiredis.ReplyError) and str(answer).startswith("NOSCRIPT"):
             answer = await self._command(b"EVAL", script.text, 1, tag, *args)
         if isinstance(answer, hiredis.ReplyError):
-            raise await explained(refusal(self.address, str(answer)), self, name, tag)
+            error = refusal(self.address, str(answer))
+            if isinstance(error, StoreAwayError):  # as a replica says, for good: another may be there by now
+                await self.close()
+            raise await explained(error, self, name, tag)
         return answer
 
     async def close(self) -> None:
@@ -133,7 +136,12 @@ class _Protocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
-        answer = self._reader.gets()
+        try:
+            answer = self._reader.gets()
+        except hiredis.ProtocolError as error:
+            self._fail(OSError(NO_REDIS.format(error)))
+            self.drop()
+            return
         if answer is False or self._answer is None:
             return
         waiting, self._answer = self._answer, None
@@ -143,9 +151,12 @@ class _Protocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._on_lost()
+        self._fail(exc if isinstance(exc, OSError) else _lost())
+
+    def _fail(self, error: OSError) -> None:
         waiting, self._answer = self._answer, None
         if waiting is not None and not waiting.done():
-            waiting.set_exception(exc if isinstance(exc, OSError) else _lost())
+            waiting.set_exception(error)
 
 
 def _lost() -> ConnectionResetError:
