@@ -103,6 +103,18 @@ async def test_a_repeat_in_the_open_window_needs_no_store(stage: Stage) -> None:
     assert stage.hits.repeats == [0, 2]
 
 
+@pytest.mark.parametrize("fields", ["Host: x\r\n", "Host: y\r\n"], ids=["as before", "another tail"])
+async def test_a_target_that_is_too_long_is_so_on_any_connection(stage: Stage, fields: str) -> None:
+    """Also behind requests whose tail is known."""
+    wire = await stage.connect()
+    stage.hits.reply(None, None)
+    for id_ in (1, 2):
+        await wire.send(get(f"id={id_}"))
+        assert await status(wire) == 200
+    await wire.send(get("id=3&x=" + "y" * 9000, fields))
+    assert await status(wire) == 414
+
+
 @pytest.mark.parametrize(
     ("door", "fields"), [("front", CLOSE), ("front", "Host: y\r\n"), ("app", "Host: x\r\n")]
 )

@@ -293,6 +293,30 @@ async def test_pipeline(serving: Serving, store: RedisServer) -> None:
     assert set(numbers) <= set(map(int, await counted(store.url)))
 
 
+@pytest.mark.parametrize(
+    ("options", "worth"),
+    [
+        ({"appendonly": "no"}, "can be lost"),
+        ({"appendfsync": "everysec"}, "of the last 2 s can be lost"),
+        ({"appendfsync": "always"}, "is on disk"),
+        ({"appendfsync": "always", "no_appendfsync_on_rewrite": "yes"}, "of a rewrite's time can be lost"),
+    ],
+)
+def test_check_says_what_an_ok_is_worth(options: dict[str, str], worth: str, tmp_path: Path) -> None:
+    """As Redis' settings make it."""
+    with RedisServer("redis", tcp=False, **{"appendonly": "yes"} | options) as server:
+        done = subprocess.run(
+            [sys.executable, "-m", "idagg", "check", "--redis-url", server.url],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert done.returncode == 0
+    assert worth in done.stdout.splitlines()[0]
+
+
 @pytest.mark.parametrize("log_folder", ["", "missing"])
 def test_check(
     any_server: RedisServer, rabbit: RabbitServer, rabbit_queue: str, tmp_path: Path, log_folder: str

@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -33,6 +33,8 @@ from idagg import failpoints
 from idagg.errors import IdaggError
 
 MAX_WORKERS = 256
+# Below what a worker has to stop in, since it answers first.
+MAX_DEADLINE_S = 10
 SECRETS = ("redis_url", "amqp_url", "callback_secret")
 
 _CONFIG_VARIABLE = "IDAGG_CONFIG"
@@ -41,6 +43,9 @@ _CONFIG_VARIABLE = "IDAGG_CONFIG"
 _HOST_NAME = re.compile(
     r"(?=.{1,253}\Z)(?:(?!-)[\w-]{1,63}(?<!-)\.)*(?=[A-Za-z])[\w-]{1,63}(?<!-)\.?", re.ASCII
 )
+
+# By whether it is TLS.
+_REDIS_QUERY = re.compile("db|username|password"), re.compile("db|username|password|ssl_.+")
 
 _Found = dict[str, tuple[object, str]]  # setting → value, where it came from
 
@@ -80,6 +85,27 @@ def _url(*schemes: str) -> Callable[[str], str]:
         return value
 
     return check
+
+
+def _redis_url(value: str) -> str:
+    """What the client library would take from the query could undo our time limits, or be refused late."""
+    parts = urlsplit(_url("redis", "rediss", "unix")(value))
+    names = {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
+    if any(not _REDIS_QUERY[parts.scheme == "rediss"].fullmatch(name) for name in names):
+        raise ValueError("not in the query of this kind of URL")
+    # Not loaded to print settings that name no Redis.
+    from redis.asyncio.connection import ConnectionPool, SSLConnection
+    from redis.exceptions import RedisError
+
+    try:
+        connection = ConnectionPool.from_url(value).make_connection()  # type: ignore[no-untyped-call]  # untyped there
+        if isinstance(connection, SSLConnection):
+            connection.ssl_context.get()
+    except (RedisError, TypeError) as error:
+        raise ValueError(str(error)) from error
+    except OSError:
+        pass  # a file that may be there when it is needed
+    return value
 
 
 def _queue(value: str) -> str:
@@ -128,8 +154,10 @@ class Settings(BaseModel):
     workers: int = Field(
         default_factory=_usable_cpus, ge=1, le=MAX_WORKERS, description="number of worker processes, 1 to 256"
     )
-    redis_url: Annotated[str, AfterValidator(_url("redis", "rediss", "unix"))] | None = Field(
-        default=None, description="URL of the store, redis://, rediss:// or unix://; none: an embedded one"
+    redis_url: Annotated[str, AfterValidator(_redis_url)] | None = Field(
+        default=None,
+        description="URL of the store, redis://, rediss:// or unix://; in its query at most db and, "
+        "with rediss, ssl_ca_certs and the like; none: an embedded one",
     )
     namespace: str = Field(
         default="idagg",
@@ -152,7 +180,10 @@ class Settings(BaseModel):
     )
     window: int = Field(default=60, ge=1, le=3600, description="length of a window, 1 to 3600 whole seconds")
     deadline: float = Field(
-        default=2, ge=0.05, le=60, description="time a request may wait for the store, 0.05 to 60 seconds"
+        default=2,
+        ge=0.05,
+        le=MAX_DEADLINE_S,
+        description=f"time a request may wait for the store, 0.05 to {MAX_DEADLINE_S} seconds",
     )
     exact_limit: int = Field(
         default=10_000_000,

@@ -19,8 +19,8 @@ KEEPALIVE_S = 15.0
 MAX_LINE_BYTES = 8190
 # One apart from the line's limit: aiohttp's error tells the limit and not whose it is.
 MAX_FIELD_BYTES = 8191
-# How long a close waits for requests in progress.
-CLOSE_S = 5.0
+# How long a close waits for requests in progress: above the longest deadline.
+CLOSE_S = 11.0
 
 Ready = Callable[[], str | None]
 """Why this process is not ready, in a sentence; None when it is."""

@@ -73,6 +73,8 @@ class FrontDoor:
         return said[_QUERY:space] if self.verdict(said, said[space:]) is Style.CLOSE else None
 
     def verdict(self, head: bytes, tail: bytes) -> Style | None:
+        if len(head) > MAX_HEAD_BYTES:
+            return None
         style = self.verdicts.get(tail)
         if style is None:
             style = judge(head, tail)
@@ -180,7 +182,7 @@ class Connection(asyncio.Protocol):
             value, endpoint = data[_ID : -len(tail)], None
             if not is_canonical(value):
                 hit = parse(data[_QUERY : -len(tail)])
-                if hit is None:
+                if hit is None or len(data) > MAX_HEAD_BYTES:
                     self._walk(data)
                     return
                 value, endpoint = hit

@@ -50,8 +50,6 @@ def judge(head: bytes, tail: bytes) -> Style | None:
 
     ``tail`` is the head from behind the target on: version, fields, blank line.
     """
-    if len(head) > MAX_HEAD_BYTES:
-        return None
     seen = _Judge()
     try:
         seen.parser.feed_data(head)

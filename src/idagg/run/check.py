@@ -73,9 +73,15 @@ async def _durability(client: Client, info: dict[str, object]) -> str:
     if not info.get("aof_enabled"):
         return "appendonly no: an ok can be lost when Redis dies"
     try:
-        policy = (await client.command("CONFIG", "GET", "appendfsync")).get("appendfsync", "unknown")
+        told: list[bytes] = await client.command("CONFIG", "GET", "*appendfsync*")
     except StoreError:  # many hosted servers do not tell
+        told = []
+    config = dict(zip(told[::2], told[1::2], strict=True))
+    policy = config.get(b"appendfsync", b"unknown").decode()
+    if policy == "unknown":
         return "appendonly yes, appendfsync unknown"
+    if policy == "always" and config.get(b"no-appendfsync-on-rewrite") == b"yes":
+        return "appendfsync always, but no-appendfsync-on-rewrite: an ok of a rewrite's time can be lost"
     worth = {
         "always": "an ok is on disk",
         "everysec": "an ok of the last 2 s can be lost when Redis dies",

@@ -38,7 +38,7 @@ log = logging.getLogger("idagg.supervisor")
 HUNG_S = 10.0
 # From SIGABRT to SIGKILL, for one that hangs.
 LAST_WORDS_S = 1.0
-# From SIGTERM to SIGKILL: above the default deadline of a request and that of a message.
+# From SIGTERM to SIGKILL: above the longest deadline of a request and that of a message together.
 STOP_S = 20.0
 # How often trouble that lasts is told again.
 REMIND_S = 30.0
