@@ -103,13 +103,13 @@ async def test_a_repeat_in_the_open_window_needs_no_store(stage: Stage) -> None:
     assert stage.hits.repeats == [0, 2]
 
 
-@pytest.mark.parametrize("fields", ["Host: x\r\n", "Host: y\r\n"], ids=["as before", "another tail"])
+@pytest.mark.parametrize("fields", ["Host: y\r\n", "Host: x\r\n"], ids=["as before", "as once"])
 async def test_a_target_that_is_too_long_is_so_on_any_connection(stage: Stage, fields: str) -> None:
     """Also behind requests whose tail is known."""
     wire = await stage.connect()
     stage.hits.reply(None, None)
-    for id_ in (1, 2):
-        await wire.send(get(f"id={id_}"))
+    for before in ("Host: x\r\n", "Host: y\r\n"):
+        await wire.send(get("id=1", before))
         assert await status(wire) == 200
     await wire.send(get("id=3&x=" + "y" * 9000, fields))
     assert await status(wire) == 414
