@@ -407,11 +407,15 @@ async def test_hours_without_a_leader(bench: Bench, broker: Literal["there", "aw
     assert await bench.records() == []
 
 
+@pytest.mark.parametrize(
+    ("bound", "order"), [({"LATE_AT_ONCE": 2}, [0, 1, 6]), ({"LATE_FOR_S": 0}, [0, 6, 1])]
+)
 async def test_a_backlog_does_not_hold_up_the_next_window(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, bound: dict[str, int], order: list[int]
 ) -> None:
-    """While late messages go out a few at a time, a window that ends meanwhile comes between them."""
-    monkeypatch.setattr(flusher, "LATE_AT_ONCE", 2)
+    """While late messages go out, so many or for so long at a time, a window that ends comes between them."""
+    for name, value in bound.items():
+        monkeypatch.setattr(flusher, name, value)
     for minute in range(6):
         await bench.at(60 * minute)
         await bench.add(minute)
@@ -425,7 +429,7 @@ async def test_a_backlog_does_not_hold_up_the_next_window(
     await bench.at(420)
     queue.confirms = 3
     await until(lambda: len(queue.got) == 3)
-    assert [(record.start_s - NOON) // 60 for record in queue.got] == [0, 1, 6]
+    assert [(record.start_s - NOON) // 60 for record in queue.got] == order
     queue.confirms = 4
     await until(lambda: len(queue.got) == 7)
 
@@ -593,7 +597,7 @@ class Ballot:
     def __init__(self) -> None:
         self.given = asyncio.Event()
 
-    async def lead(self, name: str, *, lease_ms: int) -> Term:
+    async def lead(self, name: str, *, lease_ms: int, may_change_length: bool) -> Term:
         await self.given.wait()
         return Term(1, lease_ms, 60)
 

@@ -27,9 +27,9 @@ class Bid:
         self.leadership = Leadership(self, window_s=window_s, on_change=self.heard.append)
         self._task = asyncio.create_task(self.leadership.run())
 
-    async def lead(self, name: str, *, lease_ms: int) -> Term:
+    async def lead(self, name: str, *, lease_ms: int, may_change_length: bool) -> Term:
         self.made += 1
-        return await self.windows.lead(name, lease_ms=lease_ms)
+        return await self.windows.lead(name, lease_ms=lease_ms, may_change_length=may_change_length)
 
     async def resign(self, name: str) -> None:
         await self.windows.resign(name)
@@ -206,8 +206,25 @@ async def test_a_silent_store_costs_the_leadership_only_while_it_is_silent(
     assert bid.heard == [1, 0, 1]
 
 
-async def test_another_window_length_is_said(start: Start) -> None:
+async def test_a_wrong_window_length_does_not_win_the_lock(start: Start) -> None:
+    """Not between two terms of those who count in the store's windows, however long it has been waiting."""
+    first = start(window_s=60)
+    await answered(first)
+    wrong = start(window_s=10)
+    await answered(wrong)
+    for epoch in (2, 3, 4):
+        await first.die()
+        await first.leadership.resign()
+        await until(lambda: "they become 10 s" in str(wrong.leadership.trouble))
+        first = start(window_s=60)
+        await until(lambda first=first, epoch=epoch: first.epoch == epoch)  # type: ignore[misc]  # mypy does not infer it
+        await until(lambda: "for another running instance" in str(wrong.leadership.trouble))
+    assert wrong.epoch == 0
+
+
+async def test_another_window_length_is_said(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who would count in other windows than the leader is told so, and brings its own when it leads."""
+    monkeypatch.setattr(leader, "PATIENCE_S", 0.5)
     first = start(window_s=60)
     await answered(first)
     second = start(window_s=10)

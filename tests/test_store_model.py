@@ -23,7 +23,7 @@ import servers
 from cranked import CrankedClient
 from idagg.errors import FencedError, StoreRefusedError
 from idagg.store.hits import HitStore
-from idagg.store.windows import WindowStore
+from idagg.store.windows import Term, WindowStore
 
 T = TypeVar("T")
 _ENDPOINTS = 3
@@ -168,11 +168,14 @@ class StoreMachine(RuleBasedStateMachine):
             with pytest.raises(StoreRefusedError, match="STALE"):
                 self.run(worker.store.add(worker.seq - 1, [b"98"]))
 
-    @rule(name=st.sampled_from(["a", "b"]))
-    def lead(self, name: str) -> None:
-        """The lock is had by one; a new holder begins a new epoch, and may bring a new length."""
-        term = self.run(self.windows().lead(name, lease_ms=60_000))
+    @rule(name=st.sampled_from(["a", "b"]), may_change=st.booleans())
+    def lead(self, name: str, may_change: bool = True) -> None:
+        """The lock is had by one; a new holder begins a new epoch, and brings a new length only if it may."""
+        term = self.run(self.windows().lead(name, lease_ms=60_000, may_change_length=may_change))
         if self.leader is None:
+            if not may_change and self.store_length not in (None, self.length):
+                assert term == Term(0, 0, self.store_length)
+                return
             if self.store_length not in (None, self.length):
                 ends = [start + window.length for start, window in self.open.items()]
                 self.sealed_through = max([self.sealed_through, *ends])

@@ -26,8 +26,10 @@ log = logging.getLogger("idagg.flush")
 RETRY_S = 0.5
 # The store's clock may be stepped: never sleep long on what it said.
 LOOK_S = 1.0
-# Messages sent late between two looks at the clock, so that a backlog does not hold up the next window.
+# Between two looks at whether a window has ended: messages sent late, and the time for them. A backlog must
+# not hold up the next window, though the broker may take long for each.
 LATE_AT_ONCE = 20
+LATE_FOR_S = 1.0
 # The sketch's standard error, 1.04/sqrt(2**14); five of them, and some room for very small counts.
 SKETCH_ERROR = 0.0081
 SKETCH_SLACK = 5
@@ -152,6 +154,7 @@ class Flusher:
     async def _send_late(self, epoch: int) -> bool:
         """Send messages that are owed since the broker was away; whether there may be more to send now."""
         late = await self._windows.unsent(limit=LATE_AT_ONCE)
+        until = time.monotonic() + LATE_FOR_S
         for owed in late:
             if self._stopping.is_set():
                 return False
@@ -162,6 +165,8 @@ class Flusher:
                     return False
             # Without a broker the line, which is written, is all that is owed.
             await self._delivered(epoch, owed.record, sink="broker" if self._broker else "log")
+            if time.monotonic() >= until:
+                return True
         return len(late) == LATE_AT_ONCE
 
     async def _delivered(self, epoch: int, record: Record, *, sink: str) -> None:

@@ -3,12 +3,16 @@
 All workers of all VMs bid for one lock in the store; the holder has an epoch, a number that rises with every
 change of leader. Nobody has to trust the lock's clock: the store's scripts refuse an epoch that has passed,
 so a leader that was stopped and wakes late can do no harm.
+
+The leader's windows are everyone's. Who would count in others takes a free lock only when nobody else has
+wanted it for PATIENCE_S: one machine with a wrong setting must not win it between two terms of the others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import secrets
 from collections.abc import Callable
@@ -23,10 +27,12 @@ log = logging.getLogger("idagg.flush")
 LEASE_MS = 5000
 # How often the others look: an orderly hand-over is noticed within it.
 LOOK_S = 0.3
+# Many looks of each of the others, and longer than they take to come back to a store that was away.
+PATIENCE_S = 3.0
 
 
 class Lock(Protocol):
-    async def lead(self, name: str, *, lease_ms: int) -> Term: ...
+    async def lead(self, name: str, *, lease_ms: int, may_change_length: bool) -> Term: ...
 
     async def resign(self, name: str) -> None: ...
 
@@ -64,17 +70,29 @@ class Leadership:
 
     async def run(self) -> None:
         """Bid for ever."""
+        now = asyncio.get_running_loop().time
+        unwanted_since = math.inf  # the lock, by those who count in the store's windows
         while True:
+            may_change_length = now() - unwanted_since >= PATIENCE_S
             try:
-                term = await self._lock.lead(self._name, lease_ms=LEASE_MS)
+                term = await self._lock.lead(
+                    self._name, lease_ms=LEASE_MS, may_change_length=may_change_length
+                )
             except StoreError as error:
+                unwanted_since = math.inf
                 self.trouble = str(error)
                 self._set(0)
                 self.answered.set()
                 await asyncio.sleep(LOOK_S)
                 continue
+            unwanted_since = math.inf if term.lasts_ms else min(unwanted_since, now())
             if term.window_s == self._window_s:
                 self.trouble = None
+            elif not term.lasts_ms:
+                self.trouble = (
+                    f"the store's windows are of {term.window_s} s: they become {self._window_s} s "
+                    f"where nobody else leads within {PATIENCE_S:g} s"
+                )
             else:
                 self.trouble = (
                     f"the store counts in windows of {term.window_s} s for another running instance: "

@@ -20,8 +20,8 @@ log = logging.getLogger("idagg.store")
 class Term:
     """The answer to a bid for leadership.
 
-    ``epoch`` is 0 where another leads; ``lasts_ms`` is what is left of the present lease, whoever holds it;
-    ``window_s`` is the length of the store's windows.
+    ``epoch`` is 0 where the bidder does not lead; ``lasts_ms`` is what is left of the present lease, whoever
+    holds it, 0 where nobody does; ``window_s`` is the length of the store's windows.
     """
 
     epoch: int
@@ -48,10 +48,10 @@ class WindowStore:
         self._window_s = window_s
         self._exact_limit = exact_limit
 
-    async def lead(self, name: str, *, lease_ms: int) -> Term:
-        """Take or keep the lock as ``name``."""
-        epoch, lasts_ms, _, window_s = await self._client.script(
-            "lead", self._tag, name, lease_ms, self._window_s
+    async def lead(self, name: str, *, lease_ms: int, may_change_length: bool = False) -> Term:
+        """Take or keep the lock as ``name``; with windows of our length, if we may."""
+        epoch, lasts_ms, window_s = await self._client.script(
+            "lead", self._tag, name, lease_ms, self._window_s, int(may_change_length)
         )
         return Term(epoch, lasts_ms, window_s)
 
