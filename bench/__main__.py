@@ -27,10 +27,11 @@ from bench.report import disturbance, report
 from bench.tools import Unrest, machine, names, need, say
 
 _RESULTS = Path(__file__).parent / "results"
+# The options that do not change what is measured.
+_WHERE = ("results", "cache")
 
-
-# By name, as in Findings: what a part finds out, and what finds it out and returns an exit code.
-_PARTS: dict[str, tuple[Callable[[], Any], Callable[[Any, argparse.Namespace], int]]] = {
+# By name, as in Findings: what a part finds out, and what finds it out and returns what must not be.
+_PARTS: dict[str, tuple[Callable[[], Any], Callable[[Any, argparse.Namespace], list[str]]]] = {
     "closed": (Results, bench.closed_loop.run.measure),
     "open": (OpenLoop, bench.open_loop.run.measure),
     "flushing": (Flushing, bench.flushing.run.measure),
@@ -50,7 +51,6 @@ def main() -> int:
     options.results.mkdir(parents=True, exist_ok=True)
 
     found = Findings(machine(options.cache), vars(options))
-    code = 0
     for part in options.only:
         began = time.monotonic()
         found.unrest[part] = Unrest.now()
@@ -58,17 +58,17 @@ def main() -> int:
         results, measure = _PARTS[part]
         setattr(found, part, results())
         try:
-            code |= measure(getattr(found, part), options)
-        except Exception:  # the other parts can do without this one
+            found.troubles += measure(getattr(found, part), options)
+        except Exception as error:  # the other parts can do without this one
             traceback.print_exc()
-            code = 1
+            found.troubles.append(f"{part} was not finished: {error!r}")
         finally:
             _write(found, options.results)  # although a later part, or the rest of this, may fail
         say(f"{part} took {time.monotonic() - began:.0f} s")
-    if found.closed and options.results == _RESULTS:
+    if options.results == _RESULTS and not found.troubles:
         bench.readme.write(found)
     print((options.results / "report.rst").read_text())
-    return code
+    return int(bool(found.troubles))
 
 
 def _options() -> argparse.Namespace:
@@ -81,7 +81,11 @@ def _options() -> argparse.Namespace:
         type=names(_PARTS),
         help=f"parts, of {','.join(_PARTS)}; default: all, quick: all but growth",
     )
-    add("--results", type=Path, help="folder; default: bench/results; quick and only in it with these flags")
+    add(
+        "--results",
+        type=Path,
+        help="folder; default: bench/results, in it quick or, with any other option, only",
+    )
     # Not in /tmp, which may be memory, where an fsync costs nothing.
     add("--cache", type=Path, default=Path.home() / ".cache/idagg-bench", help="default: %(default)s")
     for name, module in {
@@ -92,7 +96,9 @@ def _options() -> argparse.Namespace:
     }.items():
         module.add_options(parser.add_argument_group(name), quick=quick)
     options = parser.parse_args()
-    options.results = options.results or _RESULTS / ("quick" if quick else "only" if options.only else "")
+    whole = vars(parser.parse_args([]))
+    only = any(value != whole[name] for name, value in vars(options).items() if name not in _WHERE)
+    options.results = options.results or _RESULTS / ("quick" if quick else "only" if only else "")
     options.only = options.only or [part for part in _PARTS if not (quick and part == "growth")]
     return options
 

@@ -14,11 +14,13 @@ from bench.tools import Unrest, reproducible
 
 @dataclasses.dataclass
 class Findings:
-    """``unrest`` is what the machine did before each part; the parts are None that were not asked for."""
+    """``unrest`` is what the machine did before each part; ``troubles`` is what must not be, a sentence each;
+    the parts are None that were not asked for."""
 
     machine: dict[str, str]
     options: dict[str, Any]
     unrest: dict[str, Unrest] = dataclasses.field(default_factory=dict)
+    troubles: list[str] = dataclasses.field(default_factory=list)
     closed: Results | None = None
     open: OpenLoop | None = None
     flushing: Flushing | None = None
@@ -29,6 +31,7 @@ class Findings:
             "machine": self.machine,
             "options": reproducible(self.options),
             "unrest": {part: dataclasses.asdict(unrest) for part, unrest in self.unrest.items()},
+            "troubles": self.troubles,
             "closed": dataclasses.asdict(self.closed) if self.closed else None,
             "open": self.open.as_json() if self.open else None,
             "flushing": dataclasses.asdict(self.flushing) if self.flushing else None,

@@ -48,7 +48,7 @@ def _circumstances(found: Findings) -> list[str]:
     parts = [f"{_WHERE}; {_before(found)}.\n{_WHAT}.".format(**found.machine)]
     if disturbed := disturbance(found):
         parts.append(f"**{disturbed}**")
-    return parts
+    return parts + [f"**{trouble}.**" for trouble in found.troubles]
 
 
 def disturbance(found: Findings) -> str:

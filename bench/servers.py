@@ -47,10 +47,12 @@ def _go(how: str, folder: Path, cache: Path) -> AbstractContextManager[Server]:
     return _peer([go_program(_PEERS / "go", cache), how], folder, cache)
 
 
-def _nginx(configuration: str, folder: Path, cache: Path, *, stores: bool) -> AbstractContextManager[Server]:
+def _nginx(
+    configuration: str, folder: Path, cache: Path, *, stores: bool, listen: str = ""
+) -> AbstractContextManager[Server]:
     shutil.copytree(_PEERS / configuration, folder, dirs_exist_ok=True)
     port = free_port()
-    (folder / "listen.conf").write_text(f"listen 127.0.0.1:{port} backlog=4096;")
+    (folder / "listen.conf").write_text(f"listen 127.0.0.1:{port} backlog=4096 {listen};")
     command = ["nginx", "-p", "./", "-c", "nginx.conf", "-e", "stderr"]
     return _peer(command, folder, cache, stores=stores, port=port)
 
@@ -58,6 +60,7 @@ def _nginx(configuration: str, folder: Path, cache: Path, *, stores: bool) -> Ab
 # Starts a server, given a folder of its own and the one that is kept between runs of the bench.
 START: dict[str, Callable[[Path, Path], AbstractContextManager[Server]]] = {
     "nginx": partial(_nginx, "nginx_constant", stores=False),
+    "nginx-deferred": partial(_nginx, "nginx_constant", stores=False, listen="deferred"),
     "null": partial(_peer, _python("null_protocol.py"), stores=False),
     "idagg": _idagg,
     "idagg-2": partial(_idagg, workers=2),

@@ -24,7 +24,7 @@ HEADERS = {
 class Traffic:
     """``ids``: each new, or about ten requests for each, as Zipf's law spreads them. ``endpoints``: one of
     its own on every hundredth request, or on all of them one of so many in turn. ``close``: a connection for
-    each request."""
+    each request. ``pause_ms`` is how long each connection waits before a request."""
 
     what: str
     connections: int = 64
@@ -32,6 +32,7 @@ class Traffic:
     ids: Literal["new", "zipf"] = "new"
     endpoints: int | Literal["some"] = 0
     close: bool = False
+    pause_ms: int = 0
 
     @property
     def header_lines(self) -> str:
@@ -51,5 +52,6 @@ TRAFFIC = {
     "512-bare": Traffic("512 connections, bare headers", connections=512, headers="bare"),
     "zipf": Traffic("64 connections, about 10 requests for each id", ids="zipf"),
     "some-endpoints": Traffic("64 connections, an endpoint of its own on 1% of requests", endpoints="some"),
+    "paced": Traffic("64 connections, 6 ms before each request: about 10,000 a second", pause_ms=6),
     "close": Traffic("64 at a time, a new connection for each request", close=True),
 }

@@ -27,6 +27,11 @@ class Load:
     cpu_s: float
 
     @property
+    def cores(self) -> float:
+        """It has one thread: near 1, wrk is what limits the rate."""
+        return self.cpu_s / self.seconds
+
+    @property
     def accepted(self) -> int:
         return self.requests - self.refused
 
@@ -40,8 +45,7 @@ def ids(seconds: int) -> int:
     return seconds * 500_000
 
 
-def drive(port: int, traffic: Traffic, *, first_id: int, seconds: int, pause_ms: int = 0) -> Load:
-    """``pause_ms`` is how long each connection waits before it sends its next request."""
+def drive(port: int, traffic: Traffic, *, first_id: int, seconds: int) -> Load:
     options = {
         "-t": 1,
         "-c": traffic.connections,
@@ -58,7 +62,7 @@ def drive(port: int, traffic: Traffic, *, first_id: int, seconds: int, pause_ms:
         traffic.header_lines,
         traffic.ids,
         str(traffic.endpoints),
-        str(pause_ms),
+        str(traffic.pause_ms),
     ]
     before_s = _cpu_s()
     finished = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=True)

@@ -29,6 +29,7 @@ def costs(results: Results, traffic: str) -> str:
         "max ms": lambda cost: cost.load.max_ms,
         "server µs": lambda cost: cost.server_us,
         "Redis µs": lambda cost: cost.store_us,
+        "wrk's cores": lambda cost: cost.load.cores,
     }
     rows = []
     for server in results.servers(traffic):

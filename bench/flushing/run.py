@@ -32,8 +32,8 @@ def add_options(group: argparse._ArgumentGroup, *, quick: bool) -> None:
     add("--starts", type=int, default=1 if quick else 5, help="default: %(default)s")
 
 
-def measure(found: Flushing, options: argparse.Namespace) -> int:
-    """The exit code: whether a callback did not come."""
+def measure(found: Flushing, options: argparse.Namespace) -> list[str]:
+    """The callbacks that did not come."""
     # Not in /tmp, which may be memory, where an fsync costs nothing.
     with tempfile.TemporaryDirectory(dir=options.cache, prefix="run-") as name:
         folder = Path(name)
@@ -46,7 +46,7 @@ def measure(found: Flushing, options: argparse.Namespace) -> int:
         numbers = range(options.starts)
         found.starts["beside Redis"] = [start.beside_redis(folder / f"start-{number}") for number in numbers]
         found.starts["with its own store"] = [start.embedded(folder / f"own-{number}") for number in numbers]
-    return int(any(calls.missing for calls in found.calls))
+    return [f"{calls.missing:,} callbacks did not come" for calls in found.calls if calls.missing]
 
 
 async def _flushes(found: Flushing, folder: Path, options: argparse.Namespace) -> None:

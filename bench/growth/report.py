@@ -15,7 +15,6 @@ _COLUMNS: dict[str, Callable[[Cost], float]] = {
     "p50 ms": lambda cost: cost.load.p50_ms,
     "p99 ms": lambda cost: cost.load.p99_ms,
     "p99.9 ms": lambda cost: cost.load.p999_ms,
-    "failed": lambda cost: cost.load.failed,
 }
 
 
@@ -26,10 +25,10 @@ def sections(found: Growth) -> list[str]:
 
 
 def _sweep(found: Growth, sweep: str) -> str:
-    head, rows = [sweep, *_COLUMNS], []
+    head, rows = [sweep, *_COLUMNS, "failed"], []
     for at in found.places(sweep):
         figures = [found.median(figure, sweep, at) for figure in _COLUMNS.values()]
-        rows.append([f"{at:,}", *map(number, figures)])
+        rows.append([f"{at:,}", *map(number, figures), f"{found.failed(sweep, at):,}"])
     if sweep == "endpoints":
         head.append("flush ms")
         for row, at in zip(rows, found.places(sweep), strict=True):

@@ -39,6 +39,10 @@ class Growth:
     def median(self, figure: Callable[[Cost], float], sweep: str, at: int) -> float:
         return median(figure(point.cost) for point in self._of(sweep, at))
 
+    def failed(self, sweep: str, at: int) -> int:
+        """In all rounds together."""
+        return sum(point.cost.load.failed for point in self._of(sweep, at))
+
     def flush_ms(self, sweep: str, at: int) -> float | None:
         found = [point.flush_ms for point in self._of(sweep, at) if point.flush_ms is not None]
         return median(found) if found else None

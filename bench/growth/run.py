@@ -50,7 +50,8 @@ def add_options(group: argparse._ArgumentGroup, *, quick: bool) -> None:
     add("--growth-seconds", type=int, default=1 if quick else 3, help="of each load, default: %(default)s")
 
 
-def measure(found: Growth, options: argparse.Namespace) -> int:
+def measure(found: Growth, options: argparse.Namespace) -> list[str]:
+    """Nothing can be amiss but what its tables show."""
     sweeps: dict[str, Callable[[argparse.Namespace], Iterator[tuple[int, Cost, float | None]]]] = {
         "ids": _by_ids,
         "workers": _by_workers,
@@ -62,7 +63,7 @@ def measure(found: Growth, options: argparse.Namespace) -> int:
             for at, cost, flush_ms in sweeps[sweep](options):
                 found.points.append(Point(sweep, number, at, cost, flush_ms))
                 say(f"{at:,} {SWEEPS[sweep]}, round {number} of {options.growth_rounds}: {cost}")
-    return 0
+    return []
 
 
 def _by_ids(options: argparse.Namespace) -> Iterator[tuple[int, Cost, None]]:

@@ -28,8 +28,8 @@ def check(server: str, cache: Path, *, seconds: int) -> Check:
         START[server](Path(folder), cache) as running,
     ):
         running.wait()
-        traffic = Traffic("check", connections=_CONNECTIONS)
-        by_wrk = wrk.drive(running.port, traffic, first_id=1, seconds=seconds, pause_ms=_PAUSE_MS)
+        traffic = Traffic("check", connections=_CONNECTIONS, pause_ms=_PAUSE_MS)
+        by_wrk = wrk.drive(running.port, traffic, first_id=1, seconds=seconds)
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             start_s = int(time.time()) + _OPENING_S
             own = pool.apply(

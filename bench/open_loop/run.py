@@ -55,8 +55,8 @@ def add_options(group: argparse._ArgumentGroup, *, quick: bool) -> None:
     )
 
 
-def measure(found: OpenLoop, options: argparse.Namespace) -> int:
-    """The exit code: whether a request was answered ok and not counted, or counted and not sent."""
+def measure(found: OpenLoop, options: argparse.Namespace) -> list[str]:
+    """Whether requests were answered ok and not counted, or counted and not sent."""
     if not options.quick:
         found.checks = checks(options.cache, seconds=4)
         say("\n".join(map(str, found.checks)))
@@ -65,10 +65,7 @@ def measure(found: OpenLoop, options: argparse.Namespace) -> int:
     )
     if options.rates:
         _session(found.rates, options, options.rates, 4, window_s=10, idle=0)
-    troubles = [trouble for session in (found.seals, found.rates) if (trouble := session.trouble())]
-    for trouble in troubles:
-        say(trouble)
-    return int(bool(troubles))
+    return [trouble for session in (found.seals, found.rates) if (trouble := session.trouble())]
 
 
 def _session(

@@ -11,7 +11,7 @@ from idagg.store.client import Scripts
 # What one script call carries at most: Lua's unpack() is limited to about 8,000 values, and at about 1 us
 # an id the script holds Redis for no more than some 4 ms.
 MAX_BATCH = 4096
-# Precedent: none; 10,000 callbacks at 100 at a time and 100 ms each take 10 s of a minute.
+# Precedent: none; 10,000 callbacks, 1% of them to endpoints that hang, take some seconds of a minute (bench).
 MAX_ENDPOINTS = 10_000
 
 
