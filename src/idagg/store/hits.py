@@ -24,8 +24,8 @@ class Stored(NamedTuple):
     left_s: float
 
 
-def shard_tag(namespace: str, shard: int = 0) -> str:
-    return f"{{{namespace}:{shard}}}"
+def shard_tag(namespace: str) -> str:
+    return f"{{{namespace}:0}}"
 
 
 class HitStore:
