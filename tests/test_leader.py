@@ -19,12 +19,16 @@ LIMIT_S = 10.0  # nothing takes this long unless it fails
 class Bid:
     """A process that bids, on a connection of its own."""
 
-    def __init__(self, url: str, *, window_s: int = 60, timeout_s: float = 5.0) -> None:
+    def __init__(
+        self, url: str, *, window_s: int = 60, timeout_s: float = 5.0, patience_s: float = leader.PATIENCE_S
+    ) -> None:
         self.client = Client(url, timeout_s=timeout_s)
         self.windows = WindowStore(self.client, namespace="t", window_s=window_s, exact_limit=1000)
         self.heard: list[int] = []
         self.made = 0
-        self.leadership = Leadership(self, window_s=window_s, on_change=self.heard.append)
+        self.leadership = Leadership(
+            self, window_s=window_s, patience_s=patience_s, on_change=self.heard.append
+        )
         self._task = asyncio.create_task(self.leadership.run())
 
     async def lead(self, name: str, *, lease_ms: int, may_change_length: bool) -> Term:
@@ -53,8 +57,8 @@ Start = Callable[..., Bid]
 async def start(any_server: servers.RedisServer) -> AsyncIterator[Start]:
     bids = []
 
-    def start(*, window_s: int = 60, timeout_s: float = 5.0) -> Bid:
-        bids.append(Bid(any_server.url, window_s=window_s, timeout_s=timeout_s))
+    def start(**options: float) -> Bid:
+        bids.append(Bid(any_server.url, **options))  # type: ignore[arg-type]  # the window is a whole number
         return bids[-1]
 
     yield start
@@ -222,12 +226,11 @@ async def test_a_wrong_window_length_does_not_win_the_lock(start: Start) -> None
     assert wrong.epoch == 0
 
 
-async def test_another_window_length_is_said(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_another_window_length_is_said(start: Start) -> None:
     """Who would count in other windows than the leader is told so, and brings its own when it leads."""
-    monkeypatch.setattr(leader, "PATIENCE_S", 0.5)
     first = start(window_s=60)
     await answered(first)
-    second = start(window_s=10)
+    second = start(window_s=10, patience_s=0.5)
     await answered(second)
     assert first.leadership.trouble is None
     assert "windows of 60 s" in str(second.leadership.trouble)
@@ -240,3 +243,14 @@ async def test_another_window_length_is_said(start: Start, monkeypatch: pytest.M
     third = start(window_s=60)
     await answered(third)
     assert "windows of 10 s" in str(third.leadership.trouble)
+
+
+async def test_who_is_alone_brings_its_windows_at_once(start: Start) -> None:
+    """The embedded store's only user waits for nobody."""
+    first = start(window_s=60)
+    await answered(first)
+    await first.die()
+    await first.leadership.resign()
+    second = start(window_s=10, patience_s=0)
+    await answered(second)
+    assert second.epoch == 2

@@ -48,16 +48,23 @@ def next_bid_s(term: Term, *, chance: float) -> float:
 
 
 class Leadership:
-    """This process's bid. ``epoch`` is 0 while another leads or the store is away.
+    """This process's bid. ``epoch`` is 0 while another leads or the store is away; ``patience_s`` may be 0
+    where nobody else can be.
 
     ``trouble`` says why this process can take no part, in a sentence; None when it can.
     """
 
     def __init__(
-        self, lock: Lock, *, window_s: int, on_change: Callable[[int], None] = lambda epoch: None
+        self,
+        lock: Lock,
+        *,
+        window_s: int,
+        patience_s: float = PATIENCE_S,
+        on_change: Callable[[int], None] = lambda epoch: None,
     ) -> None:
         self._lock = lock
         self._window_s = window_s
+        self._patience_s = patience_s
         self._name = secrets.token_hex(8)
         self._changed = asyncio.Event()
         self._on_change = on_change
@@ -73,7 +80,7 @@ class Leadership:
         now = asyncio.get_running_loop().time
         unwanted_since = math.inf  # the lock, by those who count in the store's windows
         while True:
-            may_change_length = now() - unwanted_since >= PATIENCE_S
+            may_change_length = not self._patience_s or now() - unwanted_since >= self._patience_s
             try:
                 term = await self._lock.lead(
                     self._name, lease_ms=LEASE_MS, may_change_length=may_change_length
@@ -91,7 +98,7 @@ class Leadership:
             elif not term.lasts_ms:
                 self.trouble = (
                     f"the store's windows are of {term.window_s} s: they become {self._window_s} s "
-                    f"where nobody else leads within {PATIENCE_S:g} s"
+                    f"where nobody else leads within {self._patience_s:g} s"
                 )
             else:
                 self.trouble = (

@@ -34,7 +34,7 @@ from idagg.deliver.logfile import LogFile
 from idagg.errors import Exit
 from idagg.flush.caller import Caller
 from idagg.flush.flusher import Flusher
-from idagg.flush.leader import Leadership
+from idagg.flush.leader import PATIENCE_S, Leadership
 from idagg.metrics import Metrics
 from idagg.run.logs import log_to_stderr
 from idagg.run.status import BEAT_S, Beat, Order
@@ -92,7 +92,12 @@ class Worker:
             exact_limit=settings.exact_limit,
         )
         lines = LogFile(settings.log_file)
-        self._leadership = Leadership(windows, window_s=settings.window, on_change=self._metrics.leads)
+        self._leadership = Leadership(
+            windows,
+            window_s=settings.window,
+            patience_s=PATIENCE_S if settings.redis_url else 0,  # the embedded store is ours alone
+            on_change=self._metrics.leads,
+        )
         self._broker = (
             Broker(
                 settings.amqp_url,
