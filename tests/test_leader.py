@@ -57,8 +57,8 @@ Start = Callable[..., Bid]
 async def start(any_server: servers.RedisServer) -> AsyncIterator[Start]:
     bids = []
 
-    def start(**options: float) -> Bid:
-        bids.append(Bid(any_server.url, **options))  # type: ignore[arg-type]  # the window is a whole number
+    def start(*, window_s: int = 60, timeout_s: float = 5.0, patience_s: float = leader.PATIENCE_S) -> Bid:
+        bids.append(Bid(any_server.url, window_s=window_s, timeout_s=timeout_s, patience_s=patience_s))
         return bids[-1]
 
     yield start
