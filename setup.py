@@ -17,7 +17,6 @@ setup(
     install_requires=[
         "aiohttp>=3.14,<4",
         "aiormq>=7.2,<8",
-        "httptools>=0.9,<0.10",
         "orjson>=3.11,<4",
         "prometheus-client>=0.26,<0.27",
         "pydantic>=2.12,<3",

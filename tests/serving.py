@@ -179,7 +179,7 @@ class Serving(Server):
         return answer
 
     async def health(self) -> Answer:
-        """What the admin door says of it."""
+        """What the admin listener says of it."""
         return await self.ask("/readyz?verbose", admin=True)
 
     async def hit(self) -> int:
@@ -208,6 +208,11 @@ class Serving(Server):
             for family in text_string_to_metric_families(answer.body.decode())
             for sample in family.samples
         }
+
+    async def handed_off(self) -> float:
+        """Requests that the fast path handed off, whatever the reason."""
+        figures = await self.figures()
+        return sum(value for name, value in figures.items() if name.startswith("idagg_handed_off_total{"))
 
     async def tasks(self) -> int:
         """Of the workers' event loops."""
@@ -238,14 +243,21 @@ class Serving(Server):
         return found is not None
 
 
-async def send(serving: Serving, numbers: Iterable[int], *, connections: int = 16, query: str = "") -> None:
-    """Send these ids, pipelined, over some connections; each gets its ok."""
+async def send(
+    serving: Serving,
+    numbers: Iterable[int],
+    *,
+    connections: int = 16,
+    query: str = "",
+    port: int | None = None,
+) -> None:
+    """Send these ids, pipelined, over some connections, or by what is at ``port``; each gets its ok."""
     shares: list[list[int]] = [[] for _ in range(connections)]
     for share, number in zip(itertools.cycle(shares), numbers, strict=False):
         share.append(number)
 
     async def each(share: list[int]) -> None:
-        wire = await connect(serving.port)
+        wire = await connect(port or serving.port)
         try:
             async with asyncio.TaskGroup() as both:  # who does not read gets no more read from
                 both.create_task(wire.send(b"".join(request(number, query) for number in share)))

@@ -17,7 +17,8 @@ from idagg.settings import Settings, default_text, flag
 
 # The command line that is promised, whatever the model says.
 FLAGS = {
-    *("--host", "--port", "--admin-host", "--admin-port", "--workers", "--redis-url", "--namespace"),
+    *("--host", "--port", "--admin-host", "--admin-port", "--keepalive", "--max-connection-age"),
+    *("--cors-origin", "--workers", "--redis-url", "--namespace"),
     *("--amqp-url", "--amqp-queue", "--amqp-body", "--log-file", "--window", "--deadline", "--exact-limit"),
     *("--callback-allow", "--callback-secret", "--state-dir"),
 }
@@ -161,7 +162,9 @@ def test_bad_settings(
     out, err = capsys.readouterr()
     unknown, port, redis_url = err.splitlines()
     assert unknown == "idagg: environment IDAGG_PROT is no setting; did you mean IDAGG_PORT?"
-    assert port.startswith("idagg: port (flag --port) cannot be 'http': it is the port of the public door")
+    assert port.startswith(
+        "idagg: port (flag --port) cannot be 'http': it is the port of the public listener"
+    )
     assert redis_url.startswith("idagg: redis_url (flag --redis-url) cannot be 'x:***@y': ")
     assert out == ""
 

@@ -7,7 +7,6 @@ import pytest
 
 from fakes import Batches, Hits, settle
 from idagg.accept.commit import GroupCommit
-from idagg.accept.known import HITS_TRAVEL_S, Known
 from idagg.errors import StoreAwayError, StoreRefusedError
 from idagg.store.hits import Stored
 
@@ -35,7 +34,6 @@ class Bench:
         max_batch: int = 4,
         max_waiting: int = 8,
         linger_s: float = 0,
-        known: Known | None = None,
     ) -> None:
         self.hits = Hits()
         self.batches = Batches()
@@ -44,7 +42,6 @@ class Bench:
         self.commit = GroupCommit(
             self.hits,
             self.batches,
-            known or Known(),
             deadline_s=deadline_s,
             max_batch=max_batch,
             max_waiting=max_waiting,
@@ -56,10 +53,19 @@ class Bench:
     def add(self, *names: str) -> list[bool]:
         return [self.commit.add(Client(name, self.answers), name.encode()) for name in names]
 
-    def remember(self, name: str) -> None:
-        """The store says that it had it."""
-        self.add(name)
-        self.hits.reply(Stored(60, 0, 30))
+    def many(self, waiter: str, *names: str) -> bool:
+        return self.commit.add_many(Client(waiter, self.answers), [name.encode() for name in names])
+
+    async def remember(self, *names: str) -> None:
+        """Let the repeat cache have them, and nothing else be different from a new bench."""
+        self.add(*names)
+        self.hits.reply(Stored(60, 0, continues=True))
+        await settle()
+        assert self.commit.repeats.ids >= {name.encode() for name in names}
+        self.hits.sent.clear()
+        self.hits.repeats.clear()
+        self.batches.settled.clear()
+        self.answers.clear()
 
     async def answered(self, count: int) -> None:
         async with asyncio.timeout(5):
@@ -336,7 +342,7 @@ async def test_observer_hears_of_each_batch(bench: Bench) -> None:
     bench.add("3")
     bench.hits.reply(StoreRefusedError("no"))
     await settle()
-    assert bench.batches.settled == [(2, True), (1, False)]
+    assert bench.batches.settled == [(2, 2, 0, True), (1, 1, 0, False)]
 
 
 async def test_those_just_answered_join_those_who_wait(patient: Bench) -> None:
@@ -409,108 +415,252 @@ async def test_waiting_for_them_ends_with(patient: Bench, event: str) -> None:
     assert len(patient.hits.sent) == 2
 
 
-async def test_hits_of_repeats_travel_with_the_next_batch(bench: Bench) -> None:
-    """Each once, with a batch that is sent anyway; an attempt that is repeated brings the same."""
-    bench.remember("1")
-    await settle()
-    assert [bench.commit.known.repeat(b"1", None) for _ in range(3)] == [True] * 3
-    bench.add("2")
-    bench.hits.reply(StoreAwayError("gone"), None, None)
-    await bench.answered(2)
-    bench.add("3")
-    await bench.answered(3)
-    assert [ids for _, ids, _ in bench.hits.sent] == [[b"1"], [b"2"], [b"2"], [b"3"]]
-    assert bench.hits.repeats == [0, 3, 3, 0]
+# Repeats
+
+ELSEWHERE = Stored(120, 0, continues=False)  # another window, or a store that does not have everything
 
 
-async def test_an_id_is_known_for_as_long_as_is_left_of_its_window() -> None:
-    """Counted from when its batch was sent, not from the answer."""
-    now_s = 100.0
-    bench = Bench(known=Known(lambda: now_s))
-    bench.add("1")
+async def test_a_repeat_waits_for_the_store_without_its_id(bench: Bench) -> None:
+    """Its ok comes with the answer to a batch, in which it is a hit and nothing more."""
+    await bench.remember("1")
+    bench.add("1", "2", "1")
     await settle()
-    now_s += 0.3
-    bench.hits.reply(Stored(60, 0, 1))
-    await bench.answered(1)
-    now_s = 101 - HITS_TRAVEL_S - 0.001
-    assert bench.commit.known.repeat(b"1", None)
-    now_s += 0.001
-    assert not bench.commit.known.repeat(b"1", None)
-    await bench.end()
-
-
-async def test_hits_of_repeats_wait_for_a_tick_at_most(bench: Bench) -> None:
-    """Where no batch is sent, they make one; where there is nothing to bring, there is none."""
-    bench.remember("1")
-    await settle()
-    bench.commit.tick()
-    await settle()
-    assert len(bench.hits.sent) == 1
-    assert bench.commit.known.repeat(b"1", None)
-    bench.commit.tick()
+    assert bench.hits.sent == [(2, [b"2"], set())]
+    assert bench.hits.repeats == [2]
+    assert bench.answers == []
     bench.hits.reply(None)
     await settle()
-    assert bench.hits.sent[1:] == [(2, [], set())]
-    assert bench.hits.repeats == [0, 1]
-    assert bench.batches.settled == [(1, True), (0, True)]
+    assert bench.answers == [("1", True), ("2", True), ("1", True)]
+    assert bench.batches.settled == [(3, 1, 2, True)]
 
 
-async def test_hits_of_repeats_that_were_refused_come_again(bench: Bench) -> None:
-    """A store that says no has not counted them."""
-    bench.remember("1")
+async def test_a_batch_of_repeats_alone_needs_the_store(bench: Bench) -> None:
+    """Only the store knows which window is open."""
+    await bench.remember("1")
+    bench.add("1")
     await settle()
-    assert bench.commit.known.repeat(b"1", None)
+    assert bench.hits.sent == [(2, [], set())]
+    assert bench.answers == []
+    bench.hits.reply(None)
+    await settle()
+    assert bench.answers == [("1", True)]
+    assert bench.batches.settled == [(1, 0, 1, True)]
+
+
+async def test_an_endpoint_may_be_new(bench: Bench) -> None:
+    """The cache does not know which endpoints were named."""
+    await bench.remember("1")
+    bench.commit.add(Client("1", bench.answers), b"1", b"http://a/")
+    assert bench.commit.add_many(Client("1", bench.answers), [b"1"], b"http://b/")
+    await settle()
+    assert bench.hits.sent == [(2, [b"1", b"1"], {b"http://a/", b"http://b/"})]
+    assert bench.hits.repeats == [0]
+
+
+async def test_repeats_that_are_not_confirmed_are_sent(bench: Bench) -> None:
+    """In front of all others, under a number of its own; nobody is answered before, so all are in order."""
+    await bench.remember("1")
+    bench.commit.add(Client("2", bench.answers), b"2", b"http://a/")
+    bench.add("1", "3")
+    await settle()
+    bench.add("4")
+    bench.hits.reply(ELSEWHERE)
+    await settle()
+    assert bench.hits.sent == [(2, [b"2", b"3"], {b"http://a/"}), (3, [b"1"], set())]
+    assert bench.hits.repeats == [1, 0]
+    assert bench.answers == []
+    bench.hits.reply(None, None)
+    await settle()
+    assert bench.answers == [(name, True) for name in ("2", "1", "3", "4")]
+    assert bench.batches.settled == [(0, 2, 0, True), (3, 1, 0, True), (1, 1, 0, True)]
+
+
+async def test_repeats_that_are_not_confirmed_keep_their_deadline(bench: Bench) -> None:
+    """Their time does not begin anew."""
+    await bench.remember("1")
+    began = bench.time()
+    bench.add("1")
+    await settle()
+    await asyncio.sleep(DEADLINE_S / 3)
+    bench.hits.reply(ELSEWHERE)
+    await settle()
+    assert [ids for _, ids, _ in bench.hits.sent] == [[], [b"1"]]
+    await bench.answered(1)
+    assert bench.answers == [("1", False)]
+    assert bench.time() - began < 1.3 * DEADLINE_S
+    assert bench.batches.settled == [(0, 0, 0, True), (1, 1, 0, False)]
+
+
+async def test_repeats_of_one_store_are_not_confirmed_by_another(bench: Bench) -> None:
+    """Those collected before the answer came are repeats of what the cache had then, and are sent."""
+    await bench.remember("1", "2")
+    bench.add("1")
+    await settle()
     bench.add("2")
+    bench.commit.tick()
+    bench.add("1", "3")
+    bench.hits.reply(ELSEWHERE, None, None)
+    await settle()
+    assert bench.hits.sent == [(2, [], set()), (3, [b"1", b"2"], set()), (4, [b"3", b"1"], set())]
+    assert bench.hits.repeats == [1, 0, 0]
+    assert bench.answers == [(name, True) for name in ("1", "2", "1", "3")]
+
+
+async def test_an_answer_without_repeats_can_end_the_cache(bench: Bench) -> None:
+    """That the window is another is heard with every batch."""
+    await bench.remember("1")
+    bench.add("2")
+    await settle()
+    bench.hits.reply(Stored(120, 1, continues=False), None)
+    bench.add("1")
+    await settle()
+    assert bench.hits.sent == [(2, [b"2"], set()), (3, [b"1"], set())]
+
+
+async def test_repeats_are_failed_where_the_store_refuses(bench: Bench) -> None:
+    """Nothing is counted of the batch, and nothing of it comes again."""
+    await bench.remember("1")
+    bench.add("1", "2")
     bench.hits.reply(StoreRefusedError("full"), None)
     await bench.answered(2)
+    assert bench.answers == [("1", False), ("2", False)]
     bench.add("3")
     await bench.answered(3)
-    assert bench.hits.repeats == [0, 1, 1]
+    assert bench.hits.repeats == [1, 0]
+    assert bench.batches.settled == [(2, 1, 0, False), (1, 1, 0, True)]
 
 
-async def test_hits_of_repeats_do_not_come_again_where_they_may_be_counted(bench: Bench) -> None:
-    """The first try was stored and its answer lost; then the store is full."""
-    bench.remember("1")
-    await settle()
-    assert bench.commit.known.repeat(b"1", None)
-    bench.add("2")
-    bench.hits.reply(StoreAwayError("reply lost"), StoreRefusedError("full"), None)
+async def test_an_attempt_that_is_repeated_brings_the_same_repeats(bench: Bench) -> None:
+    """The store counts them with the attempt that it applies."""
+    await bench.remember("1")
+    bench.add("1", "2")
+    bench.hits.reply(StoreAwayError("gone"), None)
     await bench.answered(2)
-    bench.add("3")
-    await bench.answered(3)
-    assert bench.hits.repeats == [0, 1, 1, 0]
+    assert bench.hits.sent == [(2, [b"2"], set())] * 2
+    assert bench.hits.repeats == [1, 1]
 
 
-async def test_nothing_is_known_of_a_store_that_was_away(bench: Bench) -> None:
-    """Also where no connection was lost: it may have been another's replica meanwhile."""
-    bench.remember("1")
+async def test_stop_answers_those_who_wait_again(bench: Bench) -> None:
+    """Repeats that are not confirmed keep the run from ending."""
+    await bench.remember("1")
+    bench.add("1")
     await settle()
+    bench.commit.stop()
+    bench.hits.reply(ELSEWHERE)
+    await settle()
+    assert not bench.task.done()
+    bench.hits.reply(None)
+    await settle()
+    assert bench.task.done()
+    assert bench.answers == [("1", True)]
+
+
+# Many ids of one waiter
+
+
+async def test_many_ids_have_one_answer(bench: Bench) -> None:
+    """They are in one batch, beside others, and repeats among them are not sent."""
+    await bench.remember("1")
     bench.add("2")
-    bench.hits.reply(StoreAwayError("READONLY"), Stored(60, 1, 30))
-    await bench.answered(2)
-    assert not bench.commit.known.repeat(b"1", None)
+    assert bench.many("bulk", "3", "1", "4")
+    await settle()
+    assert bench.hits.sent == [(2, [b"2", b"3", b"4"], set())]
+    assert bench.hits.repeats == [1]
+    bench.hits.reply(None)
+    await settle()
+    assert bench.answers == [("2", True), ("bulk", True)]
+    assert bench.batches.settled == [(2, 3, 1, True)]
 
 
-async def test_hits_of_repeats_take_nobodys_room(bench: Bench) -> None:
-    """A batch that brings nothing else keeps no place, however slow the store is."""
-    bench.remember("1")
+async def test_many_ids_are_never_divided(bench: Bench) -> None:
+    """Where the open batch has no room for all, they begin the next."""
+    bench.add("0")
     await settle()
-    assert bench.commit.known.repeat(b"1", None)
-    bench.add("2")
+    bench.add("1", "2")
+    assert bench.many("bulk", "3", "4", "5")
+    bench.add("6", "7")
+    bench.hits.reply(None, None, None, None)
     await settle()
-    assert bench.commit.known.repeat(b"1", None)
+    assert [ids for _, ids, _ in bench.hits.sent] == [[b"0"], [b"1", b"2"], [b"3", b"4", b"5", b"6"], [b"7"]]
+    assert [name for name, _ in bench.answers] == ["0", "1", "2", "bulk", "6", "7"]
+
+
+async def test_a_batch_is_full_by_its_ids() -> None:
+    """Whether one waiter brought them or many, and also when batches are joined."""
+    bench = Bench(max_batch=4, max_waiting=100)
+    bench.add("0")
+    await settle()
+    assert bench.many("a", "1", "2", "3", "4")
+    assert bench.many("b", "5", "6")
     bench.commit.tick()
+    bench.add("7")
     bench.commit.tick()
-    bench.commit._took_s = DEADLINE_S
-    assert bench.add("3") == [True]
-    bench.hits.reply(None, None)
-
-
-async def test_hits_of_repeats_are_brought_before_the_end() -> None:
-    """A worker that stops leaves none behind."""
-    bench = Bench()
-    bench.remember("1")
+    assert bench.many("c", "8", "9", "10")
+    bench.commit.tick()
+    bench.add("11", "12")
+    bench.hits.reply(*[None] * 5)
     await settle()
-    assert bench.commit.known.repeat(b"1", None)
+    assert [len(ids) for _, ids, _ in bench.hits.sent] == [1, 4, 3, 3, 2]
+    assert bench.commit.waiting == 0
     await bench.end()
-    assert bench.hits.repeats == [0, 1]
+
+
+async def test_batches_are_joined_by_their_ids(bench: Bench) -> None:
+    """What was joined weighs what its parts did."""
+    bench.add("0")
+    await settle()
+    bench.add("1")
+    bench.commit.tick()
+    bench.many("a", "2", "3")
+    bench.commit.tick()
+    bench.many("b", "4", "5")
+    bench.hits.reply(None, None, None)
+    await settle()
+    assert [ids for _, ids, _ in bench.hits.sent] == [[b"0"], [b"1", b"2", b"3"], [b"4", b"5"]]
+    assert bench.commit.waiting == 0
+
+
+async def test_room_is_bounded_by_ids(bench: Bench) -> None:
+    """What is not taken is not taken in part, and what was open before stays open."""
+    bench.add("0")
+    await settle()
+    assert bench.many("a", "1", "2", "3", "4")
+    assert bench.many("b", "5", "6", "7")
+    assert bench.commit.waiting == 8
+    assert bench.many("c", "8", "9")
+    assert bench.commit.waiting == 10
+    assert not bench.many("d", "10", "11", "12")
+    assert bench.add("13", "14", "15") == [True, True, False]
+    assert not bench.many("e", "16")
+    assert bench.commit.waiting == 12
+    bench.hits.reply(*[None] * 5)
+    await settle()
+    assert bench.commit.waiting == 0
+    assert [name for name, _ in bench.answers] == ["0", "a", "b", "c", "13", "14"]
+
+
+async def test_what_is_not_confirmed_still_waits(bench: Bench) -> None:
+    """It has its weight until it is settled, once."""
+    await bench.remember("1")
+    assert bench.many("bulk", "1", "2")
+    bench.commit.in_turn(Client("bad", bench.answers))
+    await settle()
+    assert bench.commit.waiting == 3
+    bench.add("3")
+    bench.hits.reply(ELSEWHERE)
+    await settle()
+    assert bench.commit.waiting == 4
+    bench.hits.reply(None, None)
+    await settle()
+    assert bench.commit.waiting == 0
+    assert bench.batches.settled == [(0, 1, 0, True), (1, 1, 0, True), (1, 1, 0, True)]
+
+
+async def test_many_ids_are_one_of_those_just_answered(patient: Bench) -> None:
+    """What is waited for are waiters, whatever they bring."""
+    patient.many("bulk", *map(str, range(50)))
+    patient.hits.reply(None)
+    await patient.answered(1)
+    patient.many("bulk", *map(str, range(50)))
+    await settle()
+    assert len(patient.hits.sent) == 2

@@ -68,9 +68,9 @@ class Store:
         found = await self.client.command("HGETALL", "{t:0}:aside")
         return {name.decode(): what.decode() for name, what in found.items()}
 
-    async def keys(self) -> dict[bytes, bytes]:
-        """The spoilt window's, with what they hold."""
-        names = await self.client.command("KEYS", f"*:{SPOILT}*")
+    async def keys(self, pattern: str = f"*:{SPOILT}*") -> dict[bytes, bytes]:
+        """The spoilt window's, or those of another pattern, with what they hold."""
+        names = await self.client.command("KEYS", pattern)
         return {name: await self.client.command("DUMP", name) for name in names}
 
 
@@ -225,6 +225,7 @@ async def test_a_foreign_member(store: Store, index: str, member: bytes) -> None
         ("outbox", "zset"),
         ("unsent", "zset"),
         ("callbacks", "zset"),
+        ("workers", "hash"),
     ],
 )
 async def test_a_key_of_another_type(store: Store, key: str, belongs: str) -> None:
@@ -240,13 +241,15 @@ async def test_a_key_of_another_type(store: Store, key: str, belongs: str) -> No
     await store.client.at(AFTER + 60)
     for _ in range(2):
         for uses, step in (
-            ({"state", "open"}, store.hits.add(4, [b"9"])),
+            ({"state", "open", "workers"}, store.hits.add(4, [b"9"])),
             ({"state", "lock"}, store.windows.lead("a", lease_ms=600_000)),
-            ({"state", "open", "outbox", "unsent", "callbacks"}, store.windows.seal(store.epoch)),
+            ({"state", "open", "outbox", "unsent", "callbacks", "workers"}, store.windows.seal(store.epoch)),
         ):
             if key in uses:
+                before = await store.keys("{t:0}:o*")  # indexes and records
                 with pytest.raises(StoreRefusedError, match=wrong):
                     await step
+                assert await store.keys("{t:0}:o*") == before
             else:
                 await step
     assert await store.windows.damage() == [wrong.removeprefix("is damaged: ")]
@@ -276,9 +279,36 @@ async def test_a_state_that_is_spoilt(store: Store, field: str) -> None:
     assert await store.deliver() == {BEFORE: 1, SPOILT: 2, AFTER: 3}
 
 
+async def test_a_token_that_is_spoilt(store: Store) -> None:
+    """It is named, and costs its own worker's hits alone: windows are sealed, and others count."""
+    (worker,) = await store.client.command("HKEYS", "{t:0}:workers")
+    await store.client.command("HSET", "{t:0}:workers", worker, "theirs", "nobody", "1 2 3")
+    found = await store.windows.damage()
+    assert len(found) == 1
+    assert found[0].startswith("{t:0}:workers has no token as ")
+    with pytest.raises(StoreRefusedError, match=r"is damaged: \{t:0}:workers has no token as"):
+        await store.hits.add(4, [b"9"])
+    other = HitStore(store.client, namespace="t", window_s=60, exact_limit=1000)
+    await other.add(1, [b"8", b"9"])
+    await store.seal()
+    records = {owed.record.start_s: owed.record for owed in await store.windows.undelivered()}
+    assert [records[start].unique_ids for start in (BEFORE, SPOILT, AFTER)] == [1, 2, 5]
+    assert [records[start].hits for start in (BEFORE, SPOILT, AFTER)] == [1, 2, 2]
+
+
+async def test_a_spoilt_window_does_not_harm_the_next(store: Store) -> None:
+    """A worker's hits of it are lost with it; ids that come after it are counted."""
+    await store.client.command("DEL", f"{{t:0}}:w:{AFTER}")
+    await store.client.command("SET", f"{{t:0}}:w:{AFTER}", "theirs")
+    await store.client.at(AFTER + 60)
+    assert (await store.hits.add(4, [b"9"])).start_s == AFTER + 60
+    await store.seal(at=AFTER + 120)
+    assert await store.deliver() == {BEFORE: 1, SPOILT: 2, AFTER + 60: 1}
+
+
 async def test_another_schema(store: Store) -> None:
     """What another version wrote is left alone."""
-    await store.client.command("HSET", "{t:0}:state", "schema", "2")
+    await store.client.command("HSET", "{t:0}:state", "schema", "1")
     before = await store.client.command("KEYS", "*")
     for step in (
         store.hits.add(4, [b"9"]),
@@ -286,7 +316,7 @@ async def test_another_schema(store: Store) -> None:
         store.windows.lead("b", lease_ms=1),
     ):
         with pytest.raises(
-            StoreRefusedError, match=r"another version of idagg wrote \(schema 2\).*--namespace"
+            StoreRefusedError, match=r"another version of idagg wrote \(schema 1\).*--namespace"
         ):
             await step
     assert await store.client.command("KEYS", "*") == before

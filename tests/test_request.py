@@ -1,12 +1,20 @@
 from __future__ import annotations
 
-from urllib.parse import quote_from_bytes
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idagg.accept.request import MAX_ENDPOINT_BYTES, canonical_endpoint, canonical_id, parse
+from idagg.accept.request import (
+    MAX_BULK_IDS,
+    MAX_ENDPOINT_BYTES,
+    TooManyError,
+    _decoded,
+    canonical_id,
+    parse,
+    parse_bulk,
+)
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
@@ -55,9 +63,13 @@ def test_an_id_alone_takes_the_short_way_and_comes_to_the_same(number: int) -> N
         b"id=1&id=2",
         b"id=1&%69d=2",
         b"id=1&i%64=1",
-        b"id=%31",
         b"id=1%00",
         b"id=+1",
+        b"id=%2B1",
+        b"id=%2531",
+        b"id=%201",
+        b"id=1&endpoint=&endpoint=http://a.example/",
+        b"id=1&endpoint=http://a.example/?q=1+2",
         b"id= 1",
         b"id=1_000",
         b"id=1.0",
@@ -73,11 +85,7 @@ def test_an_id_alone_takes_the_short_way_and_comes_to_the_same(number: int) -> N
         b"id=-9223372036854775809",
         b"id=1;id=2",
         b"id=1#",
-        b"id=1&x=\x01",
-        b"id=1&x=\xff",
         b"endpoint=http://a.example/",
-        b"id=1&endpoint=",
-        b"id=1&endpoint",
         b"id=1&endpoint=http://a.example/&endpoint=http://a.example/",
         b"id=1&endpoint=http://a.example/&end%70oint=http://b.example/",
     ],
@@ -91,6 +99,12 @@ def test_a_bad_query_is_refused(query: bytes) -> None:
     ("query", "hit"),
     [
         (b"id=007", (b"7", None)),
+        (b"id=%31", (b"1", None)),
+        (b"i%64=1", (b"1", None)),
+        (b"id=1&x=\xff", (b"1", None)),
+        (b"id=1&endpoint=", (b"1", None)),
+        (b"id=1&endpoint", (b"1", None)),
+        (b"id=1&endpoint=http://a.example/?q=1%2B2", (b"1", b"http://a.example/?q=1+2")),
         (b"id=-5", (b"-5", None)),
         (b"id=0", (b"0", None)),
         (b"id=9223372036854775807", (b"9223372036854775807", None)),
@@ -123,13 +137,12 @@ def test_a_good_query_is_taken(query: bytes, hit: tuple[bytes, bytes | None]) ->
 )
 def test_a_good_endpoint_is_taken(url: bytes) -> None:
     """Absolute http and https URLs, as they are."""
-    assert canonical_endpoint(quote_from_bytes(url).encode()) == url
+    assert parse(b"id=1&endpoint=" + quote_from_bytes(url).encode()) == (b"1", url)
 
 
 @pytest.mark.parametrize(
     "url",
     [
-        b"",
         b"a.example",
         b"/path",
         b"//a.example/",
@@ -171,7 +184,17 @@ def test_a_good_endpoint_is_taken(url: bytes) -> None:
 )
 def test_a_bad_endpoint_is_refused(url: bytes) -> None:
     """Other schemes, no host, userinfo, controls, spaces, raw Unicode, bad ports, and what is too long."""
-    assert canonical_endpoint(quote_from_bytes(url).encode()) is None
+    assert parse(b"id=1&endpoint=" + quote_from_bytes(url).encode()) is None
+
+
+@given(
+    st.lists(st.sampled_from([b"%", b"2", b"5", b"3", b"A", b"F", b"a", b"f", b":", b"+", b"/"])).map(
+        b"".join
+    )
+)
+def test_values_are_decoded_once_as_the_library_does(text: bytes) -> None:
+    """Whatever stands beside what is decoded the short way."""
+    assert _decoded(text) == unquote_to_bytes(text.replace(b"+", b" "))
 
 
 @given(st.binary(max_size=60))
@@ -179,3 +202,82 @@ def test_any_bytes_get_a_verdict(query: bytes) -> None:
     """No query makes the parser fail."""
     hit = parse(query)
     assert hit is None or hit[0] == b"%d" % int(hit[0])
+
+
+@given(st.lists(INT64, min_size=1, max_size=50), st.sampled_from(["lines", "json", "strings"]), st.data())
+def test_every_form_of_a_bulk_body_says_the_same(numbers: list[int], form: str, data: st.DataObject) -> None:
+    """Ids a line, however the lines end, and JSON arrays of integers or strings, with any whitespace."""
+    texts = [b"%d" % number for number in numbers]
+    if form == "lines":
+        zeros = data.draw(st.integers(0, 3))
+        padded = [text if text.startswith(b"-") else b"0" * zeros + text for text in texts]
+        end = data.draw(st.sampled_from([b"\n", b"\r\n"]))
+        body = end.join(padded) + data.draw(st.sampled_from([b"", end]))
+    else:
+        gap = data.draw(st.sampled_from([b"", b" ", b"\n\t "]))
+        items = texts if form == "json" else [b'"%b"' % text for text in texts]
+        body = gap + b"[" + gap + (gap + b"," + gap).join(items) + gap + b"]" + gap
+    assert parse_bulk(b"", body) == (texts, None)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\n",
+        b"1\n\n2",
+        b"1 2",
+        b"1,2",
+        b"1\nx",
+        b"1\n9223372036854775808",
+        b"[]",
+        b"[1,]",
+        b"[1 2]",
+        b"[1.0]",
+        b"[1e3]",
+        b"[true]",
+        b"[null]",
+        b"[[1]]",
+        b"[9223372036854775808]",
+        b"[1,\x0b2]",
+        b'["1", " 2"]',
+        b'["\xd9\xa1"]',
+        b"[1] [2]",
+        b'{"ids": [1]}',
+    ],
+)
+def test_a_bad_bulk_body_is_refused(body: bytes) -> None:
+    """One bad id refuses all, whichever way it is written."""
+    assert parse_bulk(b"", body) is None
+
+
+def test_a_bulk_has_a_largest_number_of_ids() -> None:
+    """As many as the store takes in one batch, in any form."""
+    for form, between in ((b"%b", b"\n"), (b"[%b]", b",")):
+        assert parse_bulk(b"", form % between.join([b"1"] * MAX_BULK_IDS)) == ([b"1"] * MAX_BULK_IDS, None)
+        with pytest.raises(TooManyError):
+            parse_bulk(b"", form % between.join([b"1"] * (MAX_BULK_IDS + 1)))
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        (b"", ([b"7"], None)),
+        (b"x=y", ([b"7"], None)),
+        (b"endpoint=", ([b"7"], None)),
+        (b"endpoint=http%3A%2F%2Fa%2F", ([b"7"], b"http://a/")),
+        (b"endpoint=ftp://a/", None),
+        (b"id=7", None),
+        (b"i%64=7", None),
+    ],
+)
+def test_the_query_of_a_bulk(query: bytes, found: tuple[list[bytes], bytes | None] | None) -> None:
+    """It names the endpoint; an id beside those of the body is ambiguous."""
+    assert parse_bulk(query, b"7") == found
+
+
+@given(st.binary(max_size=60), st.sampled_from([b"", b"[", b'["']))
+def test_any_body_gets_a_verdict(body: bytes, begin: bytes) -> None:
+    """No body makes the parser fail."""
+    found = parse_bulk(b"", begin + body)
+    assert found is None or all(number == b"%d" % int(number) for number in found[0])

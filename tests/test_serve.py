@@ -24,6 +24,7 @@ from oracle import Consumer, Load, epoch_s
 from servers import RabbitServer, RedisServer, free_port
 from serving import (
     Serving,
+    connect,
     eventually,
     long_window,
     next_window,
@@ -217,7 +218,7 @@ async def test_second_instance() -> None:
         patience = {"idagg.store.embedded.PATIENCE_S": 0.3}
         for flags, sentence in (
             (("--port", str(first.port)), f"cannot listen on 127.0.0.1:{first.port}: "),
-            (("--admin-port", str(first.admin_port)), f"cannot listen on 127.0.0.1:{first.admin_port} for "),
+            (("--admin-port", str(first.admin_port)), f"cannot listen on 127.0.0.1:{first.admin_port}: "),
             (("--state-dir", str(first.state)), f"another idagg keeps its data in {first.state}"),
         ):
             with contextlib.closing(Serving(*flags, tuned=patience)) as second:
@@ -247,7 +248,7 @@ async def test_another_window_length() -> None:
 
 
 async def test_metrics(serving: Serving) -> None:
-    """`/metrics` has what is promised, added up over the workers, and only the admin door has it."""
+    """`/metrics` has what is promised, added up over the workers, and only the admin listener has it."""
     before = await serving.figures()
     await send(serving, range(500), connections=32)
     for _ in range(3):
@@ -267,6 +268,60 @@ async def test_metrics(serving: Serving) -> None:
     assert {"idagg_flush_lag_seconds_count", "idagg_last_sealed_window_seconds"} < after.keys()
     public = await serving.ask("/metrics")
     assert (public.status, public.body) == (404, b"failed")
+
+
+REFUSED = {
+    404: b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n",
+    405: b"PUT /api/verve/accept HTTP/1.1\r\nHost: x\r\n\r\n",
+    413: b"GET /api/verve/accept?id=1 HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n",
+    414: b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    417: b"GET /livez HTTP/1.1\r\nHost: x\r\nExpect: \xa4\r\n\r\n",
+    431: b"GET /livez HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 9000 + b"\r\n\r\n",
+    501: b"POST /api/verve/accept HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
+    505: b"PRI * HTTP/2.0\r\n\r\n",
+}
+
+
+async def test_every_request_is_in_the_metrics(serving: Serving) -> None:
+    """By its status, whatever refused it; and connections that are open, and requests handed off."""
+    before = await serving.figures()
+    wires = []
+    for status, request in REFUSED.items():
+        wires.append(wire := await connect(serving.port))
+        await wire.send(request)
+        answer = await wire.answer()
+        assert answer is not None
+        assert (answer.status, answer.headers["Cache-Control"]) == (status, "no-store")
+    names = {f"idagg_requests_total{{{status}}}" for status in REFUSED}
+    await eventually(serving.figures, lambda after: all(after[name] > before[name] for name in names))
+    figures = await serving.figures()
+    assert figures["idagg_in_flight"] == 0
+    assert figures["idagg_handed_off_total{method}"] > before["idagg_handed_off_total{method}"]
+    kept = [await connect(serving.port) for _ in range(3)]
+    for wire in kept:
+        await wire.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+    await eventually(serving.figures, lambda now: now["idagg_connections"] >= 3)
+    for wire in [*wires, *kept]:
+        wire.close()
+    await eventually(serving.figures, lambda now: now["idagg_connections"] == 0)
+
+
+async def test_nonsense_on_the_admin_listener(serving: Serving) -> None:
+    """It is refused as on the public one, and is no trouble to tell of."""
+    for status, request in REFUSED.items():
+        if status in (405, 501):  # there is no accept path
+            continue
+        wire = await connect(serving.admin_port)
+        await wire.send(request)
+        answer = await wire.answer()
+        wire.close()
+        assert answer is not None
+        assert (answer.status, answer.body, answer.headers["Cache-Control"]) == (
+            status,
+            b"failed",
+            "no-store",
+        )
+    assert "Traceback" not in serving.said
 
 
 @pytest.mark.parametrize("admin", [False, True])

@@ -22,6 +22,9 @@ GIVEN = {
     "port": 0,
     "admin_host": "admin.example",
     "admin_port": 65535,
+    "keepalive": 3600,
+    "max_connection_age": 86_400,
+    "cors_origin": "https://a.example:8443",
     "workers": 256,
     "redis_url": "rediss://ida:hunter2@redis.example:6380/1",
     "namespace": "eu.West_1-a",
@@ -59,6 +62,9 @@ def test_defaults() -> None:
         port=8000,
         admin_host="127.0.0.1",
         admin_port=8001,
+        keepalive=75,
+        max_connection_age=None,
+        cors_origin=None,
         workers=len(os.sched_getaffinity(0)),
         redis_url=None,
         namespace="idagg",
@@ -222,6 +228,16 @@ def test_credential_that_cannot_be_read(tmp_path: Path) -> None:
         ("redis_url", "redis://localhost?timeout=5"),
         ("redis_url", "redis://localhost?socket_timeout=30"),
         ("redis_url", "redis://localhost?protocol=3"),
+        ("keepalive", "0"),
+        ("keepalive", "3601"),
+        ("keepalive", "7.5"),
+        ("max_connection_age", "0"),
+        ("max_connection_age", "86401"),
+        ("cors_origin", "a.example"),
+        ("cors_origin", "https://a.example/"),
+        ("cors_origin", "https://A.example"),
+        ("cors_origin", "https://a.example, https://b.example"),
+        ("cors_origin", "null"),
         ("redis_url", "redis://localhost?db=first"),
         ("redis_url", "redis://localhost?ssl_ca_certs=/x"),
         ("redis_url", "rediss://localhost?ssl_ca_cert=/x"),
@@ -337,11 +353,11 @@ def test_callbacks_take_what_settings_take(secret: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "origin"), [({"port": "8001"}, "default"), ({"admin_port": "8000"}, "flag --admin-port")]
 )
-def test_both_doors_on_one_port(flags: dict[str, str], origin: str) -> None:
-    """The admin door cannot share the public door's port, whichever of the two was moved."""
+def test_both_listeners_on_one_port(flags: dict[str, str], origin: str) -> None:
+    """The admin listener cannot share the public listener's port, whichever of the two was moved."""
     [problem] = problems(flags)
     assert problem.startswith(f"admin_port ({origin}) cannot be ")
-    assert problem.endswith("not the public door's")
+    assert problem.endswith("not the public listener's")
 
 
 def test_same_port_without_a_clash() -> None:
@@ -510,6 +526,9 @@ def test_names_and_defaults_in_words() -> None:
         "port": "8000",
         "admin_host": "127.0.0.1",
         "admin_port": "8001",
+        "keepalive": "75",
+        "max_connection_age": "none",
+        "cors_origin": "none",
         "workers": "usable CPUs",
         "redis_url": "none",
         "namespace": "idagg",

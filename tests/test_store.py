@@ -169,8 +169,9 @@ async def test_full_memory_counts_nothing_and_ends_with_the_window(client: Crank
     await hits.add(1, [b"1", b"2"], [b"http://a/"])
     await client.at(NOON + 60)
     await client.command("CONFIG", "SET", "maxmemory", "1")
-    with pytest.raises(StoreRefusedError, match="out of memory"):
-        await hits.add(2, [b"3"])
+    for ids in ([b"3"], []):
+        with pytest.raises(StoreRefusedError, match="out of memory"):
+            await hits.add(2, ids, repeats=1)
     await windows.resign("a")
     epoch = (await windows.lead("b", lease_ms=60_000)).epoch
     assert epoch == 2
@@ -268,7 +269,10 @@ async def test_workers_number_their_batches_apart(client: CrankedClient) -> None
     await hits_of(client).add(1, [b"1", b"2"])
     await hits_of(client).add(1, [b"2", b"3"])
     assert await client.command("SCARD", f"{{t:0}}:w:{NOON}:ids") == 3
-    assert await client.command("HGET", f"{{t:0}}:w:{NOON}", "hits") == b"4"
+    await client.at(NOON + 60)
+    epoch = (await windows_of(client).lead("a", lease_ms=60_000)).epoch
+    await windows_of(client).seal(epoch)
+    assert await counts(client) == {NOON: (3, 4)}
 
 
 # What is kept
@@ -291,6 +295,22 @@ async def test_sketches_are_kept_for_two_days_and_add_up(client: CrankedClient) 
         assert 48 * 3600 - LIMIT_S < await client.command("TTL", sketch) <= 48 * 3600
 
 
+async def test_tokens_of_workers_that_ended_are_kept_for_a_day(client: CrankedClient) -> None:
+    """They go when a window is sealed that is later by more than that."""
+    windows = windows_of(client)
+    for start in (NOON, NOON + 60, NOON + 120):
+        await client.at(start)
+        await hits_of(client).add(1, [b"1"])
+    epoch = (await windows.lead("a", lease_ms=60_000)).epoch
+    await client.at(NOON + 86400 + 120)
+    await hits_of(client).add(1, [b"1"])
+    await client.at(NOON + 86400 + 180)
+    while not await windows.seal(epoch):
+        pass
+    tokens = await client.command("HVALS", "{t:0}:workers")
+    assert {int(token.split()[1]) for token in tokens} == {NOON + 120, NOON + 86400 + 120}
+
+
 async def test_every_key_carries_the_shard_tag(client: CrankedClient) -> None:
     """All keys of a shard hash to one slot, at every stage of a window's life."""
     hits, windows = hits_of(client), windows_of(client)
@@ -310,7 +330,7 @@ async def test_every_key_carries_the_shard_tag(client: CrankedClient) -> None:
     seen.remove(b"cranked")  # the tests' own
     assert {key for key in seen if not key.startswith(b"{t:0}:")} == set()
     kinds = {key.decode().removeprefix("{t:0}:").split(":")[0] for key in seen}
-    assert kinds == {"state", "lock", "open", "w", "outbox", "unsent", "callbacks", "o", "batch"}
+    assert kinds == {"state", "lock", "open", "w", "outbox", "unsent", "callbacks", "o", "workers"}
 
 
 class Busy(CrankedClient):
@@ -404,7 +424,7 @@ async def test_embedded_store_keeps_its_data_over_a_stop(tmp_path: Path) -> None
     for round_ in (1, 2):
         async with serving(state_dir) as store, connected(store.url) as client:
             await hits_of(client, window_s=3600).add(round_, [b"%d" % round_])
-            assert len(await client.command("KEYS", "{t:0}:batch:*")) == round_
+            assert await client.command("HLEN", "{t:0}:workers") == round_
 
 
 async def test_embedded_store_is_restarted_with_its_data(

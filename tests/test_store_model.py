@@ -21,8 +21,8 @@ from hypothesis.stateful import (
 
 import servers
 from cranked import CrankedClient
-from idagg.errors import FencedError, StoreRefusedError
-from idagg.store.hits import HitStore
+from idagg.errors import FencedError, StoreAwayError, StoreRefusedError
+from idagg.store.hits import HitStore, Stored
 from idagg.store.windows import Term, WindowStore
 
 T = TypeVar("T")
@@ -44,11 +44,35 @@ class Window:
 
 @dataclasses.dataclass
 class Worker:
+    """``seq`` is that of the last batch applied; its answer came, or it did not."""
+
     store: HitStore
     length: int
     exact_limit: int
     seq: int = 0
+    ids: list[bytes] = dataclasses.field(default_factory=list)
+    repeats: int = 0
     went_to: int = 0
+    continued: bool = False
+    acknowledged: int = 0
+    holds: set[int] = dataclasses.field(default_factory=set)  # windows with ids of acknowledged batches
+
+    def hear(self) -> None:
+        self.acknowledged = self.seq
+        if self.ids:
+            self.holds.add(self.went_to)
+
+
+class LossyClient(CrankedClient):
+    """Its next answer can be lost."""
+
+    loses = False
+
+    async def script(self, name: str, tag: str, *args: bytes | str | int) -> Any:
+        answer = await super().script(name, tag, *args)
+        if self.loses:
+            raise StoreAwayError("lost")
+        return answer
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -59,7 +83,7 @@ class StoreMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.client = CrankedClient(self.server.url)
+        self.client = LossyClient(self.server.url)
         self.now = float(_NOON)
         self.length = 10  # --window and --exact-limit of whoever starts now
         self.exact_limit = 6
@@ -114,13 +138,16 @@ class StoreMachine(RuleBasedStateMachine):
         endpoints=st.sampled_from(["", "", "a", "ab", "abc", "cde"]).map(
             lambda hosts: {b"http://%c" % host for host in hosts.encode()}
         ),
+        is_lost=st.sampled_from([False, False, False, True]),
     )
-    def add(self, which: int, ids: list[bytes], repeats: int, endpoints: set[bytes]) -> None:
-        """A new batch goes to the first window that is not sealed, at or after now; the reply says how many
-        of its ids were not there, and for how long the window takes ids."""
+    def add(self, which: int, ids: list[bytes], repeats: int, endpoints: set[bytes], is_lost: bool) -> None:
+        """A new batch goes to the first window that is not sealed, at or after now; the answer says how many
+        of its ids were not there. Its repeats are hits if the window still is the one of the last batch whose
+        answer came, and no answer was lost since."""
         worker = self.workers[which]
         worker.seq += 1
         endpoints = endpoints if ids else set()
+        repeats = repeats if worker.went_to in worker.holds else 0
         if self.store_length is None:
             self.store_length = worker.length
         if self.store_length != worker.length:
@@ -128,23 +155,31 @@ class StoreMachine(RuleBasedStateMachine):
                 self.run(worker.store.add(worker.seq, ids, sorted(endpoints)))
             worker.seq -= 1
             return
-        start, new_ids, left_s = self.run(worker.store.add(worker.seq, ids, sorted(endpoints), repeats))
         length = worker.length
-        expected = int(self.now) // length * length
-        if expected < self.sealed_through:
-            expected = -(-self.sealed_through // length) * length
-        assert start == expected
-        assert left_s == start + length - self.now
-        worker.went_to = start
+        start = int(self.now) // length * length
+        if start < self.sealed_through:
+            start = -(-self.sealed_through // length) * length
+        worker.continued = worker.acknowledged == worker.seq - 1 and start == worker.went_to
+        worker.ids, worker.repeats, worker.went_to = ids, repeats, start
+        exactly = start not in self.open or len(self.open[start].ids) <= worker.exact_limit
+        held = self.open[start].ids if start in self.open else set()
+        new_ids = len(set(ids) - held) if exactly else len(ids)
+        self.client.loses = is_lost
+        sending = worker.store.add(worker.seq, ids, sorted(endpoints), repeats)
+        if is_lost:
+            with pytest.raises(StoreAwayError):
+                self.run(sending)
+            self.client.loses = False
+        else:
+            assert self.run(sending) == Stored(start, new_ids, worker.continued)
+            worker.hear()
         if not ids and start not in self.open:
             return
         window = self.open.setdefault(start, Window(length))
-        window.hits += len(ids) + repeats
-        if len(window.ids) <= worker.exact_limit:
-            assert new_ids == len(set(ids) - window.ids)
+        window.hits += len(ids) + (repeats if worker.continued else 0)
+        if exactly:
             window.ids |= set(ids)
         elif ids:
-            assert new_ids == len(ids)
             window.capped = True
         for endpoint in sorted(endpoints):
             if len(window.endpoints) < _ENDPOINTS:
@@ -152,13 +187,15 @@ class StoreMachine(RuleBasedStateMachine):
             elif endpoint not in window.endpoints:
                 window.dropped += 1
 
-    @rule(which=st.integers(0, 1), ids=st.lists(st.just(b"99"), min_size=1, max_size=3))
-    def repeat(self, which: int, ids: list[bytes]) -> None:
-        """A batch that comes again changes nothing and says where it went the first time."""
+    @rule(which=st.integers(0, 1))
+    def repeat(self, which: int) -> None:
+        """A batch whose answer was lost comes again. It changes nothing, and its answer is that of the first
+        time."""
         worker = self.workers[which]
-        if worker.seq and worker.length == self.store_length:
-            stored = self.run(worker.store.add(worker.seq, ids, repeats=1))
-            assert stored == (worker.went_to, len(ids), 0)
+        if worker.acknowledged < worker.seq and worker.length == self.store_length:
+            answer = self.run(worker.store.add(worker.seq, worker.ids, repeats=worker.repeats))
+            assert answer == Stored(worker.went_to, len(worker.ids), worker.continued)
+            worker.hear()
 
     @rule(which=st.integers(0, 1))
     def come_late(self, which: int) -> None:

@@ -1,12 +1,13 @@
 """What is counted about ourselves, over all workers of this VM.
 
 Workers write their figures to files in a folder that the supervisor made (prometheus_client's multiprocess
-mode); the admin door adds them up. Figures move per batch or per window, never per request.
+mode); the admin listener adds them up. Figures move per batch or per window, never per request.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from prometheus_client import (
@@ -54,12 +55,37 @@ class Metrics:
     def __init__(self) -> None:
         registry = CollectorRegistry()
         self._requests = Counter(
-            "idagg_requests", "Accept requests by the status answered", ["status"], registry=registry
+            "idagg_requests",
+            "Requests by the status answered; LOSS: 503, callers were told that their ids are not counted",
+            ["status"],
+            registry=registry,
         )
-        self._answered = {status: self._requests.labels(str(status)) for status in (200, 400, 413, 503)}
+        for status in (200, 400, 404, 405, 408, 413, 414, 417, 431, 501, 503, 505):
+            self._requests.labels(str(status))
+        self._handed_off = Counter(
+            "idagg_handed_off",
+            "Requests that the fast path handed off to the fallback app: post is the bulk form, "
+            "method another method, path another path or another form of this one",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in ("post", "method", "path"):
+            self._handed_off.labels(reason)
+        self._connections = Gauge(
+            "idagg_connections",
+            "Connections open on the public listener",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self._in_flight = Gauge(
+            "idagg_in_flight",
+            "Ids that wait for the store, those of repeats included",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
         self._repeats = Counter(
             "idagg_repeats",
-            "Requests answered 200 because their id was known to be stored in the open window",
+            "Ids of requests answered 200 that were not sent, since the open window had them",
             registry=registry,
         )
         self._batch_size = Histogram(
@@ -125,17 +151,22 @@ class Metrics:
             registry=registry,
         )
 
-    def batch(self, *, ids: int, repeats: int, stored: bool, took_s: float) -> None:
-        self._answered[200 if stored else 503].inc(ids)
-        if repeats:
-            self._answered[200].inc(repeats)
-            self._repeats.inc(repeats)
+    def batch(self, *, requests: int, ids: int, repeats: int, stored: bool, took_s: float) -> None:
+        self._requests.labels("200" if stored else "503").inc(requests)
+        self._repeats.inc(repeats)
         self._batch_size.observe(ids)
         self._store_seconds.observe(took_s)
 
-    def refused(self, status: int, requests: int = 1) -> None:
-        """Requests answered without asking the store; 503: for want of room."""
-        self._answered[status].inc(requests)
+    def traffic(
+        self, answered: Mapping[int, int], handed_off: Mapping[str, int], *, connections: int, waiting: int
+    ) -> None:
+        """``answered``: requests, by status, answered without asking the store."""
+        for status, count in answered.items():
+            self._requests.labels(str(status)).inc(count)
+        for reason, count in handed_off.items():
+            self._handed_off.labels(reason).inc(count)
+        self._connections.set(connections)
+        self._in_flight.set(waiting)
 
     def sealed(self, record: Record, *, dropped_endpoints: int, suspicious: bool) -> None:
         self._sealed.inc()

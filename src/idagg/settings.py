@@ -115,6 +115,13 @@ def _queue(value: str) -> str:
     return value
 
 
+def _origin(value: str) -> str:
+    # As browsers send it (RFC 6454 6.2): in lower case, without path or slash.
+    if value != "*" and not re.fullmatch(r"https?://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?", value):
+        raise ValueError("not an origin")
+    return value
+
+
 def _secret(value: str) -> str:
     # Standard Webhooks writes a key as base64 behind this prefix.
     if value.startswith("whsec_") and not base64.b64decode(value.removeprefix("whsec_"), validate=True):
@@ -142,14 +149,32 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
 
-    host: _Host = Field(default="127.0.0.1", description="address or host name of the public door")
-    port: _Port = Field(default=8000, description="port of the public door, 0 to 65535 (0: any free one)")
+    host: _Host = Field(default="127.0.0.1", description="address or host name of the public listener")
+    port: _Port = Field(default=8000, description="port of the public listener, 0 to 65535 (0: any free one)")
     admin_host: _Host = Field(
-        default="127.0.0.1", description="address or host name of the admin door: metrics, health, status"
+        default="127.0.0.1", description="address or host name of the admin listener: metrics, health, status"
     )
     admin_port: _Port = Field(
         default=8001,
-        description="port of the admin door, 0 to 65535 (0: any free one); not the public door's",
+        description="port of the admin listener, 0 to 65535 (0: any free one); not the public listener's",
+    )
+    keepalive: int = Field(
+        default=75,
+        ge=1,
+        le=3600,
+        description="time an idle connection is kept, 1 to 3600 whole seconds; "
+        "more than the load balancer's own",
+    )
+    max_connection_age: int | None = Field(
+        default=None,
+        ge=1,
+        le=86_400,
+        description="age at which a connection ends behind its next answer, 1 to 86400 whole seconds, "
+        "up to a tenth earlier; none: no limit",
+    )
+    cors_origin: Annotated[str, AfterValidator(_origin)] | None = Field(
+        default=None,
+        description="origin whose pages may read the answers, scheme://host[:port], or * for all",
     )
     workers: int = Field(
         default_factory=_usable_cpus, ge=1, le=MAX_WORKERS, description="number of worker processes, 1 to 256"
@@ -213,10 +238,10 @@ class Settings(BaseModel):
 
     @field_validator("admin_port")
     @classmethod
-    def _own_door(cls, admin_port: int, info: ValidationInfo) -> int:
+    def _own_port(cls, admin_port: int, info: ValidationInfo) -> int:
         public = info.data.get("host"), info.data.get("port")
         if admin_port and public == (info.data.get("admin_host"), admin_port):
-            raise ValueError("the public door's port")
+            raise ValueError("the public listener's port")
         return admin_port
 
     def to_json(self) -> bytes:

@@ -1,1 +1,1 @@
-"""Where a hit comes in: two doors, one idea of a valid request, and group commit."""
+"""Where hits come in: the fast path, the fallback app, one idea of a valid request, and group commit."""

@@ -1,29 +1,53 @@
-"""What a valid request is. Both doors ask here, so that they cannot differ.
+"""What a valid accept request asks for. Pure; every way in asks here, so that they cannot differ.
 
-The input is the raw query, as it came over the wire, so that nothing is decoded twice or in two ways.
+The query is read as every web framework reads it: split at ``&`` and ``=``, then percent-encoding and ``+``
+are decoded, once. What two readers could read in two ways is refused.
 """
 
 from __future__ import annotations
 
-import functools
 import ipaddress
 import re
-from urllib.parse import unquote_to_bytes, urlsplit
+from typing import TypeVar
+from urllib.parse import unquote_to_bytes
 
-PATH = "/api/verve/accept"
+import orjson
 
 MAX_ENDPOINT_BYTES = 2048
 _MAX_HOST_BYTES = 253  # RFC 1035, less the two bytes that the wire form adds
+_MAX_PORT = 65_535
 _INT64_DIGITS = 19
-_ZERO = ord("0")
-_VISIBLE = bytes(range(0x21, 0x7F))
+# An id that is canonical as it stands: no sign, no zero in front, and too short to leave 64 bits.
+PLAIN_ID = rb"[1-9][0-9]{0,17}+"
+_is_plain = re.compile(PLAIN_ID).fullmatch
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 # A DNS name as resolvers take it: letters, digits, hyphens, underscores (common, though not legal) and dots.
-_HOST = re.compile(rb"[0-9A-Za-z_-]{1,63}(\.[0-9A-Za-z_-]{1,63})*\.?")
-# RFC 3986's characters: no space, control, quote or bracket but those around an IPv6 address.
-_URL = re.compile(rb"[!#-;=?-Z\[\]_a-z~]+")
+# What follows it: RFC 3986's characters, no space, control, quote or backslash.
+_ENDPOINT = re.compile(
+    rb"(?i:https?)://(?:([0-9A-Za-z_-]{1,63}(?:\.[0-9A-Za-z_-]{1,63})*\.?)|\[([0-9A-Fa-f:.]+)\])"
+    rb"(?::([0-9]{0,5}))?(?:[/?#][!#-;=?-Z\[\]_a-z~]*)?"
+).fullmatch
+# How most requests with an endpoint are written: three times as fast to take apart.
+_COMMON = re.compile(rb"id=(%b)&endpoint=([^&]*+)" % PLAIN_ID).fullmatch
+_WHITE = b" \t\r\n"
+# Ids that are canonical as they stand, in the two forms of a bulk body: three times as fast as looking at
+# each.
+_LINES = re.compile(rb"(?:%b\n)*%b\n?" % (PLAIN_ID, PLAIN_ID)).fullmatch
+_ARRAY = re.compile(
+    rb"%(gap)b\[(?:%(gap)b%(id)b%(gap)b,)*%(gap)b%(id)b%(gap)b\]%(gap)b"
+    % {b"gap": rb"[ \t\r\n]*+", b"id": PLAIN_ID}
+).fullmatch
 
+T = TypeVar("T")
 Hit = tuple[bytes, bytes | None]
+
+# Of a bulk request. The store takes no more ids in one batch.
+MAX_BULK_IDS = 4096
+MAX_BULK_BYTES = 131_072
+
+
+class TooManyError(Exception):
+    """A bulk request has more than MAX_BULK_IDS ids."""
 
 
 def parse(query: bytes) -> Hit | None:
@@ -31,40 +55,86 @@ def parse(query: bytes) -> Hit | None:
 
     Unknown parameters are ignored; ``id`` and ``endpoint`` may stand once.
     """
-    if query.translate(None, _VISIBLE):
+    common = _COMMON(query)
+    if common is not None:
+        return _with_endpoint(common[1], _decoded(common[2]))
+    values = _parameters(query)
+    if values is None or values[0] is None:
         return None
-    ids: bytes | None = None
-    endpoint: bytes | None = None
+    number = canonical_id(values[0])
+    return None if number is None else _with_endpoint(number, values[1])
+
+
+def parse_bulk(query: bytes, body: bytes) -> tuple[list[bytes], bytes | None] | None:
+    """The canonical ids of a bulk request, in their order, and the endpoint or None; None for what is
+    answered 400.
+
+    The body is a JSON array, of integers or strings of digits, or has an id a line. Raises TooManyError.
+    """
+    values = _parameters(query)
+    if values is None or values[0] is not None:
+        return None
+    ids = _bulk_ids(body)
+    return None if ids is None else _with_endpoint(ids, values[1])
+
+
+def _bulk_ids(body: bytes) -> list[bytes] | None:
+    """Raises TooManyError, before it has looked at too many."""
+    if _LINES(body):
+        return _few_enough(body.split())
+    if _ARRAY(body):
+        return _few_enough(body.translate(None, _WHITE)[1:-1].split(b","))
+    if body.lstrip(_WHITE).startswith(b"["):
+        try:
+            items = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            return None
+        raw = [str(item).encode() if type(item) in (int, str) else b"" for item in _few_enough(items)]
+    else:
+        raw = _few_enough(body.rstrip(_WHITE).replace(b"\r\n", b"\n").split(b"\n"))
+    ids = list(filter(None, map(canonical_id, raw)))
+    return ids if ids and len(ids) == len(raw) else None
+
+
+def _few_enough(items: list[T]) -> list[T]:
+    if len(items) > MAX_BULK_IDS:
+        raise TooManyError
+    return items
+
+
+def _with_endpoint(ids: T, value: bytes | None) -> tuple[T, bytes | None] | None:
+    """HTML forms send an empty value for a field that nobody filled in: no endpoint."""
+    if not value:
+        return ids, None
+    endpoint = canonical_endpoint(value)
+    return None if endpoint is None else (ids, endpoint)
+
+
+def _parameters(query: bytes) -> tuple[bytes | None, bytes | None] | None:
+    """The decoded values of ``id`` and ``endpoint``; None where one of them stands twice."""
+    found: dict[bytes, bytes] = {}
     for pair in query.split(b"&"):
         name, _, value = pair.partition(b"=")
-        if name == b"id":
-            if ids is not None:
+        name = _decoded(name)
+        if name in (b"id", b"endpoint"):
+            if name in found:
                 return None
-            ids = canonical_id(value)
-            if ids is None:
-                return None
-        elif name == b"endpoint":
-            if endpoint is not None:
-                return None
-            endpoint = canonical_endpoint(value)
-            if endpoint is None:
-                return None
-        elif b"%" in name and unquote_to_bytes(name) in (b"id", b"endpoint"):
-            # Another reader of this URL would see one of the two a second time.
-            return None
-    if ids is None:
-        return None
-    return ids, endpoint
+            found[name] = _decoded(value)
+    return found.get(b"id"), found.get(b"endpoint")
 
 
-def is_canonical(value: bytes) -> bool:
-    """Whether this is an id as it stands: no sign, no zero in front, and too short to leave 64 bits."""
-    return value.isdigit() and len(value) < _INT64_DIGITS and value[0] != _ZERO
+def _decoded(text: bytes) -> bytes:
+    text = text.replace(b"+", b" ")
+    if b"%" not in text:
+        return text
+    # In an endpoint there is often nothing else; the library takes four times as long.
+    text = text.replace(b"%3A", b":").replace(b"%2F", b"/")
+    return unquote_to_bytes(text) if b"%" in text else text
 
 
 def canonical_id(value: bytes) -> bytes | None:
     """``007`` → ``7``, ``-0`` → ``0``; None unless it is a decimal integer of signed 64 bits."""
-    if is_canonical(value):
+    if _is_plain(value):
         return value
     digits = value[1:] if value[:1] == b"-" else value
     if not digits.isdigit():
@@ -78,32 +148,20 @@ def canonical_id(value: bytes) -> bytes | None:
     return b"%d" % number
 
 
-@functools.lru_cache(maxsize=1024)  # most callers send one of a few
-def canonical_endpoint(value: bytes) -> bytes | None:
-    """The percent-decoded URL; None unless it is absolute http or https with a host and without userinfo."""
-    url = unquote_to_bytes(value)
-    if not 0 < len(url) <= MAX_ENDPOINT_BYTES or not _URL.fullmatch(url):
+def canonical_endpoint(url: bytes) -> bytes | None:
+    """The URL; None unless it is absolute http or https with a host and without userinfo."""
+    if len(url) > MAX_ENDPOINT_BYTES:
         return None
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:  # a bad port or bracket
+    found = _ENDPOINT(url)
+    if found is None:
         return None
-    if parts.scheme not in (b"http", b"https") or b"@" in parts.netloc or port == 0:
+    name, address, port = found.groups()
+    if port and not 0 < int(port) <= _MAX_PORT:
         return None
-    return url if _is_host(parts.netloc) else None
-
-
-def _is_host(netloc: bytes) -> bool:
-    """A DNS name, an IPv4 address or a bracketed IPv6 address; the port has been looked at."""
-    if not netloc.startswith(b"["):
-        host = netloc.partition(b":")[0]
-        return len(host) <= _MAX_HOST_BYTES and _HOST.fullmatch(host) is not None
-    address, _, rest = netloc[1:].partition(b"]")
-    if b"%" in address or rest[:1] not in (b"", b":"):
-        return False
+    if address is None:
+        return url if len(name) <= _MAX_HOST_BYTES else None
     try:
         ipaddress.IPv6Address(address.decode("ascii"))
     except ValueError:
-        return False
-    return True
+        return None
+    return url

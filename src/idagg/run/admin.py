@@ -1,18 +1,25 @@
-"""The admin door: metrics and health of this VM. Served by the supervisor, never on the public door."""
+"""The admin listener: metrics and health of this machine. Served by the supervisor, never in public."""
 
 from __future__ import annotations
 
 import asyncio
-import os
+import collections
+import time
 from pathlib import Path
 from typing import Protocol
 
 from aiohttp import web
 
 from idagg import metrics
-from idagg.accept.app import KEEPALIVE_S
-from idagg.errors import CannotStartError
-from idagg.run.sockets import shown
+from idagg.accept.fallback import Fallback
+from idagg.accept.fast_path import FastPath
+from idagg.accept.listener import Listener
+from idagg.run import sockets
+from idagg.tasks import end
+
+_KEEPALIVE_S = 75
+# How long a stop waits for answers under way.
+_CLOSE_S = 1.0
 
 
 class Watched(Protocol):
@@ -21,35 +28,45 @@ class Watched(Protocol):
     def trouble(self) -> dict[str, str]: ...
 
 
-class AdminDoor:
+class AdminListener:
     def __init__(self, watched: Watched) -> None:
         self._watched = watched
-        app = web.Application()
-        app.add_routes(
+        readyz = self._readyz
+        self._fallback = Fallback(
             [
                 web.get("/metrics", self._metrics),
                 web.get("/livez", self._livez),
-                web.get("/readyz", self._readyz),
-            ]
+                web.options("/livez", self._livez),
+                web.get("/readyz", readyz),
+                web.options("/readyz", readyz),
+            ],
+            collections.Counter(),
         )
-        self._runner = web.AppRunner(
-            app, handle_signals=False, access_log=None, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=1.0
+        self._path = FastPath(
+            None, self._fallback, epoch_s=time.time(), deadline_s=_CLOSE_S, keepalive_s=_KEEPALIVE_S
         )
+        self._listener: Listener | None = None
+        self._ticking: asyncio.Task[None] | None = None
 
     async def start(self, host: str, port: int) -> str:
         """Returns the URL. Raises CannotStartError."""
-        await self._runner.setup()
-        try:
-            await web.TCPSite(self._runner, host, port).start()
-        except OSError as error:
-            raise CannotStartError(
-                f"cannot listen on {shown(host, port)} for the admin door: {os.strerror(error.errno or 0)}; "
-                "stop what listens there, or give another --admin-host or --admin-port"
-            ) from error
-        return f"http://{shown(host, self._runner.addresses[0][1])}"
+        (listening,) = sockets.listen(host, port, 1, flags="--admin-host or --admin-port")
+        await self._fallback.start()
+        self._listener = Listener(listening, self._path)
+        self._ticking = asyncio.create_task(self._tick())
+        return f"http://{sockets.shown(host, listening.getsockname()[1])}"
 
     async def close(self) -> None:
-        await self._runner.cleanup()
+        if self._listener is not None and self._ticking is not None:
+            await self._listener.close()
+            await end(self._ticking)
+            await self._path.close(_CLOSE_S)
+            await self._fallback.close()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            self._path.second(time.time())
 
     async def _metrics(self, request: web.Request) -> web.Response:
         body = await asyncio.to_thread(metrics.exposition, self._watched.metrics_folder)

@@ -1,4 +1,4 @@
-"""The public door's listening sockets: one SO_REUSEPORT socket per worker, held by the supervisor.
+"""Listening sockets: for the public listener one SO_REUSEPORT socket per worker, held by the supervisor.
 
 The kernel spreads connections over them. A dead worker's socket stays open here, so that what waits in its
 backlog waits for the successor instead of being reset.
@@ -15,14 +15,14 @@ from idagg.errors import CannotStartError
 BACKLOG = 4096
 
 
-def listen(host: str, port: int, count: int) -> list[socket.socket]:
-    """``count`` listening sockets on one address. Raises CannotStartError."""
+def listen(host: str, port: int, count: int, *, flags: str = "--host or --port") -> list[socket.socket]:
+    """``count`` listening sockets on one address, which ``flags`` set. Raises CannotStartError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except OSError as error:
-        raise CannotStartError(f"--host {host} cannot be resolved: {error.strerror}") from error
+        raise CannotStartError(f"{flags.split()[0]} {host} cannot be resolved: {error.strerror}") from error
     sockets: list[socket.socket] = []
     try:
         # SO_REUSEPORT alone would share the port with any other process of this user: the first socket is
@@ -45,7 +45,7 @@ def listen(host: str, port: int, count: int) -> list[socket.socket]:
         reason = os.strerror(error.errno or 0)
         raise CannotStartError(
             f"cannot listen on {shown(host, port)}: {reason}; is another idagg running there? "
-            "Stop it, or give another --host or --port"
+            f"Stop it, or give another {flags}"
         ) from error
     return sockets
 

@@ -23,7 +23,7 @@ import uvloop
 from idagg import __version__, metrics
 from idagg.errors import CannotStartError, Exit, IdaggError
 from idagg.run import sockets
-from idagg.run.admin import AdminDoor
+from idagg.run.admin import AdminListener
 from idagg.run.logs import log_to_stderr
 from idagg.run.restart import YOUNG_S, Restarts
 from idagg.run.status import Beat, Order
@@ -142,7 +142,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._replace.set)
-        admin = AdminDoor(self)
+        admin = AdminListener(self)
         try:
             admin_url = await admin.start(self._settings.admin_host, self._settings.admin_port)
             if not self._redis_url:

@@ -6,6 +6,7 @@ Run by the supervisor as ``python -m idagg.run.worker``; see ``idagg.run.status`
 from __future__ import annotations
 
 import asyncio
+import collections
 import faulthandler
 import functools
 import gc
@@ -22,11 +23,12 @@ import uvloop
 from aiohttp import http_parser
 
 from idagg import metrics as metrics_module
-from idagg.accept.app import AppDoor, application
+from idagg.accept.admission import Admission
 from idagg.accept.commit import TICK_S, GroupCommit
-from idagg.accept.entrance import Entrance
-from idagg.accept.front import FrontDoor
-from idagg.accept.known import Known
+from idagg.accept.connection import EXCHANGE_S
+from idagg.accept.fallback import Fallback, accept_routes, health_routes
+from idagg.accept.fast_path import FastPath
+from idagg.accept.listener import Listener
 from idagg.deliver.broker import Broker
 from idagg.deliver.callback import Callbacks
 from idagg.deliver.guard import Guard
@@ -66,8 +68,7 @@ class Worker:
         self._failed_at = -math.inf  # when a batch was last not stored, by the loop's clock
         loop = asyncio.get_running_loop()
 
-        known = Known()
-        self._hits = Link(order.redis_url, known.forget)
+        self._hits = Link(order.redis_url)
         self._commit = GroupCommit(
             HitStore(
                 self._hits,
@@ -76,13 +77,26 @@ class Worker:
                 exact_limit=settings.exact_limit,
             ),
             self,
-            known,
             deadline_s=settings.deadline,
             max_batch=MAX_BATCH,
             now=loop.time,
         )
-        self._app = AppDoor(application(self._commit, self._store_trouble, self._metrics.refused))
-        self._front = FrontDoor(self._commit, self._app, epoch_s=time.time())
+        tally = collections.Counter[int]()
+        admission = Admission(self._commit, tally)
+        self._fallback = Fallback(
+            [*accept_routes(admission, settings.cors_origin), *health_routes(self._store_trouble)],
+            tally,
+            cors_origin=settings.cors_origin,
+        )
+        self._public = FastPath(
+            admission,
+            self._fallback,
+            epoch_s=time.time(),
+            deadline_s=settings.deadline,
+            keepalive_s=settings.keepalive,
+            max_age_s=settings.max_connection_age or math.inf,
+            cors_origin=settings.cors_origin,
+        )
 
         self._client = Client(order.redis_url, timeout_s=FLUSH_TIMEOUT_S)
         windows = WindowStore(
@@ -142,8 +156,8 @@ class Worker:
             asyncio.create_task(self._connect_broker(), name="broker"),
             asyncio.create_task(self._watch_supervisor(), name="supervisor"),
         ]
-        await self._app.start()
-        entrance = Entrance(socket.socket(fileno=self._order.listener), self._front)
+        await self._fallback.start()
+        listener = Listener(socket.socket(fileno=self._order.listener), self._public)
         others.append(asyncio.create_task(self._beat(), name="beat"))
         # What is alive now stays alive: the collector need not look at it again.
         gc.collect()
@@ -158,16 +172,15 @@ class Worker:
                 task.result()
             raise RuntimeError(f"{[task.get_name() for task in done]} ended by itself")
 
-        self._front.drain()
-        self._app.drain()
-        await entrance.close()
+        self._public.drain()
+        await listener.close()
         self._flusher.stop()
         await flusher
         await end(bid)
         await self._leadership.resign()
         await self._last_requests()
-        self._front.close()
-        await self._app.close()
+        await self._public.close(EXCHANGE_S)
+        await self._fallback.close()
         self._commit.stop()
         await commit
         await end(*others)
@@ -177,11 +190,11 @@ class Worker:
         await self._hits.close()
         await self._client.close()
 
-    def batch(self, *, ids: int, repeats: int, stored: bool, took_s: float) -> None:
+    def batch(self, *, requests: int, ids: int, repeats: int, stored: bool, took_s: float) -> None:
         """Hear of a batch from the group commit."""
         if not stored:
             self._failed_at = asyncio.get_running_loop().time()
-        self._metrics.batch(ids=ids, repeats=repeats, stored=stored, took_s=took_s)
+        self._metrics.batch(requests=requests, ids=ids, repeats=repeats, stored=stored, took_s=took_s)
 
     def _store_trouble(self) -> str | None:
         """A batch's trouble is of the present for a while only: a load balancer that asks whether we are
@@ -192,23 +205,28 @@ class Worker:
     async def _last_requests(self) -> None:
         """Wait for those whom the drain leaves one more request, but no longer than LAST_REQUEST_S."""
         give_up_at = time.monotonic() + LAST_REQUEST_S
-        while self._front.connections or self._app.connections:
+        while self._public.connections:
             if time.monotonic() > give_up_at:
                 return
             await asyncio.sleep(TICK_S)
 
     async def _tick(self) -> None:
-        """The one coarse clock of the doors."""
+        """The one coarse clock of the public listener."""
         loop = asyncio.get_running_loop()
         next_second = loop.time() + 1
         while True:
             await asyncio.sleep(TICK_S)
             self._commit.tick()
+            self._public.tick()
             if loop.time() >= next_second:
                 next_second += 1
-                self._front.second(time.time())
-                for status, count in self._front.take_refused():
-                    self._metrics.refused(status, count)
+                self._public.second(time.time())
+                self._metrics.traffic(
+                    self._fallback.take_tally(),
+                    self._fallback.take_reasons(),
+                    connections=len(self._public.connections),
+                    waiting=self._commit.waiting,
+                )
 
     async def _connect_broker(self) -> None:
         """Only a leader has something to say to the broker."""

@@ -16,12 +16,24 @@ MAX_ENDPOINTS = 10_000
 
 
 class Stored(NamedTuple):
-    """Where a batch went: the window's start, how many of the ids were not in it before (all of them where
-    the store does not know), and how long it takes ids from now on."""
+    """The store's answer to a batch.
+
+    ``start_s`` is the start of the window that took the batch. ``new_ids`` is how many of its ids were not in
+    it before: all of them where the store does not know. ``continues``: the window is the one that took the
+    last batch acknowledged, and the store still has all that was acknowledged of it.
+    """
 
     start_s: int
     new_ids: int
-    left_s: float
+    continues: bool
+
+
+class _Acknowledged(NamedTuple):
+    """The last batch of which the store's answer came; as in accept.lua."""
+
+    seq: int = 0
+    start_s: int = 0
+    since: int = 0
 
 
 def shard_tag(namespace: str) -> str:
@@ -43,17 +55,21 @@ class HitStore:
         self._scripts = scripts
         self._tag = shard_tag(namespace)
         self._fixed = (window_s, exact_limit, endpoint_limit, secrets.token_hex(8))
+        self._acknowledged = _Acknowledged()
 
     async def add(
         self, seq: int, ids: Sequence[bytes], endpoints: Collection[bytes] = (), repeats: int = 0
     ) -> Stored:
-        """Count up to MAX_BATCH canonical ids, and ``repeats`` further hits of ids counted before.
+        """Count up to MAX_BATCH canonical ids, and ``repeats`` further hits of ids in the window of the last
+        batch acknowledged. These are counted if the answer ``continues``, and only then.
 
         Safe to repeat with the same ``seq``, which rises with each batch. Raises StoreAwayError where it may
         or may not have been counted, StoreRefusedError where it was not.
         """
         array = b'["%b"]' % b'","'.join(ids) if ids else b"[]"
-        start_s, new_ids, left_ms = await self._scripts.script(
-            "accept", self._tag, *self._fixed, seq, repeats, array, *endpoints
+        last = self._acknowledged
+        start_s, new_ids, since = await self._scripts.script(
+            "accept", self._tag, *self._fixed, seq, b"%d %d %d" % last, repeats, array, *endpoints
         )
-        return Stored(start_s, new_ids, left_ms / 1000)
+        self._acknowledged = _Acknowledged(seq, start_s, since)
+        return Stored(start_s, new_ids, continues=(start_s, since) == (last.start_s, last.since))

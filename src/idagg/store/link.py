@@ -7,7 +7,6 @@ microsecond an id. Addresses, credentials and TLS are still the library's to wor
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any, cast
 
 import hiredis
@@ -24,12 +23,10 @@ from idagg.store.client import NO_REDIS, Script, address, explained, refusal, un
 
 class Link:
     """Connects when it is used. A command whose answer nobody waits for any more costs the connection, since
-    the next answer would be taken for its own. ``on_lost`` hears of each connection that ends: what answers
-    the next may know less than what answered the last."""
+    the next answer would be taken for its own."""
 
-    def __init__(self, url: str, on_lost: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, url: str) -> None:
         self.address = address(url)
-        self._on_lost = on_lost
         self._pool = ConnectionPool.from_url(url)
         self._connected: _Protocol | None = None
 
@@ -67,16 +64,12 @@ class Link:
         loop = asyncio.get_running_loop()
         # What the library would connect to, and how; it is not opened.
         plan: Connection | UnixDomainSocketConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]  # untyped there
-
-        def protocol() -> _Protocol:
-            return _Protocol(self._on_lost)
-
         try:
             if isinstance(plan, UnixDomainSocketConnection):
-                _, link = await loop.create_unix_connection(protocol, plan.path)
+                _, link = await loop.create_unix_connection(_Protocol, plan.path)
             else:
                 tls = plan.ssl_context.get() if isinstance(plan, SSLConnection) else None
-                _, link = await loop.create_connection(protocol, plan.host, plan.port, ssl=tls)
+                _, link = await loop.create_connection(_Protocol, plan.host, plan.port, ssl=tls)
         except OSError as error:
             raise unreachable(self.address, str(error)) from error
         try:
@@ -103,8 +96,7 @@ class Link:
 class _Protocol(asyncio.Protocol):
     """One answer at a time, whole."""
 
-    def __init__(self, on_lost: Callable[[], None]) -> None:
-        self._on_lost = on_lost
+    def __init__(self) -> None:
         self._reader = hiredis.Reader()
         self._answer: asyncio.Future[Any] | None = None
         self._transport: asyncio.Transport | None = None
@@ -150,7 +142,6 @@ class _Protocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._on_lost()
         self._fail(exc if isinstance(exc, OSError) else _lost())
 
     def _fail(self, error: OSError) -> None:

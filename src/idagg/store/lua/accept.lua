@@ -5,15 +5,20 @@
 -- ARGV[3]  endpoints per window kept
 -- ARGV[4]  the worker's incarnation
 -- ARGV[5]  the batch's sequence number, rising from 1 within the incarnation
--- ARGV[6]  further hits, of ids that are in the window already; they count in the next one where it has just
---          ended, and are lost where that has no ids yet
--- ARGV[7]  at most 4096 ids (unpack() is limited to about 8,000), a JSON array of strings: cheaper to make, and to
+-- ARGV[6]  "SEQ START SINCE" of the worker's last acknowledged batch; "0 0 0" before the first
+-- ARGV[7]  further hits, of ids that acknowledged batches put into the window of ARGV[6]
+-- ARGV[8]  at most 4096 ids (unpack() is limited to about 8,000), a JSON array of strings: cheaper to make, and to
 --          take apart, than as many arguments
--- ARGV[8…] at most 4096 endpoints, named beside some of the ids
+-- ARGV[9…] at most 4096 endpoints, named beside some of the ids
 --
--- Returns the start of the window that holds the batch, s; how many of the ids were not in it before; and for
---         how long it takes ids, ms. When the batch comes again: the start of the first time; all ids; 0. All
---         ids, too, where they are not kept exactly any more.
+-- Returns {start, new, since}
+--   start  the start of the window that holds the batch, s
+--   new    how many of the ids were not in it before; all of them where the ids are not kept exactly any more
+--   since  the batch with which this store's unbroken knowledge of the worker began. It is this batch's own
+--          number where the last batch applied here is not the one that ARGV[6] names.
+-- The hits of ARGV[7] are counted where START and SINCE are those of ARGV[6], and nowhere else.
+-- When a batch comes again, nothing is done. The start and since are those of the first time, and new is all ids.
+--
 -- Errors: STALE   a later batch of this worker was applied already; nothing was done
 --         LENGTH  the store's windows are of another length; nothing was done
 --         SCHEMA  the store was written by another version; nothing was done
@@ -22,34 +27,35 @@ local length = tonumber(ARGV[1])
 local state = redis.call('HMGET', key('state'), 'length', 'sealed_through', 'schema')
 if state[3] and state[3] ~= SCHEMA then
   return redis.error_reply('SCHEMA ' .. state[3])
-elseif not state[1] then
-  redis.call('HSET', key('state'), 'length', length, 'schema', SCHEMA)
-elseif tonumber(state[1]) ~= length then
+elseif state[1] and tonumber(state[1]) ~= length then
   return redis.error_reply('LENGTH ' .. state[1])
 end
 
 local seq = tonumber(ARGV[5])
-local ids = cjson.decode(ARGV[7])
-local last = redis.call('GET', key('batch', ARGV[4]))
-if last then
-  local last_seq, last_start = string.match(last, '(%d+) (%d+)')
-  if tonumber(last_seq) == seq then
-    return {tonumber(last_start), #ids, 0}
-  elseif tonumber(last_seq) > seq then
-    return redis.error_reply('STALE ' .. last_seq)
-  end
+local ids = cjson.decode(ARGV[8])
+local last = read_token(redis.call('HGET', key('workers'), ARGV[4]))
+if last.seq == seq then
+  return {last.start, #ids, last.since}
+elseif last.seq > seq then
+  return redis.error_reply('STALE ' .. last.seq)
 end
 
-local start, left_ms = open_window(length, tonumber(state[2] or 0))
+local start = open_window(length, tonumber(state[2] or 0))
 local window = key('w', start)
-local is_open = redis.call('ZSCORE', key('open'), start)
-local new = #ids
+local is_known = last.mark == ARGV[6]
+local new, hits = #ids, #ids
+if is_known and last.start == start then
+  hits = hits + tonumber(ARGV[7])
+end
+
+if not state[1] then
+  redis.call('HSET', key('state'), 'length', length, 'schema', SCHEMA)
+end
 if #ids > 0 then
-  if not is_open then
+  if not redis.call('ZSCORE', key('open'), start) then
     -- First: nothing may go into a window that nobody would seal.
     redis.call('ZADD', key('open'), start, start)
     redis.call('HSET', window, 'length', length)
-    is_open = true
   end
   if redis.call('SCARD', window .. ':ids') <= tonumber(ARGV[2]) then
     new = redis.call('SADD', window .. ':ids', unpack(ids))
@@ -58,12 +64,9 @@ if #ids > 0 then
   end
   redis.call('PFADD', window .. ':hll', unpack(ids))
 end
-if is_open then
-  redis.call('HINCRBY', window, 'hits', #ids + tonumber(ARGV[6]))
-end
 
-local room = #ARGV > 7 and tonumber(ARGV[3]) - redis.call('SCARD', window .. ':endpoints')
-for i = 8, #ARGV do
+local room = #ARGV > 8 and tonumber(ARGV[3]) - redis.call('SCARD', window .. ':endpoints')
+for i = 9, #ARGV do
   if room > 0 then
     room = room - redis.call('SADD', window .. ':endpoints', ARGV[i])
   elseif redis.call('SISMEMBER', window .. ':endpoints', ARGV[i]) == 0 then
@@ -71,5 +74,13 @@ for i = 8, #ARGV do
   end
 end
 
-redis.call('SET', key('batch', ARGV[4]), ARGV[5] .. ' ' .. start, 'EX', 86400)
-return {start, new, left_ms}
+-- Last: the token says that all of this was done. Nothing that can fail may come between these two.
+if last.start == start then
+  hits = hits + last.hits
+elseif last.hits > 0 and redis.call('EXISTS', key('w', last.start)) == 1 then
+  -- The window before is not sealed yet. If its hash is spoilt, that is for seal.lua to find.
+  redis.pcall('HINCRBY', key('w', last.start), 'hits', last.hits)
+end
+local since = is_known and last.since or seq
+redis.call('HSET', key('workers'), ARGV[4], string.format('%d %d %d %d', seq, start, since, hits))
+return {start, new, since}

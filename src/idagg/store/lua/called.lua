@@ -5,7 +5,7 @@
 --
 -- Returns the number of endpoints still to be called.
 
-local endpoints = key('o', ARGV[2], 'endpoints')
+local endpoints = key('o', ARGV[2]) .. ':endpoints'
 if #ARGV > 2 then
   redis.call('SREM', endpoints, unpack(ARGV, 3))
 else

@@ -35,3 +35,12 @@ local function wrong_window(start)
     end
   end
 end
+
+local function wrong_token()
+  local tokens = redis.call('HGETALL', key('workers'))
+  for i = 1, #tokens, 2 do
+    if not read_token(tokens[i + 1]) then
+      return key('workers') .. ' has no token as ' .. tokens[i] .. ', but ' .. tokens[i + 1]
+    end
+  end
+end

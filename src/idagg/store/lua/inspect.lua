@@ -4,7 +4,7 @@
 
 local found = {}
 for name, wanted in pairs({state = 'hash', lock = 'string', aside = 'hash', open = 'zset', outbox = 'zset',
-    unsent = 'zset', callbacks = 'zset'}) do
+    unsent = 'zset', callbacks = 'zset', workers = 'hash'}) do
   found[#found + 1] = wrong_type(key(name), wanted)
 end
 if #found == 0 then
@@ -20,6 +20,7 @@ local now = state[1] and open_window(tonumber(state[1]), tonumber(state[2] or 0)
 if now and not redis.call('ZSCORE', key('open'), now) then
   table.insert(starts, now)
 end
+found[#found + 1] = wrong_token()
 for _, start in ipairs(starts) do
   found[#found + 1] = wrong_window(start)
 end

@@ -6,7 +6,7 @@
 --   TAG:state             hash    schema, length (s), sealed_through (s), epoch, since (s; the epoch's begin)
 --   TAG:lock              string  the leader's name, with a time to live
 --   TAG:open              zset    starts of the windows that hold ids and are not sealed
---   TAG:w:START           hash    length (s), hits, dropped (endpoints over the limit), capped
+--   TAG:w:START           hash    length (s), hits (less those in tokens), dropped (endpoints over the limit), capped
 --   TAG:w:START:ids       set     the ids, canonical decimal
 --   TAG:w:START:hll       HyperLogLog of the ids; kept 48 h after sealing
 --   TAG:w:START:endpoints set     the window's endpoints
@@ -17,13 +17,19 @@
 --   TAG:o:START:endpoints set     the endpoints still to be called
 --   TAG:aside             hash    what was taken out of an index because it cannot be read: by "INDEX MEMBER",
 --                                 what is wrong with it; its keys stay where they are, for a person
---   TAG:batch:WORKER      string  "SEQ START": the worker's last batch and the window it went to; kept 24 h
+--   TAG:workers           hash    by worker its token "SEQ START SINCE HITS": the last batch, the window it went
+--                                 to, the first batch of those that were applied here without a gap, and the
+--                                 worker's hits in that window. Kept for 24 h after that window
 
 -- Of this layout; a store of another is left alone.
-local SCHEMA = '1'
+local SCHEMA = '2'
 
-local function key(...)
-  return KEYS[1] .. ':' .. table.concat({...}, ':')
+-- Plain, since a script makes half a dozen: with table.concat() they were a tenth of a small batch.
+local function key(name, part)
+  if part then
+    return KEYS[1] .. ':' .. name .. ':' .. part
+  end
+  return KEYS[1] .. ':' .. name
 end
 
 -- Unix time in microseconds. Below 2^53, so that a Lua number holds it exactly.
@@ -36,13 +42,20 @@ local function on_grid(second, length)
   return math.ceil(second / length) * length
 end
 
--- The start of the window that takes ids now, and the ms until it does not any more.
+-- The start of the window that takes ids now.
 local function open_window(length, sealed_through)
-  local now = now_us()
-  local now_s = math.floor(now / 1000000)
+  local now_s = math.floor(now_us() / 1000000)
   local start = now_s - now_s % length
   if start < sealed_through then
     start = on_grid(sealed_through, length)
   end
-  return start, math.floor((start + length) * 1000 - now / 1000)
+  return start
+end
+
+-- What a worker's token says; of a worker without one, noughts. The mark is the token without its hits.
+local function read_token(token)
+  local mark, seq, start, since, hits = string.match(token or '0 0 0 0', '^((%d+) (%d+) (%d+)) (%d+)$')
+  if mark then
+    return {mark = mark, seq = tonumber(seq), start = tonumber(start), since = tonumber(since), hits = tonumber(hits)}
+  end
 end

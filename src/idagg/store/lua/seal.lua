@@ -6,8 +6,13 @@
 -- {0}: a window was sealed; or
 -- {-1, member, what}: the oldest window cannot be read, for what reason; nothing was done.
 --
+-- Errors: DAMAGED  what: the workers' tokens are no hash; nothing was done
+--
 -- An empty window is sealed where the leader was there at its end. Those that nobody was there for are passed
 -- over: they hold nothing, and after a year away there are half a million of them.
+
+-- Of workers that have ended. A batch that comes again does so within its deadline, of seconds.
+local TOKENS_KEPT_S = 86400
 
 local state = redis.call('HMGET', key('state'), 'length', 'sealed_through', 'since')
 local length, since = tonumber(state[1]), tonumber(state[3])
@@ -37,15 +42,29 @@ local wrong = wrong_window(start)
 if wrong then
   return {-1, tostring(start), wrong}
 end
+wrong = wrong_type(key('workers'), 'hash')
+if wrong then
+  return redis.error_reply('DAMAGED ' .. wrong)
+end
 
 -- First: a server that is full refuses a script whose first write takes memory, and sealing is what frees it.
 redis.call('ZREM', key('open'), start)
 local meta = redis.call('HMGET', window, 'hits', 'dropped', 'capped')
+local hits = tonumber(meta[1] or 0)
+local tokens = redis.call('HGETALL', key('workers'))
+for i = 1, #tokens, 2 do
+  local token = read_token(tokens[i + 1])
+  if token and token.start == start then
+    hits = hits + token.hits
+  elseif token and token.start < start - TOKENS_KEPT_S then
+    redis.call('HDEL', key('workers'), tokens[i])
+  end
+end
 local count = redis.call('SCARD', window .. ':ids')
 local estimate = redis.call('PFCOUNT', window .. ':hll')
 local exact = not meta[3] and count <= tonumber(ARGV[2])
 redis.call('HSET', outbox, 'length', length, 'unique', exact and count or estimate, 'estimate', estimate,
-  'hits', meta[1] or 0, 'exact', exact and 1 or 0, 'dropped', meta[2] or 0, 'epoch', ARGV[1])
+  'hits', hits, 'exact', exact and 1 or 0, 'dropped', meta[2] or 0, 'epoch', ARGV[1])
 redis.call('ZADD', key('outbox'), start, start)
 if redis.call('EXISTS', window .. ':endpoints') == 1 then
   redis.call('RENAME', window .. ':endpoints', outbox .. ':endpoints')
