@@ -75,7 +75,7 @@ def _options() -> argparse.Namespace:
     quick = "--quick" in sys.argv[1:]  # others' defaults depend on it
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measures idagg.")
     add = parser.add_argument
-    add("--quick", action="store_true", help="in two minutes: what the targets need, once and roughly")
+    add("--quick", action="store_true", help="in 2 to 3 minutes: what the targets need, once and roughly")
     add(
         "--only",
         type=names(_PARTS),

@@ -17,20 +17,21 @@ class Cost:
     load: Load
     server_cpu_s: dict[int, float]
     store_cpu_s: dict[int, float]
+    balancer_cpu_s: dict[int, float]
 
     @classmethod
     def of(cls, server: Server, drive: Callable[[], Load]) -> Cost:
-        store = server.store.process.pid if server.store else None
-        server_before, store_before = cpu_seconds(server.process.pid), cpu_seconds(store) if store else {}
+        processes = [server.process, server.store and server.store.process, server.balancer]
+        before = [cpu_seconds(process.pid) if process else {} for process in processes]
         load = drive()
-        server_after, store_after = cpu_seconds(server.process.pid), cpu_seconds(store) if store else {}
+        after = [cpu_seconds(process.pid) if process else {} for process in processes]
         if not load.accepted:
             raise RuntimeError(f"{server.folder.name} accepted nothing: {load}")
-        return cls(
-            load,
-            {pid: spent - server_before.get(pid, 0) for pid, spent in server_after.items()},
-            {pid: spent - store_before.get(pid, 0) for pid, spent in store_after.items()},
-        )
+        spent = [
+            {pid: now - then.get(pid, 0) for pid, now in each.items()}
+            for each, then in zip(after, before, strict=True)
+        ]
+        return cls(load, *spent)
 
     @property
     def rate(self) -> float:
@@ -38,16 +39,23 @@ class Cost:
 
     @property
     def server_us(self) -> float:
-        """CPU µs of the server's processes per accepted request."""
-        return sum(self.server_cpu_s.values()) * 1e6 / self.load.accepted
+        """CPU µs of the server's processes per accepted id."""
+        return self._us(self.server_cpu_s)
 
     @property
     def store_us(self) -> float:
-        return sum(self.store_cpu_s.values()) * 1e6 / self.load.accepted
+        return self._us(self.store_cpu_s)
+
+    @property
+    def balancer_us(self) -> float:
+        return self._us(self.balancer_cpu_s)
 
     @property
     def total_us(self) -> float:
         return self.server_us + self.store_us
+
+    def _us(self, cpu_s: dict[int, float]) -> float:
+        return sum(cpu_s.values()) * 1e6 / self.load.accepted
 
     def __str__(self) -> str:
         return f"{self.rate:,.0f} requests/s, {self.server_us:.2f} + {self.store_us:.2f} µs"

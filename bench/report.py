@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import median, quantiles
+
 import bench.closed_loop.report
 import bench.flushing.report
 import bench.growth.report
@@ -13,7 +16,10 @@ from bench.targets import TARGETS
 # A machine that does more than this without us is not ours.
 _CALM_LOAD_AVERAGE, _CALM_CORES = 0.5, 0.25
 _WHERE = "{processor}, {cores} cores, {memory}, {system}, Linux {kernel}, an fsync takes {fsync}"
-_WHAT = "idagg at {commit}, Python {python}, {packages}, Redis {redis}, nginx {nginx}, Go {go}, wrk {wrk}"
+_WHAT = (
+    "idagg at {commit}, Python {python}, {packages}, Redis {redis}, nginx {nginx}, Go {go}, "
+    "Rust {rust}, HAProxy {haproxy}, Java {java}, wrk {wrk}"
+)
 _QUICK = """A quick run: what the targets need, once and roughly. The open loop has windows of {window} s and
 {idle:,} idle connections beside it, the flush {ids:,} ids; {endpoints:,} endpoints are called. Left out are
 servers and traffic that no target is about, the check of the open loop's generator, latency by rate,
@@ -71,7 +77,14 @@ def _before(found: Findings) -> str:
 def _targets(found: Findings) -> str:
     rows = []
     for target in TARGETS:
-        value = target.measured(found)
-        measured = ("-", "-") if value is None else (f"{value:.2f}", target.verdict(value))
-        rows.append([target.figure, target.limit(target.must), target.limit(target.stretch), *measured])
-    return table(["figure", "must", "stretch", "measured", "reached"], rows)
+        values = target.measured(found)
+        rows.append([target.figure, target.limit(target.must), target.limit(target.stretch)])
+        rows[-1] += [*_spread(values), target.verdict(median(values)) if values else "-"]
+    return table(["figure", "must", "stretch", "min", "q1", "median", "q3", "reached"], rows)
+
+
+def _spread(values: Sequence[float]) -> list[str]:
+    """The least, the first quartile, the median, the third quartile; of a single figure only itself."""
+    if len(values) < 2:
+        return ["-", "-", f"{values[0]:.2f}" if values else "-", "-"]
+    return [f"{value:.2f}" for value in (min(values), *quantiles(values, n=4, method="inclusive"))]

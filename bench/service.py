@@ -87,6 +87,7 @@ class Server:
     port: int
     folder: Path
     store: Store | None = None
+    balancer: subprocess.Popen[bytes] | None = None  # has the port, where there is one
     began: float = dataclasses.field(default_factory=time.monotonic)
 
     def stored(self) -> int | None:
@@ -109,7 +110,7 @@ class Server:
                 if connection.getresponse().status == 200:
                     return time.monotonic() - self.began
             time.sleep(0.01)
-        output = "".join(path.read_text() for path in self.folder.glob("*.out"))
+        output = "".join(path.read_text() for path in self.folder.rglob("*.out"))
         raise RuntimeError(f"the server in {self.folder.name} does not answer:\n{output}")
 
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-# By Debian package, what shows that it is there.
+_CARGO, _RUSTC, _CRATES = "/usr/bin/cargo", "/usr/bin/rustc", "/usr/share/cargo/registry"
+# By Debian package, a file that shows that it is there.
 _DEBIAN = {
     "wrk": "/usr/bin/wrk",
     "redis-server": "/usr/bin/redis-server",
@@ -28,6 +29,13 @@ _DEBIAN = {
     "lua-nginx-redis": "/usr/share/lua/5.1/nginx/redis.lua",
     "golang-go": "/usr/bin/go",
     "golang-github-gomodule-redigo-dev": "/usr/share/gocode/src/github.com/gomodule/redigo",
+    "cargo": _CARGO,
+    "rustc": _RUSTC,
+    "librust-hyper-dev": f"{_CRATES}/hyper-*",
+    "librust-itoa-dev": f"{_CRATES}/itoa-*",
+    "librust-tokio-dev": f"{_CRATES}/tokio-1*",
+    "haproxy": "/usr/sbin/haproxy",
+    "default-jdk-headless": "/usr/bin/javac",
 }
 _PYTHON = ("idagg", "aiohttp", "redis", "hiredis", "uvloop", "httptools", "fastapi", "uvicorn", "matplotlib")
 
@@ -41,7 +49,7 @@ def need() -> None:
     os.environ["PATH"] += ":/usr/sbin"
     if absent := [name for name in _PYTHON if not _version(name)]:
         sys.exit(f"The bench needs {', '.join(absent)} from PyPI: run it with `tox -e bench`.")
-    missing = [package for package, path in _DEBIAN.items() if not Path(path).exists()]
+    missing = [package for package, path in _DEBIAN.items() if not _exists(path)]
     if not missing:
         return
     install = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
@@ -63,12 +71,31 @@ def go_program(source: Path, cache: Path) -> str:
     return str(program)
 
 
+@functools.cache
+def rust_program(source: Path, cache: Path) -> str:
+    """A Rust program, built with Debian's compiler and crates and nothing from the network."""
+    # Built from a copy: cargo writes beside it which versions it took.
+    copy = cache / "rust" / source.name
+    shutil.copytree(source, copy, dirs_exist_ok=True)
+    (copy / "Cargo.lock").unlink(missing_ok=True)
+    crates = ["source.crates-io.replace-with='debian'", f"source.debian.directory='{_CRATES}'"]
+    command = [_CARGO, "build", "--release", "--offline", "--quiet"]
+    command += [word for setting in crates for word in ("--config", setting)]
+    target = cache / "rust" / "target"
+    variables = {"CARGO_TARGET_DIR": str(target), "RUSTC": _RUSTC}
+    subprocess.run(command, cwd=copy, env={**os.environ, **variables}, check=True)
+    return str(target / "release" / "accept")
+
+
 def machine(cache: Path) -> dict[str, str]:
     """What a reader of the figures wants to know of where they come from."""
     return {
         **host(cache),
         "nginx": program_version("nginx", "-v"),
         "go": program_version("go", "version"),
+        "rust": program_version(_RUSTC, "--version"),
+        "haproxy": program_version("haproxy", "-v"),
+        "java": program_version("java", "-version"),
         "wrk": program_version("wrk", "--version"),
         "packages": ", ".join(f"{name} {_version(name)}" for name in _PYTHON),
     }
@@ -114,6 +141,11 @@ def _idle_s() -> float:
     """Core seconds without work since the start of the machine."""
     fields = Path("/proc/stat").read_text().split(maxsplit=6)
     return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
+
+
+def _exists(pattern: str) -> bool:
+    folder, name = pattern.rsplit("/", 1)
+    return any(Path(folder).glob(name))
 
 
 def _commit() -> str:

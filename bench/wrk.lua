@@ -1,5 +1,5 @@
--- Arguments: first id, ids per thread, header lines, kind of ids, kind of endpoints (see traffic.py), and how
--- many ms a connection waits before each request.
+-- Arguments: first id, ids per thread, lines before each block of headers, kind of ids, kind of endpoints, ids in a body
+-- (see traffic.py), and how many ms a connection waits before each request. Standard input: blocks of headers.
 -- Requests are put together here, since wrk.format() would cost more than some servers' answers.
 
 -- Nobody listens there, and idagg's guard lets no callback go there.
@@ -46,32 +46,71 @@ function ids.zipf(id)
   end
 end
 
+-- The blocks that are read, before and after the place of a request's number. A block without one stands alone.
+-- They begin with what stands before each.
+local function read(first)
+  local before, after = {}, {}
+  for block in io.read("*a"):gmatch("(.-\r\n\r\n)") do
+    local head, tail = block:match("(.*){}(.*)")
+    before[#before + 1] = first .. (head or block)
+    after[#after + 1] = tail
+  end
+  return before, after
+end
+
+-- Returns a function of what follows the id in the query, or nil, by id.
+local function endpoints(kind)
+  if kind == "some" then
+    return function(id)
+      return id % 100 == 0 and ENDPOINT .. id or ""
+    end
+  end
+  local turn = 0
+  return function()
+    turn = turn % kind + 1
+    return ENDPOINT .. turn
+  end
+end
+
+local function bulk(next_id, before, after, count)
+  local body, block = {}, 0
+  return function()
+    block = block % #before + 1
+    for line = 1, count do
+      body[line] = next_id()
+    end
+    local text = table.concat(body, "\n")
+    return "POST /api/verve/accept HTTP/1.1\r\nContent-Type: text/plain\r\nContent-Length: " .. #text .. "\r\n"
+      .. before[block] .. body[1] .. after[block] .. text
+  end
+end
+
 function init(args)
   local next_id = ids[args[4]](args[1] + number * args[2])
-  local head, tail = "GET /api/verve/accept?id=", " HTTP/1.1\r\n" .. args[3] .. "\r\n"
-  local tails = {}
-  for endpoint = 1, tonumber(args[5]) or 0 do
-    tails[endpoint] = ENDPOINT .. endpoint .. tail
-  end
-  function request()
-    return head .. next_id() .. tail
-  end
-  if #tails > 0 then
-    local turn = 0
+  local lines = tonumber(args[6])
+  local before, after = read(lines > 0 and "" or " HTTP/1.1\r\n" .. args[3])
+  local count, block = #before, 0
+  local endpoint = args[5] ~= "0" and endpoints(tonumber(args[5]) or args[5])
+  if lines > 0 then
+    request = bulk(next_id, before, after, lines)
+  elseif #after == 0 then
     function request()
-      turn = turn % #tails + 1
-      return head .. next_id() .. tails[turn]
+      return "GET /api/verve/accept?id=" .. next_id() .. before[1]
     end
-  elseif args[5] == "some" then
+  elseif endpoint then
     function request()
       local id = next_id()
-      if id % 100 == 0 then
-        return head .. id .. ENDPOINT .. id .. tail
-      end
-      return head .. id .. tail
+      block = block % count + 1
+      return "GET /api/verve/accept?id=" .. id .. endpoint(id) .. before[block] .. id .. after[block]
+    end
+  else
+    function request()
+      local id = next_id()
+      block = block % count + 1
+      return "GET /api/verve/accept?id=" .. id .. before[block] .. id .. after[block]
     end
   end
-  local pause = tonumber(args[6])
+  local pause = tonumber(args[7])
   if pause > 0 then
     function delay()
       return pause

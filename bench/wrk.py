@@ -1,4 +1,4 @@
-"""Closed-loop load from wrk: as many requests as the server answers."""
+"""Closed-loop load, from wrk or Java's own client: as many requests as the server answers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import resource
 import subprocess
 from pathlib import Path
 
-from bench.traffic import Traffic
+from bench.traffic import MARK, Traffic, blocks
 
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """What wrk saw: ``requests`` were answered, ``refused`` of them with an error status; ``broken`` were
-    not answered: no connection, a reset, or no answer within 2 s. ``cpu_s`` is wrk's own."""
+    """What the client saw: ``requests`` were answered, ``refused`` of them with an error status; ``broken``
+    were not answered: no connection, a reset, or no answer within 2 s. ``cpu_s`` is the client's own. Each
+    request brought so many ``ids``."""
 
     requests: int
     refused: int
@@ -25,6 +26,7 @@ class Load:
     p999_ms: float
     max_ms: float
     cpu_s: float
+    ids: int = 1
 
     @property
     def cores(self) -> float:
@@ -33,7 +35,8 @@ class Load:
 
     @property
     def accepted(self) -> int:
-        return self.requests - self.refused
+        """Ids."""
+        return (self.requests - self.refused) * self.ids
 
     @property
     def failed(self) -> int:
@@ -46,27 +49,55 @@ def ids(seconds: int) -> int:
 
 
 def drive(port: int, traffic: Traffic, *, first_id: int, seconds: int) -> Load:
+    client = _java if traffic.java else _wrk
+    headers = _typical().replace(MARK, "0" * 9) if traffic.same_headers else "".join(blocks())
+    before_s = _cpu_s()
+    finished = subprocess.run(
+        client(port, traffic, first_id, seconds),
+        input=headers,
+        capture_output=True,
+        text=True,
+        timeout=seconds + 30,
+        check=True,
+    )
+    saw = json.loads(finished.stdout.splitlines()[-1])
+    return Load(**saw, cpu_s=_cpu_s() - before_s, ids=traffic.bulk or 1)
+
+
+def _wrk(port: int, traffic: Traffic, first_id: int, seconds: int) -> list[str]:
     options = {
         "-t": 1,
         "-c": traffic.connections,
         "-d": seconds,
         "-s": Path(__file__).with_suffix(".lua"),
     }
-    command = [
+    return [
         "wrk",
         *(str(word) for option in options.items() for word in option),
         f"http://127.0.0.1:{port}",
         "--",
         str(first_id),
         str(ids(seconds)),
-        traffic.header_lines,
+        "Connection: close\r\n" if traffic.close else "",
         traffic.ids,
         str(traffic.endpoints),
+        str(traffic.bulk),
         str(traffic.pause_ms),
     ]
-    before_s = _cpu_s()
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=True)
-    return Load(**json.loads(finished.stdout.splitlines()[-1]), cpu_s=_cpu_s() - before_s)
+
+
+def _java(port: int, traffic: Traffic, first_id: int, seconds: int) -> list[str]:
+    """It has its own few headers and reads no others."""
+    program = Path(__file__).parent / "peers" / "java" / "Load.java"
+    numbers = map(str, (port, traffic.connections, seconds, first_id))
+    # Its compiler and its collector take less of the cores so.
+    return ["java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", str(program), *numbers, traffic.java]
+
+
+def _typical() -> str:
+    """The block of headers that is nearest to the mean length."""
+    mean = sum(map(len, blocks())) / len(blocks())
+    return min(blocks(), key=lambda block: abs(len(block) - mean))
 
 
 def _cpu_s() -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bench.closed_loop.results import Results
+from bench.closed_loop.results import Results, middle
 from bench.cost import Cost
 from bench.tables import number, section, table
 from bench.traffic import TRAFFIC
@@ -29,11 +29,16 @@ def costs(results: Results, traffic: str) -> str:
         "max ms": lambda cost: cost.load.max_ms,
         "server µs": lambda cost: cost.server_us,
         "Redis µs": lambda cost: cost.store_us,
-        "wrk's cores": lambda cost: cost.load.cores,
+        "load's cores": lambda cost: cost.load.cores,
     }
+    servers = results.servers(traffic)
+    if any(run.cost.balancer_cpu_s for server in servers for run in results.of(server, traffic)):
+        columns["balancer µs"] = lambda cost: cost.balancer_us
     rows = []
-    for server in results.servers(traffic):
-        to_nginx = results.ratio(lambda cost: cost.server_us, (server, traffic), ("nginx", traffic))
+    for server in servers:
+        # Behind the same balancer, where there is one.
+        base = next((name for name in (f"{server.partition('-')[0]}-nginx", "nginx") if name in servers), "")
+        to_nginx = middle(results.ratios(lambda cost: cost.server_us, (server, traffic), (base, traffic)))
         failed = sum(run.cost.load.failed for run in results.of(server, traffic))
         figures = [results.median(figure, server, traffic) for figure in columns.values()]
         rows.append([server, *map(number, figures), number(to_nginx), f"{failed:,}"])
@@ -44,5 +49,8 @@ def _upkeep(results: Results) -> str:
     servers = dict.fromkeys(upkeep.server for upkeep in results.upkeep)
     return table(
         ["server", "start s", "KiB/idle"],
-        [[server, number(results.start_s(server)), number(results.idle_kib(server))] for server in servers],
+        [
+            [server, number(middle(results.start_s(server))), number(middle(results.idle_kib(server)))]
+            for server in servers
+        ],
     )

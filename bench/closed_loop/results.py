@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from statistics import median
 
 from bench.cost import Cost
@@ -57,27 +57,31 @@ class Results:
     def of(self, server: str, traffic: str) -> list[Run]:
         return [run for run in self.runs if (run.server, run.traffic) == (server, traffic)]
 
+    def figures(self, figure: Callable[[Cost], float], server: str, traffic: str) -> list[float]:
+        """One for each round."""
+        return [figure(run.cost) for run in self.of(server, traffic)]
+
     def median(self, figure: Callable[[Cost], float], server: str, traffic: str) -> float | None:
-        return _median(figure(run.cost) for run in self.of(server, traffic))
+        return middle(self.figures(figure, server, traffic))
 
-    def ratio(
+    def ratios(
         self, figure: Callable[[Cost], float], above: tuple[str, str], below: tuple[str, str]
-    ) -> float | None:
-        """Median of each round's own: the machine's mood changes less within a round than between rounds."""
+    ) -> list[float]:
+        """Each round's own: the machine changes less within a round than between rounds."""
         base = {run.round: figure(run.cost) for run in self.of(*below)}
-        return _median(figure(run.cost) / base[run.round] for run in self.of(*above) if run.round in base)
+        return [figure(run.cost) / base[run.round] for run in self.of(*above) if run.round in base]
 
-    def start_s(self, server: str) -> float | None:
-        return _median(upkeep.start_s for upkeep in self.upkeep if upkeep.server == server)
+    def start_s(self, server: str) -> list[float]:
+        return [upkeep.start_s for upkeep in self.upkeep if upkeep.server == server]
 
-    def idle_kib(self, server: str) -> float | None:
-        return _median(upkeep.idle_kib for upkeep in self.upkeep if upkeep.server == server)
+    def idle_kib(self, server: str) -> list[float]:
+        return [upkeep.idle_kib for upkeep in self.upkeep if upkeep.server == server]
 
     def servers(self, traffic: str) -> list[str]:
         """Those that met this traffic, in the order in which they did."""
         return list(dict.fromkeys(run.server for run in self.runs if run.traffic == traffic))
 
 
-def _median(figures: Iterable[float]) -> float | None:
-    found = list(figures)
-    return median(found) if found else None
+def middle(figures: Sequence[float]) -> float | None:
+    """The median, where there is one."""
+    return median(figures) if figures else None

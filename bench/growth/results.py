@@ -47,15 +47,14 @@ class Growth:
         found = [point.flush_ms for point in self._of(sweep, at) if point.flush_ms is not None]
         return median(found) if found else None
 
-    def growth(self, figure: Callable[[Cost], float], sweep: str) -> float | None:
-        """From the first place to the last: the median of each round's own ratio."""
+    def growth(self, figure: Callable[[Cost], float], sweep: str) -> list[float]:
+        """From the first place to the last: each round's own ratio."""
         places = self.places(sweep)
         if len(places) < 2:
-            return None
+            return []
         first = {point.round: figure(point.cost) for point in self._of(sweep, places[0])}
         last = {point.round: figure(point.cost) for point in self._of(sweep, places[-1])}
-        both = first.keys() & last.keys()
-        return median(last[number] / first[number] for number in both) if both else None
+        return [last[number] / first[number] for number in first if number in last]
 
     def _of(self, sweep: str, at: int) -> list[Point]:
         return [point for point in self.points if (point.sweep, point.at) == (sweep, at)]

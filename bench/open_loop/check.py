@@ -12,7 +12,7 @@ from bench.open_loop.generator import drive
 from bench.open_loop.histogram import Histogram
 from bench.open_loop.results import Check
 from bench.servers import START
-from bench.traffic import HEADERS, Traffic
+from bench.traffic import Traffic
 
 _SERVERS = ("nginx", "null")
 # With more than one connection wrk's requests would leave in bursts. wrk waits between an answer and the next
@@ -39,7 +39,6 @@ def check(server: str, cache: Path, *, seconds: int) -> Check:
                     "rate": _RATE,
                     "seconds": seconds,
                     "connections": _CONNECTIONS,
-                    "headers": HEADERS["browser"],
                     "first_id": 1,
                     "start_s": start_s,
                 },

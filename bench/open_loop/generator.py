@@ -26,6 +26,7 @@ from pathlib import Path
 
 from bench.measure import Usage
 from bench.open_loop.histogram import Histogram
+from bench.traffic import get
 
 # What is due goes out once a tick: to wake up for each request would take twice the CPU.
 _TICK_S = 0.0005
@@ -61,17 +62,14 @@ def drive(
     rate: float,
     seconds: int,
     connections: int,
-    headers: str,
     first_id: int,
     start_s: float,
 ) -> Result:
     """Drive a local server with new ids from ``start_s``, Unix time, on. The process does nothing else."""
-    tail = f" HTTP/1.1\r\n{headers}\r\n".encode()
-    request = b"GET /api/verve/accept?id=%d" + tail.replace(b"%", b"%%")
     journal = Journal(seconds)
     lag, usage = offer(
         port,
-        lambda number: request % (first_id + number),
+        lambda number: get(b"id=%d" % (first_id + number), first_id + number),
         journal,
         rate=rate,
         seconds=seconds,
@@ -112,6 +110,7 @@ def offer(
     Path("/proc/self/timerslack_ns").write_text("1")  # timers may be 50 us late by default
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    request(0)  # here it may take its time to prepare for all others
     run = _Run(port, journal, rate=rate, seconds=seconds, connections=connections)
     wait_s = start_s - time.time()
     if wait_s < 0:

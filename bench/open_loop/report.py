@@ -16,6 +16,10 @@ def sections(found: OpenLoop) -> list[str]:
     for run in found.seals.runs:
         title = f"{run.load.rate:,.0f} requests a second for {len(run.load.seconds)} s"
         parts.append(section(title, f"{over_seals(run)}\n\n{_usage(run)}\n\n{_redis(found.seals)}"))
+    parts += [
+        section("The same for the service in Rust", f"{over_seals(run)}\n\n{_usage(run)}")
+        for run in found.rust.runs
+    ]
     if found.rates.runs:
         parts.append(section("By the rate offered", _by_rate(found.rates.runs)))
     return parts

@@ -78,13 +78,17 @@ class Run:
 
 @dataclasses.dataclass
 class Session:
-    """Runs against one idagg; what it delivered in the end, by window; when Redis rewrote its log, and what
-    held Redis up."""
+    """Runs against one server; what it had counted in the end, by window where it delivers them; when Redis
+    rewrote its log, and what held Redis up."""
 
     runs: list[Run] = dataclasses.field(default_factory=list)
     delivered: dict[str, int] = dataclasses.field(default_factory=dict)
     rewrites: list[tuple[float, str]] = dataclasses.field(default_factory=list)
     slow_redis: dict[str, list[tuple[float, int]]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def latencies(self) -> Summary | None:
+        return self.runs[0].latencies if self.runs else None
 
     def began_rewrites(self) -> list[float]:
         return [when for when, what in self.rewrites if what == "started"]
@@ -129,24 +133,19 @@ class Check:
 
 @dataclasses.dataclass
 class OpenLoop:
-    """``seals`` is one rate over the ends of windows, ``rates`` several, briefly."""
+    """``seals`` is one rate over the ends of windows, ``rust`` the same for the service in Rust, ``rates``
+    several, briefly."""
 
     checks: list[Check] = dataclasses.field(default_factory=list)
 
     seals: Session = dataclasses.field(default_factory=Session)
+    rust: Session = dataclasses.field(default_factory=Session)
     rates: Session = dataclasses.field(default_factory=Session)
-
-    @property
-    def latencies(self) -> Summary | None:
-        return self.seals.runs[0].latencies if self.seals.runs else None
-
-    @property
-    def failed(self) -> int | None:
-        return sum(run.failed for run in self.seals.runs) if self.seals.runs else None
 
     def as_json(self) -> dict[str, Any]:
         return {
             "checks": [dataclasses.asdict(check) for check in self.checks],
             "seals": self.seals.as_json(),
+            "rust": self.rust.as_json(),
             "rates": self.rates.as_json(),
         }

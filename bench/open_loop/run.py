@@ -1,11 +1,13 @@
-"""idagg under requests at a constant rate, across the ends of windows; and whether each was counted."""
+"""Requests at a constant rate, across the ends of windows; and whether each was counted."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +16,9 @@ from bench.open_loop.check import checks
 from bench.open_loop.generator import drive
 from bench.open_loop.report import over_seals
 from bench.open_loop.results import OpenLoop, Run, Session
-from bench.service import ALWAYS, WATCHED, Service, idagg, next_window
+from bench.servers import rust
+from bench.service import ALWAYS, WATCHED, Server, Service, idagg, next_window
 from bench.tools import numbers, say
-from bench.traffic import HEADERS
 
 from idagg.window import iso
 
@@ -28,6 +30,7 @@ _IDLE_EVERY_S = 50
 # What opening the connections may take, and how many are opened in a second, at the least.
 _OPENING_S, _OPENED_A_SECOND = 1.5, 1000
 _SETTLED_WITHIN_S = 20
+_REDIS = (*ALWAYS, *WATCHED)
 
 
 def add_options(group: argparse._ArgumentGroup, *, quick: bool) -> None:
@@ -63,38 +66,55 @@ def measure(found: OpenLoop, options: argparse.Namespace) -> list[str]:
     _session(
         found.seals, options, [options.rate], options.rate_seconds, window_s=options.window, idle=options.idle
     )
+    _rust(found.rust, options)
     if options.rates:
         _session(found.rates, options, options.rates, 4, window_s=10, idle=0)
-    return [trouble for session in (found.seals, found.rates) if (trouble := session.trouble())]
+    sessions = (found.seals, found.rust, found.rates)
+    return [trouble for session in sessions if (trouble := session.trouble())]
 
 
 def _session(
     session: Session, options: argparse.Namespace, rates: list[int], seconds: int, *, window_s: int, idle: int
 ) -> None:
-    # Not in /tmp, which may be memory, where an fsync costs nothing.
     with (
-        tempfile.TemporaryDirectory(dir=options.cache, prefix="run-") as folder,
-        idagg(
-            Path(folder), window_s=window_s, workers=options.workers, redis_options=(*ALWAYS, *WATCHED)
-        ) as service,
+        _folder(options) as folder,
+        idagg(folder, window_s=window_s, workers=options.workers, redis_options=_REDIS) as service,
     ):
         service.ready()
         for rate in rates:
             used_ids = sum(run.ok + run.failed for run in session.runs)
-            session.runs.append(_run(service, rate, seconds, used_ids, idle=idle))
+            session.runs.append(_run(service, rate, seconds, used_ids, window_s=window_s, idle=idle))
             say(over_seals(session.runs[-1]))
         session.delivered = _delivered(service)
         session.rewrites, session.slow_redis = service.store.rewrites(), service.store.slow()
 
 
-def _run(service: Service, rate: int, seconds: int, used_ids: int, *, idle: int) -> Run:
+def _rust(session: Session, options: argparse.Namespace) -> None:
+    """The load that idagg has over the ends of its windows, for a service that has none."""
+    with _folder(options) as folder, rust("sadd", folder, options.cache, redis_options=_REDIS) as server:
+        server.wait()
+        before = server.stored() or 0
+        run = _run(server, options.rate, options.rate_seconds, 0, window_s=options.window, idle=options.idle)
+        session.runs.append(run)
+        say(over_seals(run))
+        session.delivered = {"all": (server.stored() or 0) - before}
+
+
+@contextlib.contextmanager
+def _folder(options: argparse.Namespace) -> Iterator[Path]:
+    # Not in /tmp, which may be memory, where an fsync costs nothing.
+    with tempfile.TemporaryDirectory(dir=options.cache, prefix="run-") as folder:
+        yield Path(folder)
+
+
+def _run(server: Server, rate: int, seconds: int, used_ids: int, *, window_s: int, idle: int) -> Run:
     opening_s = _OPENING_S + (_CONNECTIONS + idle) / _OPENED_A_SECOND
     # A run that sees windows end begins with a window, so that those are full.
-    start_s = next_window(service.window_s if seconds > service.window_s else 1, after_s=opening_s)
+    start_s = next_window(window_s if seconds > window_s else 1, after_s=opening_s)
     say(f"{rate:,} requests/s for {seconds} s, from {iso(start_s)[11:19]}")
     # Those opened long before it would have been silent for too long when their turn comes.
     time.sleep(max(0, start_s - opening_s - time.time()))
-    load = partial(drive, service.port, seconds=seconds, start_s=start_s, headers=HEADERS["browser"])
+    load = partial(drive, server.port, seconds=seconds, start_s=start_s)
     # Processes of their own, which end with this one.
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         busy = pool.apply_async(
@@ -103,19 +123,20 @@ def _run(service: Service, rate: int, seconds: int, used_ids: int, *, idle: int)
         waiting = partial(load, rate=idle / _IDLE_EVERY_S, connections=idle, first_id=_IDLE_IDS + used_ids)
         idling = pool.apply_async(waiting) if idle else None
         time.sleep(max(0, start_s - time.time()))
-        before = _usage(service)
+        before = _usage(server)
         limit_s = seconds + _SETTLED_WITHIN_S  # a process that was killed would be waited for for ever
         result = busy.get(limit_s)
-        after = _usage(service)
+        after = _usage(server)
         usage = {part: after[part] - before[part] for part in before} | {"generator": result.usage}
         idled = idling.get(limit_s) if idling else None
         if idled:
             usage["idle connections' generator"] = idled.usage
-        return Run(result, idled, service.window_s, usage)
+        return Run(result, idled, window_s, usage)
 
 
-def _usage(service: Service) -> dict[str, Usage]:
-    return {"server": Usage.of(service.process.pid), "Redis": Usage.of(service.store.process.pid)}
+def _usage(server: Server) -> dict[str, Usage]:
+    assert server.store
+    return {"server": Usage.of(server.process.pid), "Redis": Usage.of(server.store.process.pid)}
 
 
 def _delivered(service: Service) -> dict[str, int]:

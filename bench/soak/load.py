@@ -16,6 +16,7 @@ import time
 from bench.measure import Usage
 from bench.open_loop.generator import Journal, offer
 from bench.open_loop.histogram import Histogram
+from bench.traffic import get
 
 BLOCK, REPEATED, REPEAT = 10, 5, 9
 WITH_ENDPOINT = 100
@@ -73,12 +74,12 @@ class Plan:
 
     def request(self, number: int) -> bytes:
         if self.pauses(number):
-            return b"GET /api/verve/accept?id=none HTTP/1.1\r\nHost: soak\r\n\r\n"
+            return get(b"id=none", number)
         first = self.repeated(number)
         wanted = self.first_id + (number if first is None else first)
         endpoint = self.endpoint(number)
         query = f"&endpoint={endpoint}" if endpoint else ""
-        return f"GET /api/verve/accept?id={wanted}{query} HTTP/1.1\r\nHost: soak\r\n\r\n".encode()
+        return get(f"id={wanted}{query}".encode(), number)
 
     def window_of(self, at_s: float) -> int:
         return max(int(at_s), 0) // self.window_s
