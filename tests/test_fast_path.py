@@ -812,3 +812,40 @@ async def test_a_body_that_ends_with_its_connection_is_no_request(stage: Stage) 
     assert await wire.closed()
     await stage.connections(0)
     assert stage.doors.public.unjudged_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "second"),
+    [(get("id=1"), len(get("id=1")) - 1), (post(b"1\n2"), 0)],
+    ids=["head", "body"],
+)
+async def test_a_slow_client_is_not_late(stage: Stage, request_: bytes, second: int) -> None:
+    """What has not come yet has not waited."""
+    wire = await stage.connect()
+    await stage.connections(1)
+    connection = connection_of(stage)
+    for piece, unjudged in ((request_[:20], 20), (request_[20:-1], second)):
+        await wire.send(piece)
+        await stage.until(connection, f"open owed=0 unjudged={unjudged}>")
+        for _ in range(30):
+            stage.doors.public.tick()
+    await wire.send(request_[-1:])
+    await stage.sent(1)
+    stage.hits.reply(None)
+    assert await status(wire) == 200
+
+
+async def test_what_was_not_read_for_long_has_waited() -> None:
+    """The kernel held it while a bulk request waited for the store."""
+    hits = Hits()
+    async with open_doors(hits, deadline_s=5) as doors:
+        stage = Stage(doors, hits)
+        wire = await stage.connect()
+        await wire.send(post(b"1\n2"))
+        await stage.sent(1)
+        await wire.send(get("id=3"))
+        for _ in range(30):
+            doors.public.tick()
+        hits.reply(None)
+        assert [await status(wire) for _ in range(2)] == [200, 503]
+        assert len(hits.sent) == 1

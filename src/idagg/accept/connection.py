@@ -115,6 +115,7 @@ class Connection(asyncio.Protocol):
         "_owed",
         "_path",
         "_paused",
+        "_paused_at",
         "_pending",
         "_plain",
         "_read_at",
@@ -142,6 +143,7 @@ class Connection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._choked = False  # does not take its answers
         self._paused = False  # not read from
+        self._paused_at = 0  # tick
         self._late = 0  # ticks for which it has to keep up; until then its requests are refused
         self._kept_up = False  # since the last tick
         self._leaving = path.leaving  # the next answer with nothing behind it is the last
@@ -278,7 +280,7 @@ class Connection(asyncio.Protocol):
     # From the fair turns.
 
     def work(self) -> bool:
-        if self._path.ticks - self._read_at > self._path.patience_ticks:
+        if self._has_waited(self._read_at):
             self._be_late()
         for _ in range(SLICE):
             if self._is_held() or not self._unjudged:
@@ -293,10 +295,10 @@ class Connection(asyncio.Protocol):
 
     def _collect(self, data: bytes) -> None:
         """Keep what was read for its turn."""
-        if not self._has_begun():
+        if not self._unjudged:  # what is here already is not whole, and waits for this
             self._read_at = self._path.ticks
-            if self._body is None:  # a body has its head's time
-                self._seen_s = self._path.now_s
+        if not self._has_begun() and self._body is None:  # a body has its head's time
+            self._seen_s = self._path.now_s
         self._set_rest(self._rest[self._at :] + data)
         self._unjudged = True
         if self._path.unjudged_bytes > MAX_UNJUDGED_BYTES:
@@ -459,6 +461,9 @@ class Connection(asyncio.Protocol):
     def _is_sending(self) -> bool:
         return self._transport is not None and self._transport.get_write_buffer_size() > 0
 
+    def _has_waited(self, since: int) -> bool:
+        return self._path.ticks - since > self._path.patience_ticks
+
     def _be_late(self) -> None:
         if self._transport is not None:
             self._plain = self._kept_up = False
@@ -519,11 +524,14 @@ class Connection(asyncio.Protocol):
     def _pause(self) -> None:
         if not self._paused and self._transport is not None:
             self._paused = True
+            self._paused_at = self._path.ticks
             self._transport.pause_reading()
 
     def _resume(self) -> None:
         if self._paused and self._transport is not None:
             self._paused = False
+            if self._has_waited(self._paused_at) and _waiting_bytes(self._transport):
+                self._be_late()
             self._transport.resume_reading()
 
 
