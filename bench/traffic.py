@@ -156,8 +156,12 @@ TRAFFIC = {
         "16 connections, 1,000 ids in each request; figures are per id", connections=16, bulk=1000
     ),
     "balanced": Traffic("64 connections to a load balancer in front of the server"),
-    "java": Traffic("Java's client as it is, 32 connections", connections=32, java="HTTP_2"),
+    "java": Traffic(
+        "Java's client as it is, 32 connections, 6,000 requests a second", connections=32, java="HTTP_2"
+    ),
     "java-http1": Traffic(
-        "Java's client told to speak HTTP/1.1, 32 connections", connections=32, java="HTTP_1_1"
+        "Java's client told to speak HTTP/1.1, 32 connections, 6,000 requests a second",
+        connections=32,
+        java="HTTP_1_1",
     ),
 }

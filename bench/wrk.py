@@ -86,10 +86,14 @@ def _wrk(port: int, traffic: Traffic, first_id: int, seconds: int) -> list[str]:
     ]
 
 
+# Half of what it can do here.
+_JAVA_RATE = 6000
+
+
 def _java(port: int, traffic: Traffic, first_id: int, seconds: int) -> list[str]:
     """It has its own few headers and reads no others."""
     program = Path(__file__).parent / "peers" / "java" / "Load.java"
-    numbers = map(str, (port, traffic.connections, seconds, first_id))
+    numbers = map(str, (port, traffic.connections, seconds, first_id, _JAVA_RATE))
     # Its compiler and its collector take less of the cores so.
     return ["java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", str(program), *numbers, traffic.java]
 

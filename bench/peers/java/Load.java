@@ -5,12 +5,14 @@ import java.net.http.HttpResponse.BodyHandlers;
 import java.time.Duration;
 import java.util.Arrays;
 import java.util.concurrent.atomic.AtomicLong;
+import java.util.concurrent.locks.LockSupport;
 
 /**
- * Closed-loop load from Java's own HTTP client: each thread sends its next request when it has its answer.
+ * Load from Java's own HTTP client at one rate, so that clients of different cost make batches of the same size: each
+ * thread sends its next request when it is due and it has its answer.
  *
- * <p>Arguments: port, connections, seconds, first id, and the version that the client is told to speak. HTTP_2 is
- * its default; over plain TCP it then offers h2c with "Connection: Upgrade, HTTP2-Settings".
+ * <p>Arguments: port, connections, seconds, first id, requests a second, and the version that the client is told to
+ * speak. HTTP_2 is its default; over plain TCP it then offers h2c with "Connection: Upgrade, HTTP2-Settings".
  */
 public class Load {
   private static final int MOST = 1 << 20;
@@ -20,12 +22,15 @@ public class Load {
   public static void main(String[] args) throws InterruptedException {
     String address = "http://127.0.0.1:" + args[0] + "/api/verve/accept?id=";
     AtomicLong ids = new AtomicLong(Long.parseLong(args[3]));
-    HttpClient client = HttpClient.newBuilder().version(HttpClient.Version.valueOf(args[4])).build();
+    HttpClient client = HttpClient.newBuilder().version(HttpClient.Version.valueOf(args[5])).build();
     long beganNs = System.nanoTime(), endNs = beganNs + Long.parseLong(args[2]) * 1_000_000_000L;
     Thread[] threads = new Thread[Integer.parseInt(args[1])];
+    long everyNs = threads.length * 1_000_000_000L / Long.parseLong(args[4]);
     for (int number = 0; number < threads.length; number++) {
+      long firstNs = beganNs + number * everyNs / threads.length;
       threads[number] = new Thread(() -> {
-        while (System.nanoTime() < endNs) {
+        for (long dueNs = firstNs; dueNs < endNs; dueNs += everyNs) {
+          LockSupport.parkNanos(dueNs - System.nanoTime());
           ask(client, address, ids.incrementAndGet());
         }
       });
