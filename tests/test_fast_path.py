@@ -15,7 +15,8 @@ import pytest
 from doors import Doors, Wire, open_doors
 from fakes import Hits, settle
 from idagg.accept import connection as connection_module
-from idagg.accept.connection import EXCHANGE_S, LINGER_S, MAX_OWED, REQUEST_S, Connection
+from idagg.accept.body import BodyReader
+from idagg.accept.connection import BODY_SLICE_BYTES, EXCHANGE_S, LINGER_S, MAX_OWED, REQUEST_S, Connection
 from idagg.accept.fallback import Fallback
 from idagg.accept.fast_path import FastPath
 from idagg.accept.listener import RESERVED_FILES
@@ -849,3 +850,34 @@ async def test_what_was_not_read_for_long_has_waited() -> None:
         hits.reply(None)
         assert [await status(wire) for _ in range(2)] == [200, 503]
         assert len(hits.sent) == 1
+
+
+async def test_empty_lines_without_end_are_no_request(stage: Stage) -> None:
+    """A few are forgiven; more are refused, and nothing is kept of them."""
+    few, many = await stage.connect(), await stage.connect()
+    await few.send(b"\r\n" * 8 + get("id=x"))
+    assert await status(few) == 400
+    await few.send(get("id=x"))
+    assert await status(few) == 400
+    await many.send(b"\r\n" * 100_000)
+    assert await status(many) == 400
+    assert await many.closed()
+    assert stage.doors.public.unjudged_bytes == 0
+
+
+async def test_a_body_of_tiny_chunks_takes_turns(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was read of it at once, a turn looks at a slice of it."""
+    fed: list[int] = []
+    feed = BodyReader.feed
+
+    def note(reader: BodyReader, data: bytes) -> bytes | None:
+        fed.append(len(data))
+        return feed(reader, data)
+
+    monkeypatch.setattr(BodyReader, "feed", note)
+    wire = await stage.connect()
+    head = b"POST /api/verve/accept HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    await wire.send(head + b"1\r\n \r\n" * 10_000 + b"1\r\n5\r\n0\r\n\r\n")
+    assert await status(wire) == 400  # spaces before an id
+    assert sum(fed) > 60_000
+    assert max(fed) <= BODY_SLICE_BYTES

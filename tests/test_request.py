@@ -259,6 +259,14 @@ def test_a_bulk_has_a_largest_number_of_ids() -> None:
             parse_bulk(b"", form % between.join([b"1"] * (MAX_BULK_IDS + 1)))
 
 
+@pytest.mark.parametrize("body", [b"0\n" * 5000, b"[" + b"0," * 5000 + b"0]", b"-1\r\n" * 5000])
+def test_too_many_are_refused_before_they_are_looked_at(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them takes the long way, and 128 KiB of them would hold up everybody."""
+    monkeypatch.setattr("idagg.accept.request.canonical_id", lambda _: pytest.fail("looked at"))
+    with pytest.raises(TooManyError):
+        parse_bulk(b"", body)
+
+
 @pytest.mark.parametrize(
     ("query", "found"),
     [

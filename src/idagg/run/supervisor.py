@@ -285,7 +285,7 @@ class Supervisor:
 
     def _greeting(self, admin_url: str) -> str:
         settings = self._settings
-        door = sockets.shown(settings.host, self._port)
+        public = sockets.shown(settings.host, self._port)
         if settings.amqp_url:
             sink = f"to RabbitMQ's queue {settings.amqp_queue}, or {settings.log_file} while it is away"
         else:
@@ -299,7 +299,7 @@ class Supervisor:
         return "\n".join(
             (
                 f"idagg {__version__} counts unique ids in windows of {settings.window} s",
-                f"  try      curl 'http://{door}/api/verve/accept?id=123'",
+                f"  try      curl 'http://{public}/api/verve/accept?id=123'",
                 f"  counts   {sink}",
                 f"  store    {store}",
                 f"  workers  {len(self._workers)}",
