@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idagg.deliver.guard import BlockedAddressError, Guard
+from idagg.deliver.guard import BlockedAddressError, Guard, dialled, refused_port
 
 REFUSED = {
     "0.0.0.0": "unspecified",
@@ -212,3 +212,83 @@ def test_socket() -> None:
         assert (made.family, made.type) == (socket.AF_INET, kind)
     with pytest.raises(BlockedAddressError, match=r"^::1 is refused: loopback$"):
         Guard().open_socket((socket.AF_INET6, kind, 0, "", ("::1", 80, 0, 0)))
+
+
+@pytest.mark.parametrize(
+    ("address", "refusal"),
+    [
+        ("1.1.1.1", None),
+        ("::ffff:1.1.1.1", None),
+        ("64:ff9b::1.1.1.1", None),
+        ("1.1.1.2", "not listed"),
+        ("2606:4700:4700::1111", "not listed"),
+        ("10.0.0.1", None),
+        ("10.1.0.1", "not listed"),
+        ("127.0.0.1", "not listed"),
+        (str(teredo(0x0A000001, ONE)), None),
+        (str(teredo(0x01010102, ONE)), "not listed"),
+        ("localhost", "not an address"),
+    ],
+)
+def test_only_allowed(address: str, refusal: str | None) -> None:
+    """With a list alone, what it does not name is refused, public or not; what it names is as ever."""
+    guard = Guard(["1.1.1.1", "10.0.0.0/24", "hooks.example"], only_allowed=True)
+    assert guard.refusal(address) == refusal
+    assert guard.for_host("hooks.example.").refusal("9.9.9.9") is None
+    assert guard.for_host("other.example").refusal("9.9.9.9") == "not listed"
+
+
+def test_nothing_listed() -> None:
+    """An empty list lets nothing through."""
+    assert Guard(only_allowed=True).refusal("1.1.1.1") == "not listed"
+
+
+def test_ports() -> None:
+    """The Fetch standard's bad ports are refused, and Redis'; what it leaves open is not."""
+    # As the standard's table of July 2026 has them.
+    table = """0 1 7 9 11 13 15 17 19 20 21 22 23 25 37 42 43 53 69 77 79 87 95 101 102 103 104 109 110
+    111 113 115 117 119 123 135 137 139 143 161 179 389 427 465 512 513 514 515 526 530 531 532 540 548 554
+    556 563 587 601 636 989 990 993 995 1719 1720 1723 2049 3659 4045 4190 5060 5061 6000 6566 6665 6666 6667
+    6668 6669 6679 6697 10080"""
+    assert [port for port in range(65_536) if refused_port(port)] == sorted([*map(int, table.split()), 6379])
+
+
+@pytest.mark.parametrize(
+    ("address", "key"),
+    [
+        ("1.2.3.4", "1.2.3.4"),
+        ("::ffff:1.2.3.4", "1.2.3.4"),
+        ("::ffff:102:304", "1.2.3.4"),
+        ("::1.2.3.4", "1.2.3.4"),
+        ("64:ff9b::1.2.3.4", "1.2.3.4"),
+        ("2002:102:304::9", "1.2.3.4"),
+        ("2002:102:304:ffff::1", "1.2.3.4"),
+        (str(teredo(ONE, 0x01020304)), "1.2.3.4"),
+        ("2606:4700:4700::1111", "2606:4700:4700::/64"),
+        ("2606:4700:4700:0:ffff::", "2606:4700:4700::/64"),
+        ("2606:4700:4700:1::1111", "2606:4700:4700:1::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::1", "::/64"),
+    ],
+)
+def test_dialled(address: str, key: str) -> None:
+    """All spellings of one destination are counted under one key."""
+    assert dialled(address) == key
+
+
+@given(st.ip_addresses(v=4), st.sampled_from(sorted(set(FORMS) - {"local-use NAT64", "Teredo server"})))
+def test_dialled_in_every_form(address: ipaddress.IPv4Address, form: str) -> None:
+    """Whatever IPv6 form an IPv4 address is written in, calls to it are counted together."""
+    if form == "IPv4-compatible" and int(address) < 2:
+        return  # :: and ::1
+    assert dialled(str(FORMS[form](int(address)))) == str(address)
+
+
+def test_exempt() -> None:
+    """What the list names, by host or by network, in any form, is not paced."""
+    guard = Guard(["10.0.0.0/8", "hooks.example"])
+    assert guard.is_exempt("x.example", "10.1.2.3")
+    assert guard.is_exempt("x.example", "::ffff:10.1.2.3")
+    assert guard.is_exempt("HOOKS.example.", "1.1.1.1")
+    assert not guard.is_exempt("a.hooks.example", "1.1.1.1")
+    assert not guard.is_exempt("x.example", "11.1.2.3")

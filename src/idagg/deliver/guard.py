@@ -61,6 +61,18 @@ _IPV4_IN_THE_LAST_32_BITS = (
     ipaddress.IPv6Network("64:ff9b::/96"),  # NAT64, RFC 6052
     ipaddress.IPv6Network("::/96"),  # IPv4-compatible, RFC 4291; it holds :: and ::1, too
 )
+# What browsers do not call either: other protocols' ports, some of which take a POST for commands. The Fetch
+# standard's list, https://fetch.spec.whatwg.org/#bad-port, and Redis', which is not on it.
+_BAD_PORTS = frozenset(
+    {
+        *(0, 1, 7, 9, 11, 13, 15, 17, 19, 20, 21, 22, 23, 25, 37, 42, 43, 53, 69, 77, 79, 87, 95, 101, 102),
+        *(103, 104, 109, 110, 111, 113, 115, 117, 119, 123, 135, 137, 139, 143, 161, 179, 389, 427, 465, 512),
+        *(513, 514, 515, 526, 530, 531, 532, 540, 548, 554, 556, 563, 587, 601, 636, 989, 990, 993, 995),
+        *(1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566, 6665, 6666, 6667, 6668, 6669),
+        *(6679, 6697, 10080),
+        6379,
+    }
+)
 # The last label is no number: resolvers take 2130706433 and 127.1 for addresses.
 _HOST = re.compile(r"(?:[a-z0-9_-]+\.)*(?!\d+\Z)[a-z0-9_-]+")
 
@@ -74,10 +86,11 @@ class Guard:
 
     An item of ``allow`` is a network, an address or a host name. A network lifts the refusal of the addresses
     in it, and of IPv6 forms of them, such as IPv4-mapped or NAT64; a host may be called whatever its name
-    resolves to.
+    resolves to. With ``only_allowed`` all else is refused, public or not.
     """
 
-    def __init__(self, allow: Iterable[str] = ()) -> None:
+    def __init__(self, allow: Iterable[str] = (), only_allowed: bool = False) -> None:
+        self._only_allowed = only_allowed
         self._hosts: set[str] = set()
         self._networks: list[_Network] = []
         for item in allow:
@@ -101,10 +114,14 @@ class Guard:
             dialled = ipaddress.ip_address(address)
         except ValueError:
             return "not an address"
-        if self._allows(dialled):
-            return None
-        reasons = (_special(judged) for judged in _destinations(dialled) if not self._allows(judged))
-        return next(filter(None, reasons), None)
+        unnamed = self._unnamed(dialled)
+        if unnamed and self._only_allowed:
+            return "not listed"
+        return next(filter(None, map(_special, unnamed)), None)
+
+    def is_exempt(self, host: str, address: str) -> bool:
+        """Whether calls to ``host`` at ``address`` are not paced: ``allow`` names one of the two."""
+        return _plain(host) in self._hosts or not self._unnamed(ipaddress.ip_address(address))
 
     def open_socket(self, addr_info: AddrInfoType) -> socket.socket:
         """A socket for dialling ``addr_info``: the ``socket_factory`` of aiohttp's ``TCPConnector``."""
@@ -113,11 +130,33 @@ class Guard:
             raise BlockedAddressError(f"{address[0]} is refused: {reason}")
         return socket.socket(family, kind, proto)
 
+    def _unnamed(self, address: _Address) -> list[_Address]:
+        """Where a packet to ``address`` may end that no network of ``allow`` names."""
+        if self._allows(address):
+            return []
+        return [judged for judged in _destinations(address) if not self._allows(judged)]
+
     def _allows(self, address: _Address) -> bool:
         return any(address in network for network in self._networks)
 
 
 _OPEN = Guard(["0.0.0.0/0", "::/0"])
+
+
+def refused_port(port: int) -> bool:
+    """Whether no callback may go to ``port``, whoever has it; ``allow`` does not lift this."""
+    return port in _BAD_PORTS
+
+
+def dialled(address: str) -> str:
+    """What calls to ``address`` are counted under, so that many spellings of one destination are one.
+
+    The IPv4 address that it is or leads to; of other IPv6 addresses the /64, the least that one owner has.
+    """
+    inner = _destinations(ipaddress.ip_address(address))[-1]  # of Teredo, the client behind the server
+    if isinstance(inner, ipaddress.IPv4Address):
+        return str(inner)
+    return str(ipaddress.ip_network((int(inner) >> 64 << 64, 64)))
 
 
 def _plain(host: str) -> str:
