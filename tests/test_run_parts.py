@@ -119,7 +119,7 @@ def test_order() -> None:
         redis_url="redis://u:p%20w@r.example",
         amqp_url="amqp://u:hunter2@a.example",
         callback_allow=("10.0.0.0/8", "a.example"),
-        callback_secret='"whsec\n',
+        callback_secret=f"whsec_{4 * 'hunter22'},whsec_{5 * 'hunter22'}",
     )
     order = Order(settings, "unix:///run/x", 3, 7, 5)
     line = order.line()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +11,18 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from idagg import failpoints
-from idagg.deliver.callback import signing_key
 from idagg.deliver.guard import Guard
+from idagg.deliver.post import Proxy, tls_context
+from idagg.deliver.signing import Signer
 from idagg.settings import SECRETS, Settings, SettingsError, default_text, flag, load, variable
 
 HOME = {"HOME": "/home/ida"}
+CA = Path(__file__).with_name("ca.pem")
+
+
+def secret(size: int = 32, byte: bytes = b"k") -> str:
+    return f"whsec_{base64.b64encode(size * byte).decode()}"
+
 
 # Every setting, with a value that is not its default.
 GIVEN = {
@@ -36,7 +44,12 @@ GIVEN = {
     "deadline": 0.05,
     "exact_limit": 0,
     "callback_allow": ("10.0.0.0/8", "::1", "hooks.internal"),
-    "callback_secret": "whsec_aHVudGVyMg==",
+    "callbacks": "listed",
+    "callback_rate": 10_000,
+    "callback_limit": 1,
+    "callback_secret": f"{secret()},{secret(64)}",
+    "callback_ca": CA,
+    "callback_proxy": "http://ida:hunter2@[::1]:3128",
     "state_dir": Path("/var/lib/idagg"),
 }
 
@@ -76,7 +89,12 @@ def test_defaults() -> None:
         deadline=2.0,
         exact_limit=10_000_000,
         callback_allow=(),
+        callbacks="public",
+        callback_rate=50,
+        callback_limit=None,
         callback_secret=None,
+        callback_ca=None,
+        callback_proxy=None,
         state_dir=Path("/home/ida/.local/state/idagg"),
     )
     assert origin == dict.fromkeys(Settings.model_fields, "default")
@@ -264,9 +282,18 @@ def test_credential_that_cannot_be_read(tmp_path: Path) -> None:
         ("callback_allow", "10.0.0.0/33"),
         ("callback_allow", "a.example/8"),
         ("callback_allow", "http://a.example"),
-        ("callback_secret", "whsec_"),
-        ("callback_secret", "whsec_not base64"),
-        ("callback_secret", "whsec_aHVudGVyMg"),
+        ("callbacks", "on"),
+        ("callback_rate", "0"),
+        ("callback_rate", "10001"),
+        ("callback_limit", "0"),
+        ("callback_proxy", "proxy.example:3128"),
+        ("callback_proxy", "http://proxy.example"),
+        ("callback_proxy", "https://proxy.example:3128"),
+        ("callback_proxy", "http://proxy.example:0"),
+        ("callback_proxy", "http://proxy.example:65536"),
+        ("callback_proxy", "http://proxy.example:3128/x"),
+        ("callback_proxy", "http://proxy.example:3128\n"),
+        ("callback_proxy", "http://pro xy:3128"),
         *((name, "") for name in GIVEN),
         *((name, "\udcff") for name in GIVEN),  # what is not UTF-8 in the environment looks like this
     ],
@@ -293,12 +320,98 @@ def test_bad_value(name: str, value: str) -> None:
         ("deadline", "10"),
         ("window", "1"),
         ("exact_limit", str(10**30)),
-        ("callback_secret", "any text"),
+        ("callback_secret", secret(24)),
+        ("callback_secret", secret(64)),
+        ("callback_proxy", "http://proxy_1.example:3128"),
+        ("callback_proxy", "http://ida:p%40ss@10.0.0.1:80/"),
+        ("callback_limit", str(10**30)),
     ],
 )
 def test_good_value(name: str, value: str) -> None:
     """What is on the edge of the allowed is taken as it is."""
     assert str(getattr(load({name: value}, HOME)[0], name)).startswith(value)
+
+
+NO_SECRET = "it is not whsec_ and base64: write whsec_ and, behind it, what `openssl rand -base64 32` prints"
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("any text", NO_SECRET),
+        ("geheim", NO_SECRET),
+        ("ä", NO_SECRET),
+        ("whsec_", NO_SECRET),
+        ("whsec_not base64", NO_SECRET),
+        (secret().removesuffix("="), NO_SECRET),
+        (secret().removesuffix("s=") + "t=", NO_SECRET),  # the same bytes, not as base64 writes them
+        (f"{secret()},", NO_SECRET),
+        (secret().replace("whsec_", "WHSEC_"), NO_SECRET),
+        (
+            secret().removeprefix("whsec_"),
+            "base64 alone is taken in different ways: write whsec_ in front of it",
+        ),
+        (
+            f"{secret()},{secret(23)}",
+            f"its key has 23 bytes, and the standard has 24 to 64: {NO_SECRET.partition(': ')[2]}",
+        ),
+        (secret(65), f"its key has 65 bytes, and the standard has 24 to 64: {NO_SECRET.partition(': ')[2]}"),
+        (
+            secret(64).replace("whsec_", "whsk_"),
+            "whsk_ is a private key, of signatures that idagg does not make: use whsec_",
+        ),
+    ],
+)
+def test_bad_secret(value: str, why: str) -> None:
+    """A secret that no receiver could verify with is refused, unseen, with what to write instead."""
+    told = f"callback_secret (environment IDAGG_CALLBACK_SECRET) cannot be '***': {why}"
+    assert problems({}, HOME | {"IDAGG_CALLBACK_SECRET": value}) == [told]
+    with pytest.raises(ValueError, match=r"^a callback secret "):
+        Signer(value.split(","))
+
+
+def test_three_secrets() -> None:
+    """A third secret is none of a rotation."""
+    [problem] = problems({"callback_secret": ",".join(3 * [secret()])})
+    assert problem.endswith(
+        "it has more than two secrets: the new one and the one before are enough to rotate"
+    )
+
+
+def test_secrets_from_everywhere(tmp_path: Path) -> None:
+    """Two secrets are a text with a comma or a TOML list; line breaks at their ends are not part of them."""
+    old, new = secret(24), secret(32)
+    expected = f"{new},{old}"
+
+    def read(flags: Mapping[str, object], environ: Mapping[str, str] = HOME) -> str | None:
+        return load(flags, environ)[0].callback_secret
+
+    assert read({"callback_secret": f"{new}, {old}\n"}) == expected
+    assert read({}, HOME | {"IDAGG_CALLBACK_SECRET": f"{new}\n,{old}\r\n"}) == expected
+    assert read(toml(tmp_path, f'callback_secret = ["{new}", "{old}\\n"]')) == expected
+    assert read(toml(tmp_path, f'callback_secret = """\n{new}\n"""')) == new
+    (tmp_path / "idagg_callback_secret").write_text(f"{new},{old}\r\n")
+    assert read({}, HOME | {"CREDENTIALS_DIRECTORY": str(tmp_path)}) == expected
+
+
+def test_bad_ca(tmp_path: Path) -> None:
+    """A file of CAs that cannot be used stops the start, but not a worker that is started later."""
+    (tmp_path / "empty").touch()
+    none = "the file has no CA certificate in PEM form"
+    for path, why in (
+        ("/no/such", "the file cannot be read: No such file or directory"),
+        (str(tmp_path), "the file cannot be read: Is a directory"),
+        (str(tmp_path / "empty"), none),
+        (__file__, none),
+    ):
+        assert problems({"callback_ca": path}) == [
+            f"callback_ca (flag --callback-ca) cannot be {path!r}: {why}"
+        ]
+    gone = tmp_path / "gone.pem"
+    gone.write_bytes(CA.read_bytes())
+    settings, _ = load({"callback_ca": str(gone)}, HOME)
+    gone.unlink()
+    assert Settings.from_json(settings.to_json()) == settings
 
 
 def test_empty_flag() -> None:
@@ -340,14 +453,43 @@ def test_the_guard_takes_what_settings_take(item: str) -> None:
     Guard(settings.callback_allow)
 
 
-@given(st.text(max_size=12) | st.text("AZaz09+/=", max_size=12).map("whsec_".__add__))
-def test_callbacks_take_what_settings_take(secret: str) -> None:
+@given(
+    st.text(max_size=12)
+    | st.binary(max_size=70).map(lambda key: f"whsec_{base64.b64encode(key).decode()}")
+    | st.text("AZaz09+/=\n ", min_size=30, max_size=90).map("whsec_".__add__)
+)
+def test_signing_takes_what_settings_take(text: str) -> None:
     """No secret gets past the settings that signing would then trip over."""
     try:
-        settings = Settings(state_dir=Path("/s"), callback_secret=secret)
+        settings = Settings(state_dir=Path("/s"), callback_secret=text)
     except pydantic.ValidationError:
+        if "," not in text and text == text.strip():
+            with pytest.raises(ValueError, match=r"^a callback secret "):
+                Signer([text])
         return
-    assert signing_key(settings.callback_secret or "")
+    assert Signer((settings.callback_secret or "").split(",")).headers("id", 1, b"")["webhook-signature"]
+
+
+@given(st.text("aA1-_.:/@[]%\n é", max_size=14).map("http://".__add__))
+@example("http://a:b@[::1]:8080/")
+@example("http://a:00080")
+@example("http://:@a:1")
+def test_callbacks_take_what_settings_take(url: str) -> None:
+    """No proxy gets past the settings that callbacks would then trip over, and none is held up by them."""
+    try:
+        Settings(state_dir=Path("/s"), callback_proxy=url)
+    except pydantic.ValidationError:
+        with pytest.raises(ValueError, match=r"^not "):
+            Proxy.parse(url)
+        return
+    Proxy.parse(url)
+
+
+def test_the_ca_is_trusted() -> None:
+    """What settings take for a file of CAs is one to callbacks, too."""
+    settings, _ = load({"callback_ca": str(CA)}, HOME)
+    trusted = tls_context(str(settings.callback_ca)).get_ca_certs()
+    assert [ca for ca in trusted if "idagg's tests" in str(ca["subject"])]
 
 
 @pytest.mark.parametrize(
@@ -443,8 +585,10 @@ def test_file_that_cannot_be_used(tmp_path: Path) -> None:
         ("redis_url", "redis://[::1]:1/0", "redis://[::1]:1/0"),
         ("redis_url", "unix:///s?password=hunter2&db=1", "unix:///s?password=***&db=1"),
         ("amqp_url", "amqps://ida:hunter2@h/v", "amqps://ida:***@h/v"),
-        ("callback_secret", "hunter2", "***"),
+        ("callback_secret", secret(), "***"),
         ("callback_secret", None, None),
+        ("callback_proxy", "http://ida:hunter2@h:1", "http://ida:***@h:1"),
+        ("callback_proxy", "http://h:1", "http://h:1"),
     ],
 )
 def test_masked(name: str, value: str | None, shown: str | None) -> None:
@@ -540,6 +684,11 @@ def test_names_and_defaults_in_words() -> None:
         "deadline": "2",
         "exact_limit": "10000000",
         "callback_allow": "none",
+        "callbacks": "public",
+        "callback_rate": "50",
+        "callback_limit": "none",
         "callback_secret": "none",
+        "callback_ca": "none",
+        "callback_proxy": "none",
         "state_dir": "$STATE_DIRECTORY, else the XDG state folder",
     }

@@ -16,7 +16,7 @@ from idagg.settings import Settings, SettingsError, default_text, flag, load
 _EPILOG = (
     "Each setting is also a variable IDAGG_NAME and a key of the TOML file; a flag wins over the variable, "
     "that over the file. Flags can be seen by every user of this machine: give secrets as variables, or as "
-    "systemd credentials idagg_redis_url, idagg_amqp_url and idagg_callback_secret."
+    "systemd credentials idagg_redis_url, idagg_amqp_url, idagg_callback_secret and idagg_callback_proxy."
 )
 
 

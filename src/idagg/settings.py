@@ -28,6 +28,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from idagg import failpoints
 from idagg.errors import IdaggError
@@ -35,7 +36,7 @@ from idagg.errors import IdaggError
 MAX_WORKERS = 256
 # Below what a worker has to stop in, since it answers first.
 MAX_DEADLINE_S = 10
-SECRETS = ("redis_url", "amqp_url", "callback_secret")
+SECRETS = ("redis_url", "amqp_url", "callback_secret", "callback_proxy")
 
 _CONFIG_VARIABLE = "IDAGG_CONFIG"
 # RFC 1123 with the underscores that container names have. A last label that begins with a digit is a mistyped
@@ -46,6 +47,15 @@ _HOST_NAME = re.compile(
 
 # By whether it is TLS.
 _REDIS_QUERY = re.compile("db|username|password"), re.compile("db|username|password|ssl_.+")
+
+_PROXY = re.compile(
+    r"http://(?:[^\s:@/]*(?::[^\s@/]*)?@)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}/?"
+)
+
+_MAKE_ONE = "write whsec_ and, behind it, what `openssl rand -base64 32` prints"
+
+# To validators: a person has been told what is wrong already.
+_PASSED_ON = {"passed_on": True}
 
 _Found = dict[str, tuple[object, str]]  # setting → value, where it came from
 
@@ -122,11 +132,58 @@ def _origin(value: str) -> str:
     return value
 
 
-def _secret(value: str) -> str:
-    # Standard Webhooks writes a key as base64 behind this prefix.
-    if value.startswith("whsec_") and not base64.b64decode(value.removeprefix("whsec_"), validate=True):
-        raise ValueError("an empty key")
+def _secrets(value: object) -> object:
+    """One text, however many there are, without what an editor or a file adds at their ends."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        raise ValueError("neither text nor a list of it")
+    return ",".join(part.strip() for part in parts)
+
+
+def _callback_secrets(value: str) -> str:
+    secrets = value.split(",")
+    if len(secrets) > 2:
+        raise _reason("it has more than two secrets: the new one and the one before are enough to rotate")
+    for secret in secrets:
+        if secret.startswith("whsk_"):
+            raise _reason("whsk_ is a private key, of signatures that idagg does not make: use whsec_")
+        encoded = secret.removeprefix("whsec_")
+        try:
+            key = base64.b64decode(encoded, validate=True)
+        except ValueError:
+            key = b""
+        if not key or base64.b64encode(key).decode() != encoded:
+            raise _reason(f"it is not whsec_ and base64: {_MAKE_ONE}")
+        if encoded == secret:
+            raise _reason("base64 alone is taken in different ways: write whsec_ in front of it")
+        if not 24 <= len(key) <= 64:
+            raise _reason(f"its key has {len(key)} bytes, and the standard has 24 to 64: {_MAKE_ONE}")
     return value
+
+
+def _ca_file(value: Path, info: ValidationInfo) -> Path:
+    """Only where a person starts us: a worker counts on without a file that has gone since."""
+    if info.context != _PASSED_ON:
+        import ssl  # not loaded where there is no such file
+
+        try:
+            ssl.create_default_context(cafile=value)
+        except ssl.SSLError as error:
+            raise _reason("the file has no CA certificate in PEM form") from error
+        except OSError as error:
+            raise _reason(f"the file cannot be read: {error.strerror}") from error
+    return value
+
+
+def _proxy(value: str) -> str:
+    if not _PROXY.fullmatch(value) or not urlsplit(value).port:
+        raise ValueError("not a proxy's URL")
+    return value
+
+
+def _reason(sentence: str) -> PydanticCustomError:
+    """For what the setting's description does not say; ``load`` puts it in its place."""
+    return PydanticCustomError("reason", "{sentence}", {"sentence": sentence})
 
 
 def _split(value: object) -> object:
@@ -139,6 +196,7 @@ def _usable_cpus() -> int:
 
 _Host = Annotated[str, AfterValidator(_host)]
 _Port = Annotated[int, Field(ge=0, le=65535)]
+_Secrets = Annotated[str, BeforeValidator(_secrets), AfterValidator(_callback_secrets)]
 
 
 class Settings(BaseModel):
@@ -221,9 +279,38 @@ class Settings(BaseModel):
         default=(),
         description="CIDR, address or host name that callbacks may reach although private; repeatable",
     )
-    callback_secret: Annotated[str, AfterValidator(_secret)] | None = Field(
+    callbacks: Literal["public", "listed", "off"] = Field(
+        default="public",
+        description="who may be called: public (all but private addresses), listed (only what "
+        "callback_allow names) or off",
+    )
+    callback_rate: int = Field(
+        default=50,
+        ge=1,
+        le=10_000,
+        description="number of callbacks a second to one address, 1 to 10000; hosts of callback_allow are "
+        "exempt",
+    )
+    callback_limit: int | None = Field(
         default=None,
-        description="secret that signs callbacks (Standard Webhooks): whsec_ and base64, or other text",
+        ge=1,
+        description="number of callbacks a window to one address, 1 or more; hosts of callback_allow are "
+        "exempt; none: no limit",
+    )
+    callback_secret: _Secrets | None = Field(
+        default=None,
+        description="secret that signs callbacks (Standard Webhooks), whsec_ and the base64 of 24 to 64 "
+        "bytes; two, comma separated, while one is rotated",
+    )
+    callback_ca: Annotated[Path, AfterValidator(_ca_file)] | None = Field(
+        default=None,
+        description="file of CA certificates (PEM) that callbacks trust besides the system's; "
+        "none: those alone",
+    )
+    callback_proxy: Annotated[str, AfterValidator(_proxy)] | None = Field(
+        default=None,
+        description="HTTP proxy for callbacks, http://[user:pass@]host:port, which then resolves their "
+        "names; none: they go straight",
     )
     state_dir: Path = Field(description="folder of the embedded store's data")
 
@@ -250,7 +337,7 @@ class Settings(BaseModel):
 
     @classmethod
     def from_json(cls, data: bytes) -> Settings:
-        return cls.model_validate_json(data)
+        return cls.model_validate_json(data, context=_PASSED_ON)
 
     def masked(self) -> dict[str, object]:
         """The values, fit to be shown."""
@@ -304,10 +391,9 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str]) -> tuple[Setti
     except ValidationError as error:
         for detail in error.errors(include_url=False, include_context=False):
             name = str(detail["loc"][0])
-            problems.append(
-                f"{name} ({origin[name]}) cannot be {_masked(name, detail['input'])!r}: "
-                f"it is the {Settings.model_fields[name].description}"
-            )
+            is_told = detail["type"] == "reason"
+            why = detail["msg"] if is_told else f"it is the {Settings.model_fields[name].description}"
+            problems.append(f"{name} ({origin[name]}) cannot be {_masked(name, detail['input'])!r}: {why}")
     if problems:
         raise SettingsError(problems)
     return settings, origin
@@ -338,7 +424,7 @@ def _from_credentials(environ: Mapping[str, str], problems: list[str]) -> _Found
             except (OSError, UnicodeDecodeError) as error:
                 problems.append(f"{where} cannot be read: {error}")
             else:
-                found[name] = text.rstrip("\n"), where
+                found[name] = text.rstrip("\r\n"), where
     return found
 
 
