@@ -3,8 +3,8 @@
 A secret is ``whsec_`` and the base64 of 24 to 64 bytes, and nothing else. The receivers' libraries decode
 base64 with or without the prefix: if other text were taken as it is, each verification would fail, and
 nobody would hear why here. Text that a person made up is refused for another reason, too: who has one
-callback can try passwords on it. The asymmetric form (``whsk_``, ed25519) is refused: the library for it would
-be the largest of all that are installed.
+callback can try passwords on it. The asymmetric form (``whsk_``, ed25519) is refused: the library for it
+would be the largest of all that are installed.
 """
 
 from __future__ import annotations
