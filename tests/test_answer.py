@@ -115,6 +115,12 @@ def test_whole_head(status: int) -> None:
     assert reader.feed(b"HTTP/1.1 200 OK\r\n") == Answer(status, "7", "/ab")
 
 
+def test_the_first_counts() -> None:
+    """Of a field that stands twice, the first is told."""
+    head = b"HTTP/1.1 503 No\r\nRetry-After: 7\r\nretry-after: 9\r\n\r\n"
+    assert AnswerReader().feed(head) == Answer(503, "7")
+
+
 def test_every_head() -> None:
     """A head can be asked for whatever its status is."""
     reader = AnswerReader(whole_head=True)

@@ -479,7 +479,7 @@ async def test_handshake_ends(trusting: Poster) -> None:
 
 
 async def test_endless_handshake(trusting: Poster) -> None:
-    """A handshake without an end is left, too: here a server hello in as many records as it likes."""
+    """A handshake without an end is left, too: here a hello in as many records as the server likes."""
 
     async def talk(visit: Visit) -> None:
         await visit.reader.read(10)
@@ -492,6 +492,18 @@ async def test_endless_handshake(trusting: Poster) -> None:
         await stranger.left.wait()
     assert words == "answer too long" or str(words).startswith("tls: ")
     assert stranger.sent < SENT_AT_MOST
+
+
+async def test_endless_tickets(ca: trustme.CA, trusting: Poster) -> None:
+    """What only TLS sees is bounded, too: here the tickets that a server gives for the next time."""
+    context = server_tls(ca, "a.test")
+    context.num_tickets = 5000  # more than a megabyte
+
+    async def talk(visit: Visit) -> None:
+        await visit.wait()
+
+    async with talking(talk, context) as stranger:
+        assert await posted(stranger, trusting, stranger.target(is_tls=True)) == "answer too long"
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
@@ -536,7 +548,9 @@ class ProxyServer:
         assert found
         reader, writer = await asyncio.open_connection("127.0.0.1", int(found[1]))
         if head.startswith(b"CONNECT"):
-            await visit.say(b"HTTP/1.1 200 Connected\r\nVia: x\r\n\r\n")
+            await visit.say(b"HTTP/1.1 200 Connected\r\n")
+            await asyncio.sleep(0.05)  # it is read before the rest
+            await visit.say(b"Via: x\r\n\r\n")
         else:
             writer.write(head)
         to = asyncio.create_task(self._pipe(visit.reader, writer))

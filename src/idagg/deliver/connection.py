@@ -57,10 +57,7 @@ class Connection:
         """Some bytes; none where they have ended."""
         if self._tls is None:
             return await self._receive()
-        try:
-            return await self._drive(functools.partial(self._tls.read, _CHUNK))
-        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-            return b""
+        return await self._drive(functools.partial(self._tls.read, _CHUNK))
 
     async def _drive(self, step: Callable[[], T]) -> T:
         """Carry bytes between TLS and the socket until ``step`` has what it wants."""
