@@ -248,6 +248,15 @@ async def test_endless(
     assert stranger.sent < SENT_AT_MOST
 
 
+async def test_the_connection_has_a_limit_of_its_own() -> None:
+    """A status stands, too, where it is the connection that takes no more."""
+    async with talking(pouring(b"HTTP/1.1 503 No\r\nRetry-After: 7\r\n", b"X: x\r\n")) as stranger:
+        reader = AnswerReader(10**9)
+        post = Poster(max_bytes=1).post(stranger.target(), "127.0.0.1", HEADERS, BODY, reader=reader)
+        assert await post == Answer(503, "7")
+        await stranger.left.wait()
+
+
 async def test_byte_by_byte() -> None:
     """Who answers a byte now and then is left when the time is up, and what stood by then is known."""
     said = asyncio.Event()

@@ -46,7 +46,7 @@ class Connection:
         while True:
             try:
                 data = await self._read()
-            except OSError:
+            except (AnswerError, OSError):
                 if reader.so_far is None:
                     raise
                 data = b""
