@@ -86,10 +86,20 @@ async def open_doors(
         for wire in doors.wires:
             wire.close()
         await listener.close()
-        await public.close(EXCHANGE_S)
+        if not await _empty(public):
+            await public.close(EXCHANGE_S)  # it gives those who are left time to read
         await fallback.close()
         commit.stop()
         await running
+
+
+async def _empty(public: FastPath) -> bool:
+    """Whether all connections have ended with their clients, in a moment."""
+    for _ in range(20):
+        if not public.connections:
+            return True
+        await asyncio.sleep(0.001)
+    return False
 
 
 @contextlib.asynccontextmanager

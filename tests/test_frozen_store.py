@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-
-import pytest
+from collections.abc import Callable, Coroutine
 
 from doors import Wire
+from faults import beside
+from idagg.tasks import end
 from servers import RedisServer
 from serving import Serving, connect, ids, long_window, request
 
@@ -52,13 +53,17 @@ class Pipeline:
     async def _receive(self) -> None:
         loop = asyncio.get_running_loop()
         while data := await loop.sock_recv(self._wire.socket, 1 << 18):
+            now_s = time.monotonic()  # others may have the loop before the last answer of many is read
             self._rest += data
-            end = 0
+            read = 0
             for answer in re.finditer(rb"HTTP/1\.1 (\d{3}).*?\r\n\r\n(ok|failed)", self._rest, re.DOTALL):
                 self.statuses.add(int(answer[1]))
-                self.answered_at.append(time.monotonic())
-                end = answer.end()
-            self._rest = self._rest[end:]
+                self.answered_at.append(now_s)
+                read = answer.end()
+            self._rest = self._rest[read:]
+
+
+Load = Callable[[list[Pipeline]], Coroutine[None, None, None]]
 
 
 async def steady(pipelines: list[Pipeline]) -> None:
@@ -70,14 +75,14 @@ async def steady(pipelines: list[Pipeline]) -> None:
             await pipeline.send(request(next(ids)))
 
 
-def burst(count: int) -> Callable[[list[Pipeline]], Awaitable[None]]:
+def burst(count: int) -> Load:
     async def send(pipelines: list[Pipeline]) -> None:
         await pipelines[0].send(*(request(next(ids)) for _ in range(count)))
 
     return send
 
 
-def two(second: bytes) -> Callable[[list[Pipeline]], Awaitable[None]]:
+def two(second: bytes) -> Load:
     async def send(pipelines: list[Pipeline]) -> None:
         await pipelines[0].send(request(next(ids)), second)
 
@@ -91,54 +96,51 @@ BULK = (
 ENCODED = b"GET /api/verve/%61ccept?id=7 HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-@pytest.fixture
-async def frozen() -> AsyncIterator[tuple[Serving, RedisServer]]:
-    with (
-        RedisServer() as store,
-        Serving(
-            *("--redis-url", store.url, "--deadline", str(DEADLINE_S), "--workers", "1"), window=long_window()
-        ) as serving,
-    ):
-        yield serving, store
+LOADS = {
+    "steady": steady,
+    "burst of 2500": burst(2500),
+    "burst of 20000": burst(20_000),
+    "then a bulk": two(BULK),
+    "then an encoded path": two(ENCODED),
+}
 
 
-@pytest.mark.parametrize(
-    "load",
-    [
-        pytest.param(steady, id="steady"),
-        pytest.param(burst(2500), id="burst of 2500"),
-        pytest.param(burst(20_000), id="burst of 20000"),
-        pytest.param(two(BULK), id="then a bulk"),
-        pytest.param(two(ENCODED), id="then an encoded path"),
-    ],
-)
-async def test_every_request_is_answered_while_the_store_is_frozen(
-    frozen: tuple[Serving, RedisServer], load: Callable[[list[Pipeline]], Awaitable[None]]
-) -> None:
-    """Those behind others wait no longer than those; and counting goes on as soon as the store does."""
-    serving, store = frozen
-    await serving.counts_again()
-    wires = [await connect(serving.port) for _ in range(4)]
-    pipelines = [Pipeline(wire) for wire in wires]
-    for pipeline in pipelines:
-        await pipeline.send(request(next(ids)))
-    await asyncio.sleep(0.2)
-    store.freeze()
-    thaw_at = time.monotonic() + FROZEN_S
-    loading = asyncio.ensure_future(load(pipelines))
-    try:
+async def endures(load: Load, frozen: asyncio.Barrier) -> list[str]:
+    """Send this load to an idagg of its own whose store freezes with the others'; returns the complaints."""
+    async with contextlib.AsyncExitStack() as stack:
+        store = stack.enter_context(RedisServer())
+        flags = ("--redis-url", store.url, "--deadline", str(DEADLINE_S), "--workers", "1")
+        serving = await stack.enter_async_context(beside(Serving(*flags, window=long_window())))
+        await serving.counts_again()
+        wires = [await connect(serving.port) for _ in range(4)]
+        for wire in wires:
+            stack.callback(wire.close)
+        pipelines = [Pipeline(wire) for wire in wires]
+        stack.push_async_callback(end, *(pipeline.receiving for pipeline in pipelines))
+        for pipeline in pipelines:
+            await pipeline.send(request(next(ids)))
+        await asyncio.sleep(0.2)
+        await frozen.wait()
+        store.freeze()
+        stack.callback(store.thaw)
+        thaw_at = time.monotonic() + FROZEN_S
+        loading = asyncio.create_task(load(pipelines))
+        stack.push_async_callback(end, loading)
         await asyncio.sleep(thaw_at - time.monotonic())
         store.thaw()
         await serving.counts_again(within_s=BACK_WITHIN_S)
         await asyncio.sleep(ANSWER_S)
         assert loading.done()
-        found = [complaint for pipeline in pipelines for complaint in pipeline.complaints()]
-    finally:
-        store.thaw()
-        loading.cancel()
-        for pipeline in pipelines:
-            pipeline.receiving.cancel()
-        await asyncio.wait([loading, *(pipeline.receiving for pipeline in pipelines)])
-        for wire in wires:
-            wire.close()
-    assert found == []
+        loading.result()
+        return [complaint for pipeline in pipelines for complaint in pipeline.complaints()]
+
+
+async def test_every_request_is_answered_while_the_store_is_frozen() -> None:
+    """Those behind others wait no longer than those; and counting goes on as soon as the store does.
+
+    Each load has an idagg and a store of its own; they freeze at the same time, to be waited for once.
+    """
+    frozen = asyncio.Barrier(len(LOADS))
+    async with asyncio.TaskGroup() as group:
+        tasks = {name: group.create_task(endures(load, frozen)) for name, load in LOADS.items()}
+    assert {name: found for name, task in tasks.items() if (found := task.result())} == {}
