@@ -31,6 +31,7 @@ setup(
             "hypothesis>=6.170",
             "pytest>=9",
             "pytest-aiohttp>=1.1",
+            "pytest-xdist>=3.8",
             "standardwebhooks>=1.1,<2",
             "trustme>=1.2,<2",
         ],

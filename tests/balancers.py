@@ -63,6 +63,9 @@ class HAProxy(Balancer):
         outcome = self._row()["check_status"].removeprefix("* ")
         return None if outcome == "INI" else outcome
 
+    def _answers(self) -> bool:
+        return super()._answers() and self._stats.exists()  # the listener comes first
+
     def _row(self) -> dict[str, str]:
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(self._stats))

@@ -16,6 +16,13 @@ REQUESTS = 2000
 
 @pytest.fixture
 def serving() -> Iterator[Serving]:
+    with Serving(window=1) as serving:
+        yield serving
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Serving]:
+    """One for tests that leave it as it is."""
     with Serving() as serving:
         yield serving
 
@@ -39,17 +46,17 @@ async def traffic(serving: Serving, port: int) -> None:
     assert sum((await serving.delivered()).values()) == before + REQUESTS
 
 
-async def test_a_cache_answers_for_no_id(serving: Serving) -> None:
+async def test_a_cache_answers_for_no_id(shared: Serving) -> None:
     """Varnish by default passes on the same id in each window, and it is counted in each."""
     number = next(ids)
-    with Varnish(serving.port) as varnish:
+    with Varnish(shared.port) as varnish:
         expected = {}
         for _ in range(3):
-            window = iso(await next_window(serving.window))
+            window = iso(await next_window(shared.window))
             for _ in range(3):
                 assert await status(varnish.port, number) == 200
             expected[window] = 1
-        counts = await serving.delivered()
+        counts = await shared.delivered()
         assert {window: counts[window] for window in expected} == expected
 
 
@@ -65,9 +72,9 @@ async def test_a_cache_answers_for_no_id(serving: Serving) -> None:
     ],
     ids=lambda check: check[-1],
 )
-async def test_haproxy_finds_a_server_up(serving: Serving, check: list[str]) -> None:
+async def test_haproxy_finds_a_server_up(shared: Serving, check: list[str]) -> None:
     """Its checks are HTTP/1.0 without a Host and, unless they say otherwise, OPTIONS."""
-    with HAProxy(serving.port, *check) as haproxy:
+    with HAProxy(shared.port, *check) as haproxy:
         assert await until(haproxy.last_check) == "L7OK"
         assert haproxy.state() == "UP"
 

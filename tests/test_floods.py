@@ -16,6 +16,8 @@ import pytest
 from oracle import Size, grown
 from serving import Serving, connect, ids, long_window, request
 
+pytestmark = pytest.mark.alone
+
 CONNECTIONS = 200
 # Of the good client, with the flood and without.
 SAMPLES = 400

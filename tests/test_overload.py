@@ -104,6 +104,7 @@ class Passers:
         self.answers.append((answer, time.monotonic() - began_s))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("flood_s", "share"), [(6, 0.5), pytest.param(60, 0.8, marks=pytest.mark.slow)], ids=["short", "long"]
 )
