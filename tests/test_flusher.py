@@ -353,7 +353,7 @@ async def test_endpoints_do_not_hold_up_a_window(bench: Bench) -> None:
     await bench.at(60)
     await until(lambda: process.figures.told)
     assert [owed.record.start_s for owed in await bench.windows.uncalled()] == [NOON]
-    assert await bench.windows.endpoints(NOON) == ["http://a/"]
+    assert [one.endpoint for one in await bench.windows.pending_callbacks(NOON)] == ["http://a/"]
 
 
 # Which windows there are

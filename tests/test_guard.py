@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import ipaddress
-import socket
 from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idagg.deliver.guard import BlockedAddressError, Guard, dialled, refused_port
+from idagg.deliver.guard import Guard, dialled, refused_port
 
 REFUSED = {
     "0.0.0.0": "unspecified",
@@ -203,15 +202,6 @@ def test_bad_allow(item: str) -> None:
     with pytest.raises(ValueError, match="is neither a host name, an address nor a network") as raised:
         Guard([item])
     assert str(raised.value).startswith(repr(item))
-
-
-def test_socket() -> None:
-    """A socket is made for an address that passes, and none for one that is refused."""
-    kind = socket.SOCK_STREAM
-    with Guard().open_socket((socket.AF_INET, kind, 0, "", ("1.1.1.1", 80))) as made:
-        assert (made.family, made.type) == (socket.AF_INET, kind)
-    with pytest.raises(BlockedAddressError, match=r"^::1 is refused: loopback$"):
-        Guard().open_socket((socket.AF_INET6, kind, 0, "", ("::1", 80, 0, 0)))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import json
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from idagg.deliver.logfile import LogFile, callback_line, window_line
+from idagg.deliver.logfile import CallbackLine, LogFile, window_line
 from idagg.errors import LogFileError
 from idagg.window import Record
 
@@ -62,32 +63,61 @@ def test_window_line_says_why_the_broker_did_not_get_it() -> None:
     assert line == window_line(RECORD, time_s=TIME_S) + r' reason="no \"answer\""'
 
 
-def test_callback_line() -> None:
-    line = callback_line(
-        time_s=TIME_S, window_s=RECORD.start_s, url="http://h/?a=b", status=200, attempts=1, ms=35, error=None
-    )
-    assert line == (
-        "time=2026-11-22T10:54:00.012Z level=INFO event=callback window=2026-11-22T10:53:00Z"
-        ' url="http://h/?a=b" status=200 attempts=1 ms=35'
+CALLED = CallbackLine(window_s=RECORD.start_s, url="http://h/?a=b", status=200, error=None, attempts=1, ms=35)
+
+
+@pytest.mark.parametrize(
+    ("line", "level", "fields"),
+    [
+        (CALLED, "INFO", 'url="http://h/?a=b" status=200 attempts=1 ms=35'),
+        (
+            dataclasses.replace(CALLED, status=302, location="/a b"),
+            "WARNING",
+            'url="http://h/?a=b" status=302 location="/a b" attempts=1 ms=35',
+        ),
+        (
+            dataclasses.replace(CALLED, status=410, silenced_s=86400),
+            "WARNING",
+            'url="http://h/?a=b" status=410 attempts=1 ms=35 silenced=86400',
+        ),
+        (
+            dataclasses.replace(CALLED, status=503),
+            "WARNING",
+            'url="http://h/?a=b" status=503 attempts=1 ms=35',
+        ),
+        (
+            dataclasses.replace(CALLED, status=None, error="gone"),
+            "WARNING",
+            'url="http://h/?a=b" error="gone" attempts=1 ms=35',
+        ),
+        (
+            CallbackLine(RECORD.start_s, None, None, "limit", 0, 0, address="192.0.2.1", endpoints=13),
+            "WARNING",
+            'address="192.0.2.1" error="limit" endpoints=13 attempts=0 ms=0',
+        ),
+    ],
+)
+def test_callback_line(line: CallbackLine, level: str, fields: str) -> None:
+    """Only 2xx is no warning; an error stands where the status would."""
+    assert line.text(TIME_S) == (
+        f"time=2026-11-22T10:54:00.012Z level={level} event=callback window=2026-11-22T10:53:00Z {fields}"
     )
 
 
-def test_callback_line_without_an_answer() -> None:
-    """An error stands where the status would."""
-    line = callback_line(
-        time_s=TIME_S, window_s=RECORD.start_s, url="http://h/", status=None, attempts=3, ms=35, error="gone"
-    )
-    assert line == (
-        "time=2026-11-22T10:54:00.012Z level=WARNING event=callback window=2026-11-22T10:53:00Z"
-        ' url="http://h/" error="gone" attempts=3 ms=35'
-    )
+async def test_lines_of_callbacks(tmp_path: Path) -> None:
+    """Many are written at once, and none is no line."""
+    path = tmp_path / "log"
+    log = LogFile(path)
+    await log.callbacks([])
+    await log.callbacks([CALLED, dataclasses.replace(CALLED, url="http://i/")])
+    assert [parse(line)["url"] for line in path.read_text().splitlines()] == ["http://h/?a=b", "http://i/"]
 
 
 @given(url=ANY_TEXT, error=ANY_TEXT)
 @example(url=HOSTILE, error=HOSTILE)
 def test_no_caller_forges_a_line_or_a_field(url: str, error: str) -> None:
     """Whatever is in it, a callback's line is one printable line, and a parser gets the values back."""
-    line = callback_line(time_s=TIME_S, window_s=0, url=url, status=None, attempts=1, ms=2, error=error)
+    line = CallbackLine(window_s=0, url=url, status=None, error=error, attempts=1, ms=2).text(TIME_S)
     assert line.isascii()
     assert line.isprintable()
     fields = parse(line)

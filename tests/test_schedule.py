@@ -7,130 +7,122 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idagg.deliver.schedule import Schedule
+from idagg.deliver.schedule import Destination, Schedule, Sleepers
 
-FOR_EVER = 1e9
+PLACES = [Destination(address, is_paced) for address in "abc" for is_paced in (True, False)]
 
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    host: str
+    place: Destination
     ready_at: float
-    runs_s: list[float]  # of the runs to come; it sleeps for a second between two
-    began_at: float = 0
+    runs_s: float
+    began_at: float = -1
     ends_at: float = 0
 
 
 drawn_jobs = st.lists(
     st.builds(
         Job,
-        host=st.sampled_from("aaabcde"),
+        place=st.sampled_from([*PLACES, PLACES[0]]),
         ready_at=st.sampled_from([0.0, 1.0, 5.5]),
-        runs_s=st.lists(st.sampled_from([0.0, 0.5, 1.0, 7.0]), min_size=1, max_size=3),
+        runs_s=st.sampled_from([0.0, 0.5, 1.0, 7.0]),
     ),
     max_size=50,
 )
 
 
-@given(
-    drawn_jobs,
-    st.integers(1, 6),
-    st.integers(1, 3),
-    st.integers(1, 6),
-    st.sampled_from([0.25, 1.0, 3.0, FOR_EVER]),
-)
-def test_schedule(jobs: list[Job], concurrency: int, per_host: int, fresh: int, fresh_s: float) -> None:
-    """Each item runs as often as it asks to, never too many run, and no slot is idle that could be used."""
-    schedule = Schedule[Job](concurrency=concurrency, per_host=per_host, fresh=fresh, fresh_s=fresh_s)
-    for job in jobs:
-        schedule.sleep(job.host, job, job.ready_at)
+@given(drawn_jobs, st.integers(1, 6), st.integers(1, 3), st.sampled_from([0.1, 0.5, 2.0]))
+def test_schedule(jobs: list[Job], concurrency: int, per_destination: int, pace_s: float) -> None:
+    """Each item runs once, never too many run, a paced destination's begin apart, and no slot is idle that
+    could be used."""
+    schedule = Schedule[Job](concurrency=concurrency, per_destination=per_destination, pace_s=pace_s)
+    to_come = sorted(jobs, key=lambda job: job.ready_at)
+    waiting: list[Job] = []
     running: list[Job] = []
+    began: dict[Destination, list[float]] = collections.defaultdict(list)
     now = 0.0
     while True:
+        while to_come and to_come[0].ready_at <= now:
+            waiting.append(to_come.pop(0))
+            schedule.add(waiting[-1].place, waiting[-1])
         while (taken := schedule.take(now)) is not None:
-            assert taken not in running
-            assert taken.ready_at <= now
-            taken.began_at = now
-            taken.ends_at = now + taken.runs_s.pop()
+            assert taken is next(job for job in waiting if job.place == taken.place)  # the oldest of its own
+            waiting.remove(taken)
+            taken.ends_at = now + taken.runs_s
             running.append(taken)
-        by_host = collections.Counter(job.host for job in running)
-        turns_old_at = [job.began_at + fresh_s for job in running if now < job.began_at + fresh_s]
+            began[taken.place].append(now)
+        by_place = collections.Counter(job.place for job in running)
         assert len(running) <= concurrency
-        assert all(count <= per_host for count in by_host.values())
-        assert len(turns_old_at) <= fresh
-
-        idle = [job for job in jobs if job.runs_s and job not in running]
-        may_wake_at = [job.ready_at for job in idle if job.ready_at > now]
-        if len(running) < concurrency and any(
-            job.ready_at <= now and by_host[job.host] < per_host for job in idle
-        ):
-            assert len(turns_old_at) == fresh
-            may_wake_at += turns_old_at
-        wakes_at = schedule.wakes_at()
-        assert wakes_at == min(may_wake_at, default=None)
-
-        moments = [job.ends_at for job in running] + ([] if wakes_at is None else [wakes_at])
+        assert all(count <= per_destination for count in by_place.values())
+        if len(running) < concurrency:
+            for job in waiting:
+                is_pausing = job.place.is_paced and began[job.place][-1:] > [now - pace_s]
+                assert is_pausing or by_place[job.place] == per_destination
+        moments = [job.ready_at for job in to_come[:1]] + [job.ends_at for job in running]
+        if (wakes_at := schedule.wakes_at()) is not None:
+            moments.append(wakes_at)
         if not moments:
             break
-        now = min(moments)
+        now = max(now, min(moments))
         for job in [job for job in running if job.ends_at <= now]:
             running.remove(job)
-            schedule.release(job.host, job)
-            if job.runs_s:
-                job.ready_at = now + 1
-                schedule.sleep(job.host, job, job.ready_at)
-    assert [job for job in jobs if job.runs_s] == []
+            schedule.release(job.place)
+    assert not waiting
+    for place, moments in began.items():
+        if place.is_paced:
+            assert all(b - a >= pace_s - 1e-9 for a, b in itertools.pairwise(moments))
 
 
-def test_those_that_take_long_hold_up_nobody_for_long() -> None:
-    """What never ends gives way once it is not fresh any more, until there are too many in all."""
-    schedule = Schedule[int](concurrency=5, per_host=1, fresh=2, fresh_s=0.25)
-    for n in range(6):
-        schedule.add(f"{n}", n)
-    assert [schedule.take(10.0) for _ in range(3)] == [0, 1, None]
-    assert schedule.wakes_at() == 10.25
-    assert schedule.take(10.2) is None
-    assert [schedule.take(10.25) for _ in range(3)] == [2, 3, None]
-    assert [schedule.take(20.0) for _ in range(2)] == [4, None]
-    assert schedule.wakes_at() is None
-    schedule.release("0", 0)
-    assert schedule.take(20.0) == 5
+@given(st.lists(st.sampled_from("aaaab"), max_size=60), st.integers(1, 3))
+def test_turns(places: list[str], per_destination: int) -> None:
+    """However many items a destination has, another's next one waits for one turn of it at most."""
+    schedule = Schedule[str](concurrency=1, per_destination=per_destination, pace_s=1)
+    for place in places:
+        schedule.add(Destination(place, False), place)
+    order = []
+    while (taken := schedule.take(0.0)) is not None:
+        order.append(taken)
+        schedule.release(Destination(taken, False))
+    assert sorted(order) == sorted(places)
+    alternating = 2 * min(places.count("a"), places.count("b"))
+    assert all(first != second for first, second in itertools.pairwise(order[:alternating]))
 
 
-@given(st.lists(st.sampled_from("aaaabc")), st.integers(1, 3))
-def test_turns(hosts: list[str], per_host: int) -> None:
-    """Hosts take turns, whatever they have waiting, and a host's items keep their order."""
-    schedule = Schedule[tuple[str, int]](concurrency=1, per_host=per_host, fresh=1, fresh_s=1)
-    items = list(zip(hosts, itertools.count()))
+@given(st.lists(st.tuples(st.sampled_from(PLACES), st.booleans()), max_size=30), st.integers(0, 10))
+def test_withdraw(drawn: list[tuple[Destination, bool]], running: int) -> None:
+    """What is withdrawn is given back at once, and never run; all else is run as if it had not been there."""
+    schedule = Schedule[tuple[int, bool]](concurrency=10, per_destination=2, pace_s=0.5)
+    for number, (place, leaves) in enumerate(drawn):
+        schedule.add(place, (number, leaves))
+    taken: list[tuple[int, bool]] = []
+    while len(taken) < running and (item := schedule.take(0.0)) is not None:
+        taken.append(item)
+    gone = schedule.withdraw(lambda item: item[1])
+    assert all(leaves for _, leaves in gone)
+    for number, _ in taken:
+        schedule.release(drawn[number][0])
+    now = 0.0
+    while True:
+        while (item := schedule.take(now)) is not None:
+            assert not item[1]
+            taken.append(item)
+            schedule.release(drawn[item[0]][0])
+        if (wakes_at := schedule.wakes_at()) is None:
+            break
+        now = wakes_at
+    assert sorted(taken + gone) == [(number, leaves) for number, (_, leaves) in enumerate(drawn)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=30), st.integers(0, 5))
+def test_sleepers(drawn: list[tuple[int, bool]], now: int) -> None:
+    """They come when their time has come, in its order, and not at all once they are withdrawn."""
+    sleepers = Sleepers[tuple[int, int, bool]]()
+    items = [(until, number, leaves) for number, (until, leaves) in enumerate(drawn)]
     for item in items:
-        schedule.add(item[0], item)
-    taken = []
-    while (turn := schedule.take(0)) is not None:
-        taken.append(turn)
-        schedule.release(turn[0], turn)
-    rounds = itertools.zip_longest(
-        *([item for item in items if item[0] == host] for host in dict.fromkeys(hosts))
-    )
-    assert taken == [item for items in rounds for item in items if item is not None]
-
-
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.booleans())), st.integers(0, 5))
-def test_withdraw(drawn: list[tuple[str, bool, bool]], running: int) -> None:
-    """What is withdrawn, waiting or asleep, is handed back and never runs; the rest does."""
-    schedule = Schedule[tuple[int, str, bool]](concurrency=100, per_host=2, fresh=100, fresh_s=1)
-    items = [(n, host, withdrawn) for n, (host, withdrawn, _) in enumerate(drawn)]
-    for item, (host, _, asleep) in zip(items, drawn, strict=True):
-        if asleep:
-            schedule.sleep(host, item, 1)
-        else:
-            schedule.add(host, item)
-    begun = [taken for _ in range(running) if (taken := schedule.take(0)) is not None]
-    gone = schedule.withdraw(lambda item: item[2])
-    assert sorted(gone) == [item for item in items if item[2] and item not in begun]
-    for item in begun:
-        schedule.release(item[1], item)
-    rest = []
-    while (taken := schedule.take(1)) is not None:
-        rest.append(taken)
-        schedule.release(taken[1], taken)
-    assert sorted(rest) == [item for item in items if not item[2] and item not in begun]
+        sleepers.add(item[0], item)
+    assert sorted(sleepers.withdraw(lambda item: item[2])) == sorted(item for item in items if item[2])
+    stay = sorted(item for item in items if not item[2])
+    assert sleepers.wakes_at() == (stay[0][0] if stay else None)
+    assert sleepers.due(now) == [item for item in stay if item[0] <= now]
+    assert sleepers.due(5) == [item for item in stay if item[0] > now]

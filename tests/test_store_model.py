@@ -24,6 +24,7 @@ from cranked import CrankedClient
 from idagg.errors import FencedError, StoreAwayError, StoreRefusedError
 from idagg.store.hits import HitStore, Stored
 from idagg.store.windows import Term, WindowStore
+from idagg.window import PendingCallback
 
 T = TypeVar("T")
 _ENDPOINTS = 3
@@ -277,7 +278,9 @@ class StoreMachine(RuleBasedStateMachine):
             assert record.unique_ids == record.estimate == len(window.ids)
         else:
             assert record.unique_ids == record.estimate >= len(window.ids) - 1
-        assert {url.encode() for url in self.run(self.windows().endpoints(expected))} == window.endpoints
+        pending = self.run(self.windows().pending_callbacks(expected))
+        assert {callback.endpoint.encode() for callback in pending} == window.endpoints
+        assert {callback.attempts for callback in pending} <= {0}
 
     @precondition(lambda self: self.sealed)
     @rule(data=st.data())
@@ -285,14 +288,22 @@ class StoreMachine(RuleBasedStateMachine):
         """An entry goes when its message, its line and its calls are done, in whatever order."""
         start = data.draw(st.sampled_from(sorted(self.sealed)[-4:]))
         windows = self.windows()
-        step = data.draw(st.sampled_from(["logged", "delivered", "called", "given up"]))
+        step = data.draw(st.sampled_from(["logged", "delivered", "attempted", "called", "given up"]))
         if step == "logged":
             self.run(windows.mark_logged(self.epoch, start))
         elif step == "delivered":
             self.run(windows.mark_delivered(self.epoch, start))
         elif step == "called":
-            for endpoint in self.run(windows.endpoints(start))[:1]:
-                self.run(windows.mark_called(self.epoch, start, [endpoint]))
+            for callback in self.run(windows.pending_callbacks(start))[:1]:
+                self.run(windows.mark_called(self.epoch, start, [callback.endpoint]))
+        elif step == "attempted":
+            for url, attempts, _ in self.run(windows.pending_callbacks(start))[:1]:
+                attempt = PendingCallback(url, attempts + 1, 30)
+                assert self.run(windows.count_attempts(self.epoch, start, [attempt])) == [True]
+                found = {one.endpoint: one for one in self.run(windows.pending_callbacks(start))}[url]
+                assert (found.attempts, 29 < found.due_in_s <= 30) == (attempts + 1, True)
+            gone = PendingCallback("http://nobody/", 1, 0)
+            assert self.run(windows.count_attempts(self.epoch, start, [gone])) == [False]
         else:
             self.run(windows.give_up_calls(self.epoch, start))
         assert not {entry.record.start_s for entry in self.run(windows.undelivered(limit=10_000))} & {

@@ -50,7 +50,7 @@ async def test_worker_that_cannot_start(any_server: RedisServer) -> None:
 
 async def test_hung_worker(any_server: RedisServer) -> None:
     """A worker that has fallen silent is ended and replaced."""
-    tuned = {"idagg.run.supervisor.HUNG_S": 4}
+    tuned = {"idagg.run.child.HUNG_S": 4}
     with Serving("--redis-url", any_server.url, tuned=tuned, window=long_window()) as serving:
         victim, other = serving.workers()
         os.kill(victim, signal.SIGSTOP)

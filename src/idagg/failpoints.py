@@ -9,7 +9,7 @@ import os
 import signal
 
 VARIABLE = "IDAGG_FAILPOINT"
-PLACES = ("before-seal", "after-seal", "after-confirm", "before-mark", "after-mark", "callback")
+PLACES = ("before-seal", "after-seal", "after-confirm", "before-mark", "after-mark", "attempt", "callback")
 ACTIONS = {"kill": signal.SIGKILL, "stall": signal.SIGSTOP}
 
 

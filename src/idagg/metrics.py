@@ -120,7 +120,8 @@ class Metrics:
         )
         self._callbacks = Counter(
             "idagg_callbacks",
-            "Endpoints by result; LOSS: given_up, not called because too many windows waited",
+            "Endpoints by result; LOSS: limit, expired and given_up were not called, for --callback-limit, "
+            "since they had to wait too long, or since too many windows waited",
             ["result"],
             registry=registry,
         )
@@ -146,7 +147,7 @@ class Metrics:
         )
         self._tasks = Gauge(
             "idagg_tasks",
-            "Tasks of the workers' event loops: about ten each, and one for each callback under way",
+            "Tasks of all event loops: about ten each, and one for each callback under way",
             multiprocess_mode="livesum",
             registry=registry,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+from typing import NamedTuple
 
 import orjson
 
@@ -55,3 +56,12 @@ class Record:
                 "exact": self.exact,
             }
         )
+
+
+class PendingCallback(NamedTuple):
+    """An endpoint that is still to be called for a window: how many attempts have begun, and when the next
+    may."""
+
+    endpoint: str
+    attempts: int
+    due_in_s: float

@@ -16,11 +16,15 @@ TAKEN = 0
 
 class Admission:
     """``tally`` counts requests by the status of answers that the store has no part in. A metric's update
-    would cost more than the request; who owns the tally moves it now and then."""
+    would cost more than the request; who owns the tally moves it now and then. Without ``keeps_endpoints``
+    nobody is called: an endpoint is judged, and forgotten."""
 
-    def __init__(self, commit: GroupCommit, tally: collections.Counter[int]) -> None:
+    def __init__(
+        self, commit: GroupCommit, tally: collections.Counter[int], *, keeps_endpoints: bool = True
+    ) -> None:
         self.commit = commit
         self._tally = tally
+        self._keeps_endpoints = keeps_endpoints
 
     def one(self, waiter: Waiter, query: bytes) -> int:
         """TAKEN, or the status to answer a GET with."""
@@ -29,6 +33,8 @@ class Admission:
 
     def hit(self, waiter: Waiter, canonical_id: bytes, endpoint: bytes | None = None) -> int:
         """The same, of a query that is parsed already."""
+        if endpoint is not None and not self._keeps_endpoints:
+            endpoint = None
         return TAKEN if self.commit.add(waiter, canonical_id, endpoint) else self.refuse(503)
 
     def many(self, waiter: Waiter, query: bytes, body: bytes) -> int:
@@ -39,7 +45,8 @@ class Admission:
             return self.refuse(413)
         if hits is None:
             return self.refuse(400)
-        if not self.commit.add_many(waiter, *hits):
+        ids, endpoint = hits
+        if not self.commit.add_many(waiter, ids, endpoint if self._keeps_endpoints else None):
             return self.refuse(503)
         return TAKEN
 

@@ -1,82 +1,72 @@
 """Callbacks: a window's count is POSTed to the endpoints that asked for it.
 
-`Schedule` decides, without I/O or clock, whose turn it is; `Callbacks` carries that out. Only attempts run
-in tasks, and only those hold a slot: a call that waits for its turn or for a retry is an entry in a queue.
-What an attempt came to goes back to the one coroutine that asked, which logs it and marks it done, so an
-error there ends that delivery and no other.
+The life of a callback: its host's addresses are found; it waits for its turn, by the address that will be
+dialled, however endpoints spell it; the attempt is counted in the store; it is made. Then it has ended, or it
+sleeps until the next attempt. Counting comes first: a call that takes this process down with it is not made
+again without end.
+
+`Schedule`, `Silence` and `retry` decide, without I/O or clock; `Callbacks` carries that out. Only attempts
+and lookups run in tasks. A callback that waits or sleeps is an entry in a queue.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import concurrent.futures
+import collections
 import dataclasses
 import functools
 import hashlib
-import hmac
-import os
+import itertools
+import logging
 import random
-import socket
-import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Protocol
 
-import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-from yarl import URL
-
 from idagg import __version__
-from idagg.deliver.guard import BlockedAddressError, Guard
-from idagg.deliver.schedule import Schedule
-from idagg.window import Record
+from idagg.deliver import outcome, retry
+from idagg.deliver.answer import AnswerReader
+from idagg.deliver.guard import BlockedAddressError
+from idagg.deliver.logfile import CallbackLine
+from idagg.deliver.outcome import Outcome
+from idagg.deliver.post import Poster, PostError, Target, in_words
+from idagg.deliver.route import Route, Router
+from idagg.deliver.schedule import Schedule, Sleepers
+from idagg.deliver.signing import Signer
+from idagg.deliver.silence import Silence
+from idagg.window import PendingCallback, Record
 
-_BLOCKED = "blocked"
-_EXPIRED = "gave up: deadline"
-_INVALID = "invalid URL"
+log = logging.getLogger("idagg.deliver")
 
-# "Later" in so many words: request time-out, too early (RFC 8470), too many requests; and all of 5xx.
-_RETRIED = frozenset({408, 425, 429, *range(500, 600)})
-
-# Each has a descriptor, of which a process has 1,024 by default, and about 15 KiB.
-_CONCURRENCY = 500
-
-# aiohttp dials n addresses up to n²/2 times before it gives up, and a name's owner chooses n.
-_ADDRESSES = 8
-
-# A mark is a durable write of the store's, so those that ended during one share the next; but what is not
-# marked when the leader dies is called again.
-_MARKED_AT_ONCE = 100
+# Each has a descriptor and a task, some 30 KiB with TLS.
+CONCURRENCY = 500
+PER_DESTINATION = 4
+TIMEOUT_S = 10.0
+# What is written to the store goes there together: an attempt waits so long for others that begin, an outcome
+# for others that end. Each write costs the store an fsync, and those of hits wait behind it.
+TOGETHER_S = 0.02
+MOST_TOGETHER = 500
 
 
 class CallbackLog(Protocol):
-    """Where each endpoint's outcome is written: either a status or an error."""
+    """Where each endpoint's outcome is written."""
 
-    async def callback(
-        self, *, window_s: int, url: str, status: int | None, attempts: int, ms: int, error: str | None
-    ) -> None: ...
+    async def callbacks(self, lines: Sequence[CallbackLine]) -> None: ...
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Outcome:
-    """What an attempt came to: a status or an error."""
+class Ledger(Protocol):
+    """What is kept of a window's callbacks, so that another leader can go on."""
 
-    status: int | None = None
-    error: str | None = None
-    ms: int = 0
+    async def spend(self, attempts: Sequence[PendingCallback]) -> Sequence[bool]:
+        """Count attempts before they are made. False: the callback is not pending any more."""
 
-    @property
-    def again(self) -> bool:
-        """Whether another attempt may come to more."""
-        return self.status in _RETRIED if self.error is None else self.error not in (_BLOCKED, _INVALID)
+    async def done(self, endpoints: Sequence[str]) -> None:
+        """These are not pending any more."""
 
-    @property
-    def result(self) -> str:
-        if self.status is not None:
-            return "ok" if 200 <= self.status < 300 else "refused"
-        return {_BLOCKED: "blocked", _EXPIRED: "expired"}.get(self.error or "", "error")
+
+_NOT_MADE = Outcome(error=outcome.EXPIRED)
+# Not pending any more when its attempt was to be counted; nothing is known of it, nor logged.
+_NO_MORE = Outcome()
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -84,11 +74,16 @@ class _Delivery:
     """One run of `Callbacks.deliver`."""
 
     record: Record
-    body: bytes
+    ledger: Ledger
     deadline: float
-    tasks: set[asyncio.Task[_Outcome]] = dataclasses.field(default_factory=set)
-    ended: asyncio.Queue[_Call] = dataclasses.field(default_factory=asyncio.Queue)
-    over: bool = False
+    body: bytes
+    ended: asyncio.Queue[list[_Call] | Exception] = dataclasses.field(default_factory=asyncio.Queue)
+    tasks: set[asyncio.Task[None]] = dataclasses.field(default_factory=set)
+    postponed: list[PendingCallback] = dataclasses.field(default_factory=list)
+    lookups: int = 0  # under way
+    let_in: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    over_limit: dict[str, list[_Call]] = dataclasses.field(default_factory=dict)  # by what they would dial
+    is_over: bool = False
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -97,274 +92,358 @@ class _Call:
 
     delivery: _Delivery
     endpoint: str
-    host: str
-    attempts: int = 0
-    outcome: _Outcome = _Outcome(error=_EXPIRED)
+    attempts: int
+    target: Target | None = None
+    route: Route | None = None
+    outcome: Outcome = _NOT_MADE
+    silenced_s: int | None = None
 
 
 class Callbacks:
-    """Calls endpoints, many at a time and yet few of one host, for any number of deliveries at once.
+    """Calls endpoints, many at a time and yet few of one destination, for any number of deliveries at once.
 
-    ``on_result`` hears of each endpoint once: ok (2xx), refused (another status), error, blocked, expired.
+    ``limit`` is how many callbacks of a window one paced destination gets. ``on_result`` hears of each
+    endpoint once, as `Outcome.result` has it.
     """
 
     def __init__(
         self,
         *,
-        guard: Guard,
+        router: Router,
+        poster: Poster,
         log: CallbackLog,
         namespace: str,
-        secret: str | None = None,
-        concurrency: int = _CONCURRENCY,
-        per_host: int = 4,
-        fresh: int = 100,
-        fresh_s: float = 0.25,
-        timeout_s: float = 10.0,
-        attempts: int = 3,
-        backoff_s: float = 1.0,
+        signer: Signer,
+        rate: float = 50,
+        limit: int | None = None,
+        concurrency: int = CONCURRENCY,
+        timeout_s: float = TIMEOUT_S,
+        pause_s: Callable[..., float] = retry.pause_s,
         on_result: Callable[[str], None] = lambda result: None,
     ) -> None:
-        self._guard = guard
+        self._router = router
+        self._poster = poster
         self._log = log
         self._namespace = namespace
-        self._key = None if secret is None else signing_key(secret)
+        self._signer = signer
+        self._limit = limit
         self._timeout_s = timeout_s
-        self._attempts = attempts
-        self._backoff_s = backoff_s
+        self._pause_s = pause_s
         self._on_result = on_result
+        self._silence = Silence()
+        self._asleep = Sleepers[_Call]()
         self._schedule = Schedule[_Call](
-            concurrency=concurrency, per_host=per_host, fresh=fresh, fresh_s=fresh_s
+            concurrency=concurrency, per_destination=PER_DESTINATION, pace_s=1 / rate
         )
-        self._alarm: asyncio.TimerHandle | None = None
-        self._sessions: dict[Guard, aiohttp.ClientSession] = {}
-        # Names are resolved on threads of our own, one a slot: the loop's are few and serve the store and the
-        # broker, too, and a dead name server holds a thread for longer than an attempt lasts.
-        self._threads = concurrent.futures.ThreadPoolExecutor(concurrency, thread_name_prefix="callback-dns")
+        self._unroutable: list[_Call] = []  # their outcome is known, and is an attempt's all the same
+        self._deliveries: set[_Delivery] = set()
+        self._work = asyncio.Event()
+
+    async def run(self) -> None:
+        """Make what is due, until cancelled; whoever awaits ``deliver`` needs it beside them."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._work.clear()
+            self._find(self._asleep.due(loop.time()))
+            due, self._unroutable = self._unroutable, []
+            while len(due) < MOST_TOGETHER and (call := self._schedule.take(loop.time())) is not None:
+                due.append(call)
+            if due or any(delivery.postponed for delivery in self._deliveries):
+                await self._spend(due)
+                await asyncio.sleep(TOGETHER_S)
+                continue
+            moments = (self._asleep.wakes_at(), self._schedule.wakes_at())
+            wakes_at = min((at for at in moments if at is not None), default=None)
+            try:
+                async with asyncio.timeout_at(wakes_at):
+                    await self._work.wait()
+            except TimeoutError:
+                pass
 
     async def deliver(
-        self,
-        record: Record,
-        endpoints: Iterable[str],
-        done: Callable[[Sequence[str]], Awaitable[None]],
-        *,
-        deadline: float,
+        self, record: Record, pending: Iterable[PendingCallback], ledger: Ledger, *, deadline: float
     ) -> None:
-        """POST ``record`` to each endpoint; as they end, log each once and await ``done`` of some together.
+        """POST ``record`` to each endpoint; as they end, log each once and then tell the ledger.
 
         At ``deadline``, in the loop's time, whatever has not ended ends as it stands. An error of the log or
-        of ``done`` ends the delivery; an endpoint not marked done by then may have been called and logged.
+        the ledger ends the delivery; an endpoint that is not done by then may have been called and logged.
         """
-        loop = asyncio.get_running_loop()
-        delivery = _Delivery(record, record.as_json(), deadline)
-        calls = [_Call(delivery, endpoint, _authority(endpoint)) for endpoint in endpoints]
-        for call in calls:
-            self._schedule.add(call.host, call)
-        if loop.time() >= deadline:
-            self._expire(delivery)
-        expiry = loop.call_at(deadline, self._expire, delivery)
-        self._start_due()
+        delivery = _Delivery(record, ledger, deadline, record.as_json())
+        self._deliveries.add(delivery)
+        expiry = asyncio.get_running_loop().call_at(deadline, self._expire, delivery)
         try:
-            left = len(calls)
+            left = self._begin(delivery, pending)
             while left:
-                ended = [await delivery.ended.get()]
-                while len(ended) < _MARKED_AT_ONCE and not delivery.ended.empty():
-                    ended.append(delivery.ended.get_nowait())
-                for call in ended:
-                    await self._log.callback(
-                        window_s=record.start_s,
-                        url=call.endpoint,
-                        status=call.outcome.status,
-                        attempts=call.attempts,
-                        ms=call.outcome.ms,
-                        error=call.outcome.error,
-                    )
-                await done([call.endpoint for call in ended])
-                for call in ended:
-                    self._on_result(call.outcome.result)
-                left -= len(ended)
+                groups = [await delivery.ended.get()]
+                await asyncio.sleep(TOGETHER_S)
+                while len(groups) < MOST_TOGETHER and not delivery.ended.empty():
+                    groups.append(delivery.ended.get_nowait())
+                left -= await self._settle(delivery, groups)
         finally:
             expiry.cancel()
-            delivery.over = True
-            self._expire(delivery)
+            delivery.is_over = True
+            self._deliveries.discard(delivery)
+            self._withdraw(delivery)
             for task in delivery.tasks:
                 task.cancel()
             await asyncio.gather(*delivery.tasks, return_exceptions=True)
 
-    async def close(self) -> None:
-        """Close what is still open, once the deliveries have ended."""
-        for session in self._sessions.values():
-            await session.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+    # The stages of a callback, in their order.
 
-    def _expire(self, delivery: _Delivery) -> None:
-        """End the calls of ``delivery`` that are not on their way; those that are have their own time-out."""
-        for call in self._schedule.withdraw(lambda call: call.delivery is delivery):
-            delivery.ended.put_nowait(call)
-
-    def _start_due(self) -> None:
-        loop = asyncio.get_running_loop()
-        while (call := self._schedule.take(loop.time())) is not None:
-            call.attempts += 1
-            task = loop.create_task(self._attempt(call))
-            call.delivery.tasks.add(task)
-            task.add_done_callback(functools.partial(self._attempted, call))
-        if self._alarm:
-            self._alarm.cancel()
-        wakes_at = self._schedule.wakes_at()
-        self._alarm = None if wakes_at is None else loop.call_at(wakes_at, self._start_due)
-
-    def _attempted(self, call: _Call, task: asyncio.Task[_Outcome]) -> None:
-        """Free the slot, which a task cancelled before its first step cannot, and end or retry the call."""
-        delivery = call.delivery
-        delivery.tasks.discard(task)
-        self._schedule.release(call.host, call)
-        if not delivery.over:
-            call.outcome = _Outcome(error="cancelled") if task.cancelled() else task.result()
-            pause_s = self._backoff_s * 2 ** (call.attempts - 1) * random.uniform(0.5, 1.5)  # noqa: S311 no secret
-            retry_at = task.get_loop().time() + pause_s
-            if call.outcome.again and call.attempts < self._attempts and retry_at < delivery.deadline:
-                self._schedule.sleep(call.host, call, retry_at)
+    def _begin(self, delivery: _Delivery, pending: Iterable[PendingCallback]) -> int:
+        """Put each callback where it belongs; returns how many there are."""
+        now = asyncio.get_running_loop().time()
+        # Those that an earlier leader has let in count first for the limit of their destination.
+        callbacks = sorted(pending, key=lambda callback: -callback.attempts)
+        at_once: list[_Call] = []
+        for callback in callbacks:
+            call = _Call(delivery, callback.endpoint, callback.attempts)
+            if self._silence.until(call.endpoint, now) is not None:
+                self._end(call, Outcome(error=outcome.SILENCED))
+            elif call.attempts >= retry.ATTEMPTS:
+                self._end(call, Outcome(error=outcome.INTERRUPTED))  # during the last of them
+            elif callback.due_in_s > 0:
+                self._asleep.add(now + callback.due_in_s, call)
             else:
-                delivery.ended.put_nowait(call)
-        self._start_due()
+                at_once.append(call)
+        self._find(at_once)
+        self._work.set()
+        return len(callbacks)
 
-    async def _attempt(self, call: _Call) -> _Outcome:
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        limit = min(started + self._timeout_s, call.delivery.deadline)
+    def _find(self, calls: Iterable[_Call]) -> None:
+        """Have the addresses of the calls' hosts looked up, each host once."""
+        groups: dict[tuple[_Delivery, str, int], list[_Call]] = {}
+        for call in calls:
+            try:
+                call.target = target = Target.parse(call.endpoint)
+            except ValueError:
+                self._end(call, Outcome(error=outcome.INVALID))
+            else:
+                groups.setdefault((call.delivery, target.host, target.port), []).append(call)
+        for (delivery, host, port), group in groups.items():
+            delivery.lookups += 1
+            self._start(
+                delivery,
+                self._look_up(host, port, group),
+                functools.partial(self._looked_up, delivery),
+            )
 
-        status = error = None
+    async def _look_up(self, host: str, port: int, calls: list[_Call]) -> None:
         try:
-            async with asyncio.timeout_at(limit):
-                status = await self._post(call)
-        except TimeoutError:
-            error = _EXPIRED if limit == call.delivery.deadline else "timeout"
-        except Exception as exc:  # whatever a stranger's answer makes a library raise is this call's outcome
-            error = _in_words(exc)
-        return _Outcome(status, error, round((loop.time() - started) * 1000))
+            async with asyncio.timeout(self._timeout_s):
+                routes = await self._router.routes(host, port)
+        except BlockedAddressError:
+            for call in calls:
+                self._end(call, Outcome(error=outcome.BLOCKED))
+        except OSError as error:  # the time-out is one
+            for call in calls:
+                call.route, call.outcome = None, Outcome(error=in_words(error))
+            self._unroutable += calls
+        else:
+            for call in calls:
+                self._queue(call, routes[call.attempts % len(routes)])
 
-    async def _post(self, call: _Call) -> int:
+    def _looked_up(self, delivery: _Delivery) -> None:
+        delivery.lookups -= 1
+        if not delivery.lookups:  # each destination is known with all of its callbacks
+            for calls in delivery.over_limit.values():
+                delivery.ended.put_nowait(calls)
+            delivery.over_limit = {}
+        if asyncio.get_running_loop().time() >= delivery.deadline:
+            self._expire(delivery)
+        self._work.set()
+
+    def _queue(self, call: _Call, route: Route) -> None:
+        """Let the call wait for its turn, if it is within its destination's limit."""
+        delivery, destination = call.delivery, route.destination
+        is_new = call.route is None
+        call.route = route
+        if is_new and destination.is_paced and self._limit is not None:
+            delivery.let_in[destination.address] += 1
+            if delivery.let_in[destination.address] > self._limit:
+                call.outcome = Outcome(error=outcome.LIMIT)
+                delivery.over_limit.setdefault(destination.address, []).append(call)
+                return
+        self._schedule.add(destination, call)
+
+    async def _spend(self, due: Iterable[_Call]) -> None:
+        """Count the attempts in the store, then make them."""
+        by_delivery: dict[_Delivery, list[_Call]] = {delivery: [] for delivery in self._deliveries}
+        for call in due:
+            by_delivery.setdefault(call.delivery, []).append(call)
+        for delivery, calls in by_delivery.items():
+            postponed, delivery.postponed = delivery.postponed, []
+            counted = await self._count(delivery, [*map(self._spent, calls), *postponed])
+            for call, is_pending in zip(calls, counted, strict=False):
+                if is_pending and not delivery.is_over:
+                    self._make(call)
+                else:
+                    self._release(call)
+                    call.outcome = _NO_MORE
+                    delivery.ended.put_nowait([call])
+
+    def _spent(self, call: _Call) -> PendingCallback:
+        """What the store is to know of the attempt: when another leader may make the next."""
+        attempts = call.attempts + 1
+        pause_s = self._pause_s(attempts, chance=1) if attempts < retry.ATTEMPTS else 0
+        return PendingCallback(call.endpoint, attempts, pause_s)
+
+    async def _count(self, delivery: _Delivery, attempts: Sequence[PendingCallback]) -> Sequence[bool]:
+        if attempts and not delivery.is_over:
+            try:
+                return await delivery.ledger.spend(attempts)
+            except Exception as error:  # it is for whoever awaits this delivery, and ends no other
+                delivery.ended.put_nowait(error)
+        return [False] * len(attempts)
+
+    def _make(self, call: _Call) -> None:
+        call.attempts += 1
+        if call.route is None:
+            self._rest(call)
+        else:
+            self._start(call.delivery, self._attempt(call, call.route), functools.partial(self._made, call))
+
+    async def _attempt(self, call: _Call, route: Route) -> None:
+        assert call.target is not None
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         record, body = call.delivery.record, call.delivery.body
-        url = with_count(call.endpoint, record.unique_ids)
+        reader = AnswerReader()
+        answer = error = None
+        call.outcome = Outcome(error=outcome.INTERRUPTED)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                answer = await self._poster.post(
+                    call.target.with_count(record.unique_ids),
+                    route.address,
+                    self._headers(record, call.endpoint, body),
+                    body,
+                    reader=reader,
+                )
+        except TimeoutError:
+            answer = reader.so_far
+            error = None if answer else outcome.TIMEOUT
+        except PostError as exc:
+            error = str(exc)
+        except Exception as exc:  # whatever a stranger's answer sets off is this call's outcome
+            log.exception("a callback has failed in a way that was not foreseen")
+            error = type(exc).__name__
+        call.outcome = Outcome(answer, error, round((loop.time() - began) * 1000))
+
+    def _headers(self, record: Record, endpoint: str, body: bytes) -> dict[str, str]:
         # The same over retries and leaders, another for each window and endpoint.
-        webhook_id = (
-            f"{record.message_id(self._namespace)}:{hashlib.sha256(call.endpoint.encode()).hexdigest()[:16]}"
-        )
-        timestamp = int(time.time())
-        headers = {
+        digest = hashlib.sha256(endpoint.encode()).hexdigest()[:16]
+        webhook_id = f"{record.message_id(self._namespace)}:{digest}"
+        return {
             "content-type": "application/json",
             "user-agent": f"idagg/{__version__}",
-            "webhook-id": webhook_id,
-            "webhook-timestamp": str(timestamp),
+            **self._signer.headers(webhook_id, int(time.time()), body),
         }
-        if self._key is not None:
-            headers["webhook-signature"] = signature(self._key, webhook_id, timestamp, body)
-        session = self._session(self._guard.for_host(url.raw_host or ""))
-        response = await session.post(url, data=body, headers=headers, allow_redirects=False)
-        response.close()  # not read: it may have no end
-        return response.status
 
-    def _session(self, guard: Guard) -> aiohttp.ClientSession:
-        if guard not in self._sessions:
-            self._sessions[guard] = aiohttp.ClientSession(
-                # Each attempt has its own connection: a pooled one may have died since the last window.
-                # aiohttp's DNS cache would shield lookups from cancellation, and they would pile up.
-                connector=aiohttp.TCPConnector(
-                    limit=0,
-                    force_close=True,
-                    use_dns_cache=False,
-                    resolver=_Resolver(guard, self._threads),
-                    socket_factory=guard.open_socket,
-                ),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(),  # none: `_attempt` has one for the whole
-                trust_env=False,
-                auto_decompress=False,
+    def _made(self, call: _Call) -> None:
+        self._release(call)
+        self._rest(call)
+        self._work.set()
+
+    def _release(self, call: _Call) -> None:
+        if call.route is not None:
+            self._schedule.release(call.route.destination)
+
+    def _rest(self, call: _Call) -> None:
+        """Let the callback sleep until its next attempt, or end it."""
+        delivery, came_to = call.delivery, call.outcome
+        if delivery.is_over:
+            return
+        if came_to.is_retried and call.attempts < retry.ATTEMPTS:
+            asked = came_to.answer.retry_after if came_to.answer else None
+            pause_s = self._pause_s(
+                call.attempts,
+                chance=random.random(),  # noqa: S311  spreads retries; nothing secret hangs on it
+                retry_after=asked,
+                unix_s=time.time(),
             )
-        return self._sessions[guard]
+            wakes_at = asyncio.get_running_loop().time() + pause_s
+            if wakes_at < delivery.deadline:
+                if asked:  # the next leader has to know, too
+                    delivery.postponed.append(PendingCallback(call.endpoint, call.attempts, pause_s))
+                self._asleep.add(wakes_at, call)
+                return
+        self._end(call, came_to)
+
+    def _end(self, call: _Call, came_to: Outcome) -> None:
+        call.outcome = came_to
+        if came_to.result == "ok":
+            self._silence.worked(call.endpoint)
+        elif came_to.is_failure:
+            now = asyncio.get_running_loop().time()
+            call.silenced_s = self._silence.failed(call.endpoint, now, is_gone=came_to.is_gone)
+        call.delivery.ended.put_nowait([call])
+
+    async def _settle(self, delivery: _Delivery, groups: Iterable[list[_Call] | Exception]) -> int:
+        """Log callbacks that have ended, mark them done, and return how many they were."""
+        lines: list[CallbackLine] = []
+        calls: list[_Call] = []
+        count = 0
+        for group in groups:
+            if isinstance(group, Exception):
+                raise group
+            count += len(group)
+            known = [call for call in group if call.outcome is not _NO_MORE]
+            if known:
+                lines.append(_line(delivery, known))
+                calls += known
+        await self._log.callbacks(lines)
+        await delivery.ledger.done([call.endpoint for call in calls])
+        for call in calls:
+            self._on_result(call.outcome.result)
+        return count
+
+    # The end of a delivery, and its tasks.
+
+    def _expire(self, delivery: _Delivery) -> None:
+        """End the callbacks that are not on their way; those that are have their own time-out."""
+        for call in self._withdraw(delivery):
+            self._end(call, call.outcome)
+
+    def _withdraw(self, delivery: _Delivery) -> list[_Call]:
+        def is_of_it(call: _Call) -> bool:
+            return call.delivery is delivery
+
+        unroutable = list(filter(is_of_it, self._unroutable))
+        self._unroutable = list(itertools.filterfalse(is_of_it, self._unroutable))
+        return [*unroutable, *self._asleep.withdraw(is_of_it), *self._schedule.withdraw(is_of_it)]
+
+    def _start(
+        self, delivery: _Delivery, work: Coroutine[None, None, None], then: Callable[[], None]
+    ) -> None:
+        """Run a task of the delivery's; ``then`` follows also where it is cancelled before its first step."""
+        task = asyncio.get_running_loop().create_task(work)
+        delivery.tasks.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            delivery.tasks.discard(task)
+            error = None if task.cancelled() else task.exception()
+            if isinstance(error, Exception):
+                delivery.ended.put_nowait(error)
+            then()
+
+        task.add_done_callback(ended)
 
 
-class _Resolver(AbstractResolver):
-    """Resolves names to the addresses that the guard lets through.
-
-    The guard's sockets enforce it, for literals too; but where several addresses fail, aiohttp reports one
-    error without a type, so those to be refused are left out before it tries them.
-    """
-
-    def __init__(self, guard: Guard, threads: concurrent.futures.Executor) -> None:
-        self._guard = guard
-        self._threads = threads
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        lookup = functools.partial(
-            socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
-        )
-        found = await asyncio.get_running_loop().run_in_executor(self._threads, lookup)
-        lawful = [info for info in found[:_ADDRESSES] if not self._guard.refusal(str(info[4][0]))]
-        if not lawful:
-            raise BlockedAddressError(f"{host} has no address that may be called")
-        return [
-            ResolveResult(hostname=host, host=str(address[0]), port=port, family=family, proto=proto, flags=0)
-            for family, _, proto, _, address in lawful
-        ]
-
-    async def close(self) -> None:
-        pass
-
-
-def with_count(endpoint: str, count: int) -> URL:
-    """``endpoint`` to the byte, with ``count`` at the end of its query and without its fragment."""
-    url = endpoint.partition("#")[0]
-    joint = "" if url.endswith("?") else "&" if "?" in url else "?"
-    return URL(f"{url}{joint}count={count}", encoded=True)
-
-
-def signing_key(secret: str) -> bytes:
-    """The key in a Standard Webhooks secret (``whsec_`` and base64), or the bytes of any other."""
-    encoded = secret.removeprefix("whsec_")
-    try:
-        key = secret.encode() if encoded == secret else base64.b64decode(encoded, validate=True)
-    except binascii.Error:
-        key = b""
-    if not key:
-        raise ValueError("the callback secret is empty or not base64 after its whsec_")
-    return key
-
-
-def signature(key: bytes, webhook_id: str, timestamp: int, body: bytes) -> str:
-    """The ``webhook-signature`` of Standard Webhooks 1.0."""
-    digest = hmac.digest(key, f"{webhook_id}.{timestamp}.".encode() + body, "sha256")
-    return f"v1,{base64.b64encode(digest).decode()}"
-
-
-def _authority(endpoint: str) -> str:
-    """Host and port as ``endpoint`` writes them; to parse thousands of URLs at once would stall the loop."""
-    return endpoint.partition("://")[2].partition("/")[0].partition("?")[0].partition("#")[0].lower()
-
-
-def _in_words(exc: Exception) -> str:
-    cause = exc.os_error if isinstance(exc, aiohttp.ClientConnectorError) else exc
-    match cause:
-        case BlockedAddressError():
-            return _BLOCKED
-        case TimeoutError():  # the kernel's own
-            return "timeout"
-        case socket.gaierror():
-            return "name not resolved"
-        case ssl.SSLCertVerificationError():
-            return f"tls: {cause.verify_message}"
-        case ssl.SSLError():
-            return f"tls: {cause.reason or 'failed'}".replace("_", " ").lower()
-        case ValueError():
-            return _INVALID
-        case aiohttp.ServerDisconnectedError():
-            return "connection closed"
-        case aiohttp.ClientResponseError():
-            return "not an HTTP answer"
-        case OSError(errno=int(number)):
-            return os.strerror(number).lower()
-        case OSError():
-            return "connection failed"
-    return type(cause).__name__
+def _line(delivery: _Delivery, calls: Sequence[_Call]) -> CallbackLine:
+    """Of one callback; or of all that were over one destination's limit."""
+    call = calls[0]
+    answer = call.outcome.answer
+    is_over_limit = call.outcome.error == outcome.LIMIT
+    return CallbackLine(
+        window_s=delivery.record.start_s,
+        url=None if is_over_limit else call.endpoint,
+        address=call.route.destination.address if is_over_limit and call.route else None,
+        endpoints=len(calls) if is_over_limit else None,
+        status=answer.status if answer else None,
+        location=answer.location if answer else None,
+        error=call.outcome.error,
+        attempts=call.attempts,
+        ms=call.outcome.ms,
+        silenced_s=call.silenced_s,
+    )

@@ -1,19 +1,17 @@
-"""Where callbacks may go: a pure judgement of addresses, and the socket factory that enforces it.
+"""Where callbacks may go: a judgement of addresses. Pure.
 
 Anyone may name an endpoint, so without a guard anyone could make this server call its own neighbours. What is
-judged is the address really dialled, after the name is resolved; ``ipaddress.is_global`` is no such judgement
-(it passes multicast, NAT64 and 6to4 forms of 127.0.0.1 and some clouds' metadata services, and its answers
-differ between releases of Python), so the table is our own. No sockets here but the one that is handed out.
+judged is the address, after the name is resolved, and just that address is dialled: a name that leads
+elsewhere when it is asked again gains nothing. ``ipaddress.is_global`` is no such judgement (it passes
+multicast, NAT64 and 6to4 forms of 127.0.0.1 and some clouds' metadata services, and its answers differ
+between releases of Python), so the table is our own.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-import socket
 from collections.abc import Iterable
-
-from aiohttp import AddrInfoType
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -90,7 +88,7 @@ class Guard:
     """
 
     def __init__(self, allow: Iterable[str] = (), only_allowed: bool = False) -> None:
-        self._only_allowed = only_allowed
+        self.only_allowed = only_allowed
         self._hosts: set[str] = set()
         self._networks: list[_Network] = []
         for item in allow:
@@ -115,20 +113,13 @@ class Guard:
         except ValueError:
             return "not an address"
         unnamed = self._unnamed(dialled)
-        if unnamed and self._only_allowed:
+        if unnamed and self.only_allowed:
             return "not listed"
         return next(filter(None, map(_special, unnamed)), None)
 
     def is_exempt(self, host: str, address: str) -> bool:
         """Whether calls to ``host`` at ``address`` are not paced: ``allow`` names one of the two."""
         return _plain(host) in self._hosts or not self._unnamed(ipaddress.ip_address(address))
-
-    def open_socket(self, addr_info: AddrInfoType) -> socket.socket:
-        """A socket for dialling ``addr_info``: the ``socket_factory`` of aiohttp's ``TCPConnector``."""
-        family, kind, proto, _, address = addr_info
-        if reason := self.refusal(address[0]):
-            raise BlockedAddressError(f"{address[0]} is refused: {reason}")
-        return socket.socket(family, kind, proto)
 
     def _unnamed(self, address: _Address) -> list[_Address]:
         """Where a packet to ``address`` may end that no network of ``allow`` names."""

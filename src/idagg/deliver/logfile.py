@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import datetime
 import fcntl
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from idagg.errors import LogFileError
@@ -24,15 +26,42 @@ def window_line(record: Record, *, time_s: float, reason: str | None = None) -> 
     return line if reason is None else f"{line} reason={_quoted(reason)}"
 
 
-def callback_line(
-    *, time_s: float, window_s: int, url: str, status: int | None, attempts: int, ms: int, error: str | None
-) -> str:
-    """A callback's outcome: the status it was answered with, or the error where there was no answer."""
-    level, outcome = ("INFO", f"status={status}") if error is None else ("WARNING", f"error={_quoted(error)}")
-    return (
-        f"time={_iso_ms(time_s)} level={level} event=callback window={iso(window_s)}"
-        f" url={_quoted(url)} {outcome} attempts={attempts} ms={ms}"
-    )
+@dataclasses.dataclass(frozen=True, slots=True)
+class CallbackLine:
+    """What became of a callback: the status that it was answered with, or the error where there was no
+    answer.
+
+    Callbacks that were not made, being over the limit of one ``address``, share a line: ``url`` is None then,
+    and ``endpoints`` how many they were. ``silenced_s`` is set where the endpoint is left alone from now on.
+    """
+
+    window_s: int
+    url: str | None
+    status: int | None
+    error: str | None
+    attempts: int
+    ms: int
+    location: str | None = None
+    address: str | None = None
+    endpoints: int | None = None
+    silenced_s: int | None = None
+
+    def text(self, time_s: float) -> str:
+        is_ok = self.status is not None and 200 <= self.status < 300
+        fields: dict[str, str | int | None] = {
+            "url": None if self.url is None else _quoted(self.url),
+            "address": None if self.address is None else _quoted(self.address),
+            "status": self.status,
+            "location": None if self.location is None else _quoted(self.location),
+            "error": None if self.error is None else _quoted(self.error),
+            "endpoints": self.endpoints,
+            "attempts": self.attempts,
+            "ms": self.ms,
+            "silenced": self.silenced_s,
+        }
+        named = " ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
+        level = "INFO" if is_ok else "WARNING"
+        return f"time={_iso_ms(time_s)} level={level} event=callback window={iso(self.window_s)} {named}"
 
 
 class LogFile:
@@ -45,20 +74,11 @@ class LogFile:
         """Add a window's line; it is on disk when this returns."""
         await self.append(window_line(record, time_s=time.time(), reason=reason), durable=True)
 
-    async def callback(
-        self, *, window_s: int, url: str, status: int | None, attempts: int, ms: int, error: str | None
-    ) -> None:
-        """Add a callback's line."""
-        line = callback_line(
-            time_s=time.time(),
-            window_s=window_s,
-            url=url,
-            status=status,
-            attempts=attempts,
-            ms=ms,
-            error=error,
-        )
-        await self.append(line, durable=False)
+    async def callbacks(self, lines: Sequence[CallbackLine]) -> None:
+        """Add lines of callbacks."""
+        now = time.time()
+        if lines:
+            await self.append("\n".join(line.text(now) for line in lines), durable=False)
 
     async def append(self, text_line: str, *, durable: bool) -> None:
         """Add one line; ``durable``: it is on disk when this returns."""

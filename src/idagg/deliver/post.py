@@ -74,7 +74,7 @@ class Poster:
                     reader,
                 )
         except (AnswerError, OSError) as error:
-            raise PostError(_in_words(error)) from error
+            raise PostError(in_words(error)) from error
         if answer.status == 407 and self._proxy is not None and not target.is_tls:
             raise PostError("proxy: 407")
         return answer
@@ -89,7 +89,7 @@ class Poster:
             lookup = asyncio.get_running_loop().getaddrinfo
             return await connected(await lookup(self._proxy.host, self._proxy.port, type=socket.SOCK_STREAM))
         except OSError as error:
-            raise PostError(f"proxy: {_in_words(error)}") from error
+            raise PostError(f"proxy: {in_words(error)}") from error
 
     async def _tunnel(self, proxy: Proxy, target: Target, connection: Connection) -> None:
         place = target.full_authority
@@ -97,12 +97,13 @@ class Poster:
         try:
             answer = await connection.ask(request, AnswerReader(self._max_bytes, whole_head=True))
         except (AnswerError, OSError) as error:
-            raise PostError(f"proxy: {_in_words(error)}") from error
+            raise PostError(f"proxy: {in_words(error)}") from error
         if not 200 <= answer.status < 300:
             raise PostError(f"proxy: {answer.status}")
 
 
-def _in_words(error: Exception) -> str:
+def in_words(error: Exception) -> str:
+    """What went wrong, in the words of the log."""
     match error:
         case AnswerError():
             return str(error)

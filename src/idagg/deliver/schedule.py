@@ -6,89 +6,112 @@ import collections
 import heapq
 import itertools
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
 
+class Destination(NamedTuple):
+    """What is dialled, however endpoints spell it."""
+
+    address: str
+    is_paced: bool
+
+
 class Schedule(Generic[T]):
-    """At most ``concurrency`` items run at a time, and ``per_host`` of one host.
+    """At most ``concurrency`` items run at a time, and ``per_destination`` of one destination. Items of a
+    paced destination begin at least ``pace_s`` apart.
 
-    Of those, at most ``fresh`` began less than ``fresh_s`` ago. Most end sooner, so that as a rule no more
-    run at all; what takes longer makes room for others then, as far as ``concurrency`` goes.
-
-    Hosts that have an item waiting and a slot left stand in a ring. A turn takes the oldest item of the host
-    in front, which goes to the back: however many items a host has, another waits for one turn of it at most.
-    Items asleep wait for their time outside.
+    Destinations that have an item waiting and a slot left, and do not pause, stand in a ring. A turn takes
+    the oldest item of the destination in front, which goes to the back: however many items a destination has,
+    another waits for one turn of it at most.
     """
 
-    def __init__(self, *, concurrency: int, per_host: int, fresh: int, fresh_s: float) -> None:
+    def __init__(self, *, concurrency: int, per_destination: int, pace_s: float) -> None:
         self._slots = concurrency
-        self._per_host = per_host
-        self._fresh_slots = fresh
-        self._fresh_s = fresh_s
-        self._waiting: dict[str, collections.deque[T]] = {}
-        self._running: collections.Counter[str] = collections.Counter()
-        self._fresh: dict[T, float] = {}  # until when each is, the oldest first
-        self._ring: collections.OrderedDict[str, None] = collections.OrderedDict()
-        self._asleep: list[tuple[float, int, str, T]] = []
-        self._order = itertools.count()
+        self._per_destination = per_destination
+        self._pace_s = pace_s
+        self._waiting: dict[Destination, collections.deque[T]] = {}
+        self._running: collections.Counter[Destination] = collections.Counter()
+        self._pausing: dict[Destination, float] = {}  # until when, the first to end in front
+        self._ring: collections.OrderedDict[Destination, None] = collections.OrderedDict()
 
-    def add(self, host: str, item: T) -> None:
-        self._waiting.setdefault(host, collections.deque()).append(item)
-        self._stand(host)
-
-    def sleep(self, host: str, item: T, until: float) -> None:
-        """Add ``item`` when it is ``until``."""
-        heapq.heappush(self._asleep, (until, next(self._order), host, item))
-
-    def wakes_at(self) -> float | None:
-        """When `take` may give an item that it did not give just now, if nothing is added or released."""
-        moments = [entry[0] for entry in self._asleep[:1]]
-        if self._ring and self._slots:
-            moments += itertools.islice(self._fresh.values(), 1)
-        return min(moments, default=None)
+    def add(self, destination: Destination, item: T) -> None:
+        self._waiting.setdefault(destination, collections.deque()).append(item)
+        self._stand(destination)
 
     def take(self, now: float) -> T | None:
         """The item to run now, or None; it holds its slots until `release`."""
-        while self._asleep and self._asleep[0][0] <= now:
-            _, _, host, item = heapq.heappop(self._asleep)
-            self.add(host, item)
-        while self._fresh and next(iter(self._fresh.values())) <= now:
-            del self._fresh[next(iter(self._fresh))]
-        if not self._slots or len(self._fresh) >= self._fresh_slots or not self._ring:
+        while self._pausing and (first := next(iter(self._pausing.items())))[1] <= now:
+            del self._pausing[first[0]]
+            self._stand(first[0])
+        if not self._slots or not self._ring:
             return None
-        host, _ = self._ring.popitem(last=False)
-        item = self._waiting[host].popleft()
-        if not self._waiting[host]:
-            del self._waiting[host]
+        destination, _ = self._ring.popitem(last=False)
+        item = self._waiting[destination].popleft()
+        if not self._waiting[destination]:
+            del self._waiting[destination]
         self._slots -= 1
-        self._running[host] += 1
-        self._fresh[item] = now + self._fresh_s
-        self._stand(host)
+        self._running[destination] += 1
+        if destination.is_paced:
+            self._pausing[destination] = now + self._pace_s
+        self._stand(destination)
         return item
 
-    def release(self, host: str, item: T) -> None:
+    def wakes_at(self) -> float | None:
+        """When `take` may give an item that it did not give just now, if nothing is added or released."""
+        return next(iter(self._pausing.values()), None) if self._waiting and self._slots else None
+
+    def release(self, destination: Destination) -> None:
         self._slots += 1
-        self._fresh.pop(item, None)
-        self._running[host] -= 1
-        if not self._running[host]:
-            del self._running[host]
-        self._stand(host)
+        self._running[destination] -= 1
+        if not self._running[destination]:
+            del self._running[destination]
+        self._stand(destination)
 
     def withdraw(self, which: Callable[[T], bool]) -> list[T]:
-        """Take out the items that wait or sleep, and that ``which`` is true of."""
-        gone = [item for *_, item in self._asleep if which(item)]
-        self._asleep = [entry for entry in self._asleep if not which(entry[-1])]
-        heapq.heapify(self._asleep)
-        for host, items in list(self._waiting.items()):
+        """Take out the items that wait and that ``which`` is true of."""
+        gone: list[T] = []
+        for destination, items in list(self._waiting.items()):
             gone += filter(which, items)
-            self._waiting[host] = collections.deque(itertools.filterfalse(which, items))
-            if not self._waiting[host]:
-                del self._waiting[host]
-                self._ring.pop(host, None)
+            self._waiting[destination] = collections.deque(itertools.filterfalse(which, items))
+            if not self._waiting[destination]:
+                del self._waiting[destination]
+                self._ring.pop(destination, None)
         return gone
 
-    def _stand(self, host: str) -> None:
-        if host in self._waiting and self._running[host] < self._per_host:
-            self._ring.setdefault(host)
+    def _stand(self, destination: Destination) -> None:
+        if (
+            destination in self._waiting
+            and destination not in self._pausing
+            and self._running[destination] < self._per_destination
+        ):
+            self._ring.setdefault(destination)
+
+
+class Sleepers(Generic[T]):
+    """Items that wait for their time."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, T]] = []
+        self._order = itertools.count()
+
+    def add(self, until: float, item: T) -> None:
+        heapq.heappush(self._heap, (until, next(self._order), item))
+
+    def wakes_at(self) -> float | None:
+        return self._heap[0][0] if self._heap else None
+
+    def due(self, now: float) -> list[T]:
+        """Take out those whose time has come."""
+        found = []
+        while self._heap and self._heap[0][0] <= now:
+            found.append(heapq.heappop(self._heap)[-1])
+        return found
+
+    def withdraw(self, which: Callable[[T], bool]) -> list[T]:
+        """Take out those that ``which`` is true of."""
+        gone = [item for *_, item in self._heap if which(item)]
+        self._heap = [entry for entry in self._heap if not which(entry[-1])]
+        heapq.heapify(self._heap)
+        return gone

@@ -1,42 +1,76 @@
-"""The leader's other work: have each window's endpoints called, beside the flush and never in its way."""
+"""The leader's other work: have each window's endpoints called, beside the flush and never in its way.
+
+It runs in the callback process, which is told the epoch of its machine's leader. Nothing else connects the
+two: what is to be called, and what became of it, is in the store, whose scripts refuse an epoch that has
+passed.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from idagg.errors import FencedError, LogFileError, StoreError
 from idagg.failpoints import reach
-from idagg.flush.leader import Leadership
 from idagg.store.windows import WindowStore
 from idagg.tasks import end
-from idagg.window import Record, iso
+from idagg.window import PendingCallback, Record, iso
 
 log = logging.getLogger("idagg.flush")
 
 LOOK_S = 0.5
-# Before a window's endpoints are called again because none could be marked; twice as long each time, since
-# whoever is called cannot help it.
+# Before a window's callbacks go on when the store or the log file failed; twice as long each time.
 RETRY_S = 1.0
 MAX_RETRY_S = 60.0
-# Three attempts of 10 s each, and the pauses between them.
-PATIENCE_S = 40
-# Endpoints under way, over all windows: what bounds memory, at up to 2 KiB each.
-MAX_ENDPOINTS = 20_000
-# Windows that wait for their calls; beyond that the oldest are given up, so that the store stays bounded.
+# No attempt begins later than this after a leader has taken up the window: all attempts and the pauses
+# between them, and some room for destinations that are paced.
+LIFE_S = 900
+# Callbacks in memory, over all windows, at up to some 2.5 KiB each: ten windows in which all fail.
+MAX_CALLBACKS = 100_000
+# Windows with pending callbacks; beyond that those of the oldest are given up, so that the store stays
+# bounded.
 MAX_BACKLOG = 120
+
+
+class Leader(Protocol):
+    """Says whether this machine leads."""
+
+    @property
+    def epoch(self) -> int:
+        """0 while it does not."""
+
+    async def elected(self) -> int: ...
+
+    def lost(self, epoch: int) -> None:
+        """The store has refused this epoch."""
+
+
+class Ledger:
+    """A window's callbacks in the store, for one epoch."""
+
+    def __init__(self, windows: WindowStore, epoch: int, start_s: int) -> None:
+        self._windows = windows
+        self._epoch = epoch
+        self._start_s = start_s
+
+    async def spend(self, attempts: Sequence[PendingCallback]) -> Sequence[bool]:
+        counted: list[bool] = []
+        for i in range(0, len(attempts), 500):
+            counted += await self._windows.count_attempts(self._epoch, self._start_s, attempts[i : i + 500])
+        reach("attempt")
+        return counted
+
+    async def done(self, endpoints: Sequence[str]) -> None:
+        reach("callback")
+        for i in range(0, len(endpoints), 500):
+            await self._windows.mark_called(self._epoch, self._start_s, endpoints[i : i + 500])
 
 
 class Calls(Protocol):
     async def deliver(
-        self,
-        record: Record,
-        endpoints: Iterable[str],
-        done: Callable[[Sequence[str]], Awaitable[None]],
-        *,
-        deadline: float,
+        self, record: Record, pending: Iterable[PendingCallback], ledger: Ledger, *, deadline: float
     ) -> None: ...
 
 
@@ -46,32 +80,32 @@ class Caller:
     def __init__(
         self,
         windows: WindowStore,
-        leadership: Leadership,
+        leader: Leader,
         calls: Calls,
         *,
         on_given_up: Callable[[int], None] = lambda endpoints: None,
     ) -> None:
         self._windows = windows
-        self._leadership = leadership
+        self._leader = leader
         self._calls = calls
         self._on_given_up = on_given_up
         self._retry_s = RETRY_S  # one for all windows: they share the store and the log file
-        self._under_way: dict[int, tuple[asyncio.Task[None], int]] = {}  # by start: its task, its endpoints
+        self._under_way: dict[int, tuple[asyncio.Task[None], int]] = {}  # by start: its task, its callbacks
 
     async def run(self) -> None:
-        """Work while this process leads, until cancelled; the next leader goes on with what is under way."""
+        """Work while this machine leads, until cancelled; the next leader goes on with what is under way."""
         try:
             while True:
-                epoch = await self._leadership.elected()
+                epoch = await self._leader.elected()
                 try:
                     async with self._windows.setting_aside(epoch):
                         await self._look(epoch)
                 except FencedError:
-                    self._leadership.lost(epoch)
+                    self._leader.lost(epoch)
                 except StoreError as error:
                     log.warning("callbacks wait: %s", error)
                 await asyncio.sleep(LOOK_S)
-                if self._leadership.epoch != epoch:
+                if self._leader.epoch != epoch:
                     await self._drop()
         finally:
             await self._drop()
@@ -85,31 +119,28 @@ class Caller:
             if backlog > MAX_BACKLOG:
                 backlog -= 1
                 log.error("window %s: its callbacks are given up, too many windows wait", iso(record.start_s))
-                endpoints = await self._windows.endpoints(record.start_s)
+                given_up = await self._windows.pending_callbacks(record.start_s)
                 await self._windows.give_up_calls(epoch, record.start_s)
-                self._on_given_up(len(endpoints))
+                self._on_given_up(len(given_up))
                 continue
-            if sum(count for _, count in self._under_way.values()) >= MAX_ENDPOINTS:
+            if sum(count for _, count in self._under_way.values()) >= MAX_CALLBACKS:
                 return
-            endpoints = await self._windows.endpoints(record.start_s)
-            if not endpoints:
+            pending = await self._windows.pending_callbacks(record.start_s)
+            if not pending:
                 continue  # the last of them was called while we looked
-            task = asyncio.create_task(self._call(epoch, record, endpoints))
-            self._under_way[record.start_s] = task, len(endpoints)
+            task = asyncio.create_task(self._call(epoch, record, pending))
+            self._under_way[record.start_s] = task, len(pending)
 
-    async def _call(self, epoch: int, record: Record, endpoints: list[str]) -> None:
-        async def done(endpoints: Sequence[str]) -> None:
-            reach("callback")
-            await self._windows.mark_called(epoch, record.start_s, endpoints)
-
-        deadline = asyncio.get_running_loop().time() + max(record.length_s, PATIENCE_S)
+    async def _call(self, epoch: int, record: Record, pending: Sequence[PendingCallback]) -> None:
+        ledger = Ledger(self._windows, epoch, record.start_s)
+        deadline = asyncio.get_running_loop().time() + LIFE_S
         try:
-            await self._calls.deliver(record, endpoints, done, deadline=deadline)
+            await self._calls.deliver(record, pending, ledger, deadline=deadline)
             self._retry_s = RETRY_S
         except FencedError:
-            self._leadership.lost(epoch)
+            self._leader.lost(epoch)
         except (StoreError, LogFileError) as error:
-            # Those not marked are called again, under the same webhook-id.
+            # Those not marked are called again, under the same webhook-id, while attempts are left.
             retry_s = self._retry_s
             log.error(
                 "window %s: callbacks are interrupted for %g s: %s", iso(record.start_s), retry_s, error

@@ -76,9 +76,9 @@ class AdminListener:
         return web.Response(text="ok")
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        """200 where hits are counted; a broker that is away is told of, and does not keep us from that."""
+        """200 where hits are counted; what does not keep us from that is told of, and no more."""
         trouble = self._watched.trouble()
-        ready = not trouble.keys() - {"broker"}
+        ready = not trouble.keys() - {"broker", "callbacks"}
         text = "ok" if ready else "failed"
         if "verbose" in request.query:
             lines = [f"{part}: {sentence}" for part, sentence in sorted(trouble.items())]

@@ -15,16 +15,26 @@ LIMIT = 10
 
 
 class Restarts:
-    """One worker's history: how often in a row it died young."""
+    """The history of one process: how often in a row it died young. The ``limit``th such death is its last;
+    None stands for LIMIT."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        young_s: float = YOUNG_S,
+        longest_delay_s: float = LONGEST_DELAY_S,
+        limit: float | None = None,
+    ) -> None:
         self.young_deaths = 0
+        self._young_s = young_s
+        self._longest_delay_s = longest_delay_s
+        self._limit = LIMIT if limit is None else limit
 
     def after(self, served_s: float) -> float | None:
         """The delay before the next start, s, of a worker that served so long; None: start it no more."""
-        self.young_deaths = self.young_deaths + 1 if served_s < YOUNG_S else 0
-        if self.young_deaths >= LIMIT:
+        self.young_deaths = self.young_deaths + 1 if served_s < self._young_s else 0
+        if self.young_deaths >= self._limit:
             return None
         if self.young_deaths <= 1:
             return 0.0
-        return min(FIRST_DELAY_S * 2.0 ** (self.young_deaths - 2), LONGEST_DELAY_S)
+        return min(FIRST_DELAY_S * 2.0 ** min(self.young_deaths - 2, 20), self._longest_delay_s)

@@ -1,7 +1,8 @@
-"""What passes between supervisor and worker: the order at the start, and a worker's beats.
+"""What passes between the supervisor and its processes: the order at the start, and heartbeats.
 
-Both are JSON, a line each: the order on the worker's standard input, which then stays open and so tells of
-the supervisor's death; the beats on its standard output.
+Both are JSON, a line each: the order on the process's standard input, which then stays open and so tells of
+the supervisor's death; the heartbeats on its standard output. The callback process is told, in further lines
+on its standard input, when this machine leads.
 """
 
 from __future__ import annotations
@@ -51,3 +52,32 @@ class Beat:
     @classmethod
     def parse(cls, line: bytes) -> Beat:
         return cls(*orjson.loads(line))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CallbackOrder:
+    """What the callback process is to know at its start; ``writer`` as in Order."""
+
+    settings: Settings
+    redis_url: str
+    writer: int
+
+    def line(self) -> bytes:
+        settings = base64.b64encode(self.settings.to_json()).decode()
+        order = {"settings": settings, "redis_url": self.redis_url, "writer": self.writer}
+        return orjson.dumps(order) + b"\n"
+
+    @classmethod
+    def parse(cls, line: bytes) -> CallbackOrder:
+        order = orjson.loads(line)
+        settings = Settings.from_json(base64.b64decode(order["settings"]))
+        return cls(settings, order["redis_url"], order["writer"])
+
+
+def epoch_line(epoch: int) -> bytes:
+    """Tells the callback process the epoch in which this machine leads; 0: another does, or none."""
+    return orjson.dumps({"epoch": epoch}) + b"\n"
+
+
+def read_epoch(line: bytes) -> int:
+    return int(orjson.loads(line)["epoch"])

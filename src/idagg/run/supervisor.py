@@ -1,7 +1,8 @@
 """The supervisor: holds the listening sockets and the embedded store, keeps workers running, tells how it is.
 
-Workers are fresh interpreters. Each says a beat twice a second; one that has fallen silent is ended and
-replaced. They die with this process: their standard input closes.
+Workers accept; one of them, on one machine, leads. Endpoints are called in a process of their own, one on
+each machine, which works while a worker of its machine leads: what a stranger's endpoint does to it costs the
+callers of the API nothing.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, TypeVar
 
 import uvloop
 
@@ -24,22 +26,25 @@ from idagg import __version__, metrics
 from idagg.errors import CannotStartError, Exit, IdaggError
 from idagg.run import sockets
 from idagg.run.admin import AdminListener
+from idagg.run.child import Child, end
 from idagg.run.logs import log_to_stderr
 from idagg.run.restart import YOUNG_S, Restarts
-from idagg.run.status import Beat, Order
+from idagg.run.status import Beat, CallbackOrder, Order, epoch_line
 from idagg.run.systemd import notify
 from idagg.settings import Settings
 from idagg.store.client import address
 from idagg.store.embedded import EmbeddedStore
 
+T = TypeVar("T")
+
 log = logging.getLogger("idagg.supervisor")
 
-# Twenty beats. A worker's longest honest silence is a full batch, some tens of ms.
-HUNG_S = 10.0
-# From SIGABRT to SIGKILL, for one that hangs.
-LAST_WORDS_S = 1.0
-# From SIGTERM to SIGKILL: above the longest deadline of a request and that of a message together.
-STOP_S = 20.0
+CALLBACK_MODULE = "idagg.run.callback_process"
+# A callback process that lives so long does well. One that does not is started ever later, no later than
+# this.
+CALM_S = 30.0
+# How soon the callback process hears of a new leader.
+TELL_S = 0.25
 # How often trouble that lasts is told again.
 REMIND_S = 30.0
 
@@ -48,89 +53,15 @@ class CrashLoopError(IdaggError):
     """A worker died young too often in a row."""
 
 
-class WorkerProcess:
-    """A process in a slot: what it said last, and what became of it. Its ``life`` begins at once."""
-
-    def __init__(self, order: Order, environment: dict[str, str]) -> None:
-        self.order = order
-        self.beat: Beat | None = None
-        self.code: int | None = None  # of its exit; None, once it has ended: it could not even be started
-        self._environment = environment
-        self._process: asyncio.subprocess.Process | None = None
-        self._listens_since: float | None = None
-        self._stopping = False
-        self.life = asyncio.create_task(self._live())
-
-    def __repr__(self) -> str:
-        return f"<WorkerProcess {self.order.slot} pid={self._process and self._process.pid} {self.beat}>"
-
-    @property
-    def served_s(self) -> float:
-        """For how long it has listened."""
-        return time.monotonic() - self._listens_since if self._listens_since else 0.0
-
-    def stop(self) -> None:
-        """Tell the process to stop, also one that is just being made."""
-        self._stopping = True
-        self.signal(signal.SIGTERM)
-
-    def signal(self, number: signal.Signals) -> None:
-        if self._process is not None and self._process.returncode is None:
-            self._process.send_signal(number)
-
-    async def _live(self) -> None:
-        try:
-            self._process = process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "idagg.run.worker"),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                pass_fds=[self.order.listener],
-                env=self._environment,
-                # Ctrl-C goes to the whole group, but it is for the supervisor to say when workers stop.
-                start_new_session=True,
-            )
-        except OSError as error:
-            log.error("worker-%d cannot be started: %s", self.order.slot, error)
-            return
-        assert process.stdin is not None
-        with contextlib.suppress(RuntimeError):  # uvloop's, of a process that has died already
-            process.stdin.write(self.order.line())
-        if self._stopping:
-            self.signal(signal.SIGTERM)
-        who = f"worker-{self.order.slot} (pid {process.pid})"
-        try:
-            await self._listen_to(process)
-        except TimeoutError:
-            log.error("%s has been silent for %g s, ending it", who, HUNG_S)
-            self.signal(signal.SIGABRT)  # it says where it hangs
-            await asyncio.wait([asyncio.create_task(process.wait())], timeout=LAST_WORDS_S)
-            self.signal(signal.SIGKILL)  # a stopped process takes nothing else
-        except (TypeError, ValueError) as error:
-            log.error("%s says what is not understood here, ending it: %s", who, error)
-            self.signal(signal.SIGKILL)
-        self.beat = None
-        self.code = await process.wait()
-
-    async def _listen_to(self, process: asyncio.subprocess.Process) -> None:
-        """Take its beats until it ends. Raises TimeoutError where they do not come."""
-        assert process.stdout is not None
-        while True:
-            async with asyncio.timeout(HUNG_S):
-                line = await process.stdout.readline()
-            if not line:
-                return
-            self.beat = Beat.parse(line)
-            self._listens_since = self._listens_since or time.monotonic()
-
-
 class Supervisor:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._stop = asyncio.Event()
         self._listeners = sockets.listen(settings.host, settings.port, settings.workers)
         self._port: int = self._listeners[0].getsockname()[1]
-        self._workers: list[WorkerProcess | None] = [None] * settings.workers  # by their slots
-        self._alive: set[WorkerProcess] = set()  # those, and whoever is yet to serve or serves no more
+        self._workers: list[Child[Beat] | None] = [None] * settings.workers  # by their slots
+        self._callbacks: Child[None] | None = None
+        self._alive: set[Child[Any]] = set()  # those, and whoever is yet to serve or serves no more
         self._replace = asyncio.Event()
         self.metrics_folder = Path(tempfile.mkdtemp(prefix="idagg-metrics-"))
         self._store: EmbeddedStore | None = None
@@ -149,6 +80,8 @@ class Supervisor:
                 await self._start_store()
             parts = [asyncio.create_task(self._keep(slot)) for slot in range(len(self._workers))]
             parts.append(asyncio.create_task(self._greet(admin_url)))
+            if self._settings.callbacks != "off":
+                parts.append(asyncio.create_task(self._keep_callbacks()))
             parts.append(replacing := asyncio.create_task(self._replace_all()))
             if self._store:
                 parts.append(asyncio.create_task(self._store.watch()))
@@ -159,7 +92,7 @@ class Supervisor:
             replacing.cancel()
             for listener in self._listeners:
                 listener.close()
-            await _end(*self._alive)
+            await end(*self._alive)
             for task in parts:
                 task.cancel()
             results = await asyncio.gather(*parts, return_exceptions=True)
@@ -175,6 +108,8 @@ class Supervisor:
     def trouble(self) -> dict[str, str]:
         """What is wrong now, in a sentence a part; empty when all is well."""
         found: dict[str, str] = {}
+        if self._settings.callbacks != "off" and not self._callbacks:
+            found["callbacks"] = "the callback process has died: no endpoint is called until it runs again"
         for slot, worker in enumerate(self._workers):
             beat = worker.beat if worker else None
             if beat is None:
@@ -191,20 +126,49 @@ class Supervisor:
         await self._store.start()
         self._redis_url = self._store.url
 
-    def _start(self, slot: int) -> WorkerProcess:
-        taken = {worker.order.writer for worker in self._alive}
-        writer = next(number for number in itertools.count() if number not in taken)
-        order = Order(self._settings, self._redis_url, slot, self._listeners[slot].fileno(), writer)
-        environment = {**os.environ, metrics.FOLDER_VARIABLE: str(self.metrics_folder)}
-        worker = WorkerProcess(order, environment)
+    def _start_worker(self, slot: int) -> Child[Beat]:
+        writer, listener = self._free_writer(), self._listeners[slot].fileno()
+        order = Order(self._settings, self._redis_url, slot, listener, writer)
+        return self._watched(
+            Child(
+                f"worker-{slot}",
+                "idagg.run.worker",
+                order.line(),
+                Beat.parse,
+                writer=writer,
+                environment=self._environment(),
+                pass_fds=[listener],
+            )
+        )
 
+    def _start_callbacks(self) -> Child[None]:
+        writer = self._free_writer()
+        return self._watched(
+            Child(
+                "the callback process",
+                CALLBACK_MODULE,
+                CallbackOrder(self._settings, self._redis_url, writer).line(),
+                lambda line: None,
+                writer=writer,
+                environment=self._environment(),
+            )
+        )
+
+    def _free_writer(self) -> int:
+        taken = {child.writer for child in self._alive}
+        return next(number for number in itertools.count() if number not in taken)
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, metrics.FOLDER_VARIABLE: str(self.metrics_folder)}
+
+    def _watched(self, child: Child[T]) -> Child[T]:
         def ended(life: asyncio.Task[None]) -> None:
-            self._alive.discard(worker)
-            metrics.forget(self.metrics_folder, writer)
+            self._alive.discard(child)
+            metrics.forget(self.metrics_folder, child.writer)
 
-        self._alive.add(worker)
-        worker.life.add_done_callback(ended)
-        return worker
+        self._alive.add(child)
+        child.life.add_done_callback(ended)
+        return child
 
     async def _keep(self, slot: int) -> None:
         """Keep the slot filled until the stop."""
@@ -212,7 +176,7 @@ class Supervisor:
         while not self._stop.is_set():
             worker = self._workers[slot]
             if worker is None:
-                worker = self._workers[slot] = self._start(slot)
+                worker = self._workers[slot] = self._start_worker(slot)
             await worker.life
             if self._stop.is_set() or self._workers[slot] is not worker:
                 continue
@@ -225,7 +189,35 @@ class Supervisor:
                     f"worker-{slot} died {restarts.young_deaths} times in a row as soon as it had "
                     "started: see what it said above"
                 )
-            log.error("worker-%d died (%s), starting it again", slot, _died_of(worker.code))
+            log.error("worker-%d died (%s), starting it again", slot, worker.died_of)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay_s):
+                    await self._stop.wait()
+
+    async def _keep_callbacks(self) -> None:
+        """Keep the callback process running until the stop, whatever endpoints do to it, and have it know
+        when this machine leads."""
+        restarts = Restarts(young_s=CALM_S, longest_delay_s=CALM_S, limit=math.inf)
+        while not self._stop.is_set():
+            child = self._callbacks = self._start_callbacks()
+            told = 0
+            while not child.life.done():
+                epoch = max(
+                    (worker.beat.epoch for worker in self._workers if worker and worker.beat), default=0
+                )
+                if epoch != told and child.served_s:
+                    child.send(epoch_line(epoch))
+                    told = epoch
+                await asyncio.wait([child.life], timeout=TELL_S)
+            if self._stop.is_set() or child.code == Exit.OK:  # told to end, by a reload
+                continue
+            self._callbacks = None
+            delay_s = restarts.after(child.served_s) or 0
+            log.error(
+                "the callback process died (%s), starting it again in %g s: no endpoint is called until then",
+                child.died_of,
+                delay_s,
+            )
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay_s):
                     await self._stop.wait()
@@ -243,23 +235,25 @@ class Supervisor:
                     log.error("worker-%d and those behind it are not replaced: %s", slot, trouble)
                     break
             else:
+                if self._callbacks:
+                    self._callbacks.stop()
                 log.info("all workers are replaced")
             notify("READY=1")
 
     async def _replace_one(self, slot: int) -> str | None:
         """Have a successor serve beside the worker for a while, then stop the worker; or say why not."""
-        successor = self._start(slot)
+        successor = self._start_worker(slot)
         while not successor.life.done() and successor.served_s < YOUNG_S:  # noqa: ASYNC110  it grows by itself
             await asyncio.sleep(0.02)
         beat = successor.beat
         if beat is None:
-            return f"the successor died ({_died_of(successor.code)})"
+            return f"the successor died ({successor.died_of})"
         if beat.store:
-            await _end(successor)
+            await end(successor)
             return f"the successor is not ready: {beat.store}"
         worker, self._workers[slot] = self._workers[slot], successor
         if worker:
-            await _end(worker)
+            await end(worker)
         return None
 
     async def _greet(self, admin_url: str) -> None:
@@ -306,25 +300,6 @@ class Supervisor:
                 f"  admin    {admin_url}/metrics",
             )
         )
-
-
-async def _end(*workers: WorkerProcess) -> None:
-    """Stop them, and wait for their end, which comes one way or the other."""
-    if not workers:
-        return
-    for worker in workers:
-        worker.stop()
-    _, late = await asyncio.wait([worker.life for worker in workers], timeout=STOP_S)
-    if late:
-        log.error("%d workers did not stop within %g s, ending them", len(late), STOP_S)
-    for worker in workers:
-        worker.signal(signal.SIGKILL)
-
-
-def _died_of(code: int | None) -> str:
-    if code is None:
-        return "it could not be started"
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 def serve(settings: Settings) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import collections
 import faulthandler
-import functools
 import gc
 import logging
 import math
@@ -30,11 +29,8 @@ from idagg.accept.fallback import Fallback, accept_routes, health_routes
 from idagg.accept.fast_path import FastPath
 from idagg.accept.listener import Listener
 from idagg.deliver.broker import Broker
-from idagg.deliver.callback import Callbacks
-from idagg.deliver.guard import Guard
 from idagg.deliver.logfile import LogFile
 from idagg.errors import Exit
-from idagg.flush.caller import Caller
 from idagg.flush.flusher import Flusher
 from idagg.flush.leader import PATIENCE_S, Leadership
 from idagg.metrics import Metrics
@@ -82,7 +78,7 @@ class Worker:
             now=loop.time,
         )
         tally = collections.Counter[int]()
-        admission = Admission(self._commit, tally)
+        admission = Admission(self._commit, tally, keeps_endpoints=settings.callbacks != "off")
         self._fallback = Fallback(
             [*accept_routes(admission, settings.cors_origin), *health_routes(self._store_trouble)],
             tally,
@@ -122,21 +118,8 @@ class Worker:
             if settings.amqp_url
             else None
         )
-        self._callbacks = Callbacks(
-            guard=Guard(settings.callback_allow),
-            log=lines,
-            namespace=settings.namespace,
-            secret=settings.callback_secret,
-            on_result=self._metrics.called,
-        )
         self._flusher = Flusher(
             windows, self._leadership, broker=self._broker, lines=lines, observer=self._metrics
-        )
-        self._caller = Caller(
-            windows,
-            self._leadership,
-            self._callbacks,
-            on_given_up=functools.partial(self._metrics.called, "given_up"),
         )
 
     async def run(self) -> None:
@@ -151,7 +134,6 @@ class Worker:
         flusher = asyncio.create_task(self._flusher.run(), name="flusher")
         bid = asyncio.create_task(self._leadership.run(), name="bid")
         others = [
-            asyncio.create_task(self._caller.run(), name="caller"),
             asyncio.create_task(self._tick(), name="tick"),
             asyncio.create_task(self._connect_broker(), name="broker"),
             asyncio.create_task(self._watch_supervisor(), name="supervisor"),
@@ -184,7 +166,6 @@ class Worker:
         self._commit.stop()
         await commit
         await end(*others)
-        await self._callbacks.close()
         if self._broker:
             await self._broker.close()
         await self._hits.close()

@@ -40,6 +40,7 @@ _LEADERS = ("damage", "fence")
 _OPENINGS = {
     "seal": _LEADERS,
     "mark": _LEADERS,
+    "attempts": _LEADERS,
     "called": _LEADERS,
     "aside": _LEADERS,
     "inspect": ("damage",),

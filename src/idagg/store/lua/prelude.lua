@@ -15,6 +15,8 @@
 --   TAG:callbacks         zset    starts of the sealed windows with endpoints still to be called
 --   TAG:o:START           hash    the record: length, unique, estimate, hits, exact, dropped, epoch
 --   TAG:o:START:endpoints set     the endpoints still to be called
+--   TAG:o:START:attempts  hash    by endpoint still to be called, once that has begun: "ATTEMPTS DUE", how many have
+--                                 begun, and when the next may (Unix time, ms)
 --   TAG:aside             hash    what was taken out of an index because it cannot be read: by "INDEX MEMBER",
 --                                 what is wrong with it; its keys stay where they are, for a person
 --   TAG:workers           hash    by worker its token "SEQ START SINCE HITS": the last batch, the window it went

@@ -1,0 +1,52 @@
+"""What a callback came to, in the words of the log and of the metrics. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from idagg.deliver.answer import RETRIED, Answer
+
+BLOCKED = "blocked"
+EXPIRED = "gave up: deadline"
+INTERRUPTED = "interrupted"
+INVALID = "invalid URL"
+LIMIT = "limit"
+SILENCED = "silenced"
+TIMEOUT = "timeout"
+
+# By error, of callbacks that were not made and say nothing of their receiver.
+_RESULTS = {BLOCKED: "blocked", EXPIRED: "expired", LIMIT: "limit", SILENCED: "silenced"}
+_GONE_STATUS = 410
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """An answer, or an error in words."""
+
+    answer: Answer | None = None
+    error: str | None = None
+    ms: int = 0
+
+    @property
+    def is_retried(self) -> bool:
+        """Whether another attempt may come to more."""
+        if self.answer is not None:
+            return self.answer.status in RETRIED
+        return self.error not in (*_RESULTS, INVALID, INTERRUPTED)
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether it speaks against the endpoint."""
+        return self.result in ("refused", "error")
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the receiver wants no callback any more."""
+        return self.answer is not None and self.answer.status == _GONE_STATUS
+
+    @property
+    def result(self) -> str:
+        """ok (2xx), refused (another status), error, blocked, expired, silenced, limit."""
+        if self.answer is not None:
+            return "ok" if 200 <= self.answer.status < 300 else "refused"
+        return _RESULTS.get(self.error or "", "error")

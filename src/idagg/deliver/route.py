@@ -1,0 +1,55 @@
+"""Where a callback goes: the addresses of its host that the guard lets through."""
+
+from __future__ import annotations
+
+import socket
+from typing import NamedTuple
+
+from idagg.deliver.guard import BlockedAddressError, Guard, dialled, refused_port
+from idagg.deliver.resolve import Resolver
+from idagg.deliver.schedule import Destination
+
+
+class Route(NamedTuple):
+    """``address`` is what to dial; None: the proxy finds it."""
+
+    address: str | None
+    destination: Destination
+
+
+class Router:
+    def __init__(self, guard: Guard, resolver: Resolver, *, has_proxy: bool) -> None:
+        self._guard = guard
+        self._resolver = resolver
+        self._has_proxy = has_proxy
+
+    async def routes(self, host: str, port: int) -> list[Route]:
+        """At least one. Raises BlockedAddressError where the guard lets none through, OSError where the name
+        is not resolved.
+
+        Through a proxy a name is not resolved here: what it leads to is for the proxy to refuse.
+        """
+        if refused_port(port):
+            raise BlockedAddressError(f"port {port} is another service's")
+        guard = self._guard.for_host(host)
+        if self._has_proxy and not _is_literal(host):
+            if guard is self._guard and guard.only_allowed:
+                raise BlockedAddressError(f"{host} is not listed")
+            return [Route(None, Destination(host, is_paced=guard is self._guard))]
+        addresses = await self._resolver.addresses(host, guard)
+        return [
+            Route(
+                None if self._has_proxy else address,
+                Destination(dialled(address), is_paced=not self._guard.is_exempt(host, address)),
+            )
+            for address in addresses
+        ]
+
+
+def _is_literal(host: str) -> bool:
+    """Whether resolvers take ``host`` for an address: 127.1 and 0x7f000001 are."""
+    try:
+        socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,190 @@
+"""The callback process: calls endpoints while a worker of this machine leads.
+
+A stranger chooses whom it calls, so it has nothing that the callers of the API need: not the accept path's
+event loop, not its memory, not its descriptors, and of the processors what others leave. If it dies or hangs,
+the supervisor replaces it, and the attempts that it had begun are spent. It reads what is pending from the
+store itself, under the leader's epoch; so nothing of it passes through the leading worker.
+
+Run by the supervisor as ``python -m idagg.run.callback_process``; see ``idagg.run.status`` for what they say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import functools
+import logging
+import os
+import resource
+import signal
+import ssl
+import sys
+from pathlib import Path
+
+import uvloop
+
+from idagg import metrics as metrics_module
+from idagg.deliver.callback import CONCURRENCY, Callbacks
+from idagg.deliver.guard import Guard
+from idagg.deliver.logfile import LogFile
+from idagg.deliver.post import Poster, Proxy, tls_context
+from idagg.deliver.resolve import Resolver
+from idagg.deliver.route import Router
+from idagg.deliver.signing import Signer
+from idagg.errors import Exit
+from idagg.flush.caller import Caller
+from idagg.metrics import Metrics
+from idagg.run.logs import log_to_stderr
+from idagg.run.status import BEAT_S, CallbackOrder, read_epoch
+from idagg.store.client import Client
+from idagg.store.windows import WindowStore
+from idagg.tasks import end
+
+log = logging.getLogger("idagg.callbacks")
+
+STORE_TIMEOUT_S = 5.0
+# Of other processes' 0: this one gets a tenth of a processor that others want, and all of one that is idle.
+NICENESS = 10
+# The kernel kills it before any other of ours when memory runs out.
+OOM_SCORE = 500
+# MAX_CALLBACKS endpoints of the longest kind, and what their calls take.
+MAX_BYTES = 1 << 30
+MAX_FILES = CONCURRENCY + 256
+
+
+class Assigned:
+    """The leader that the supervisor tells of; a `Leader` for the `Caller`."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self._changed = asyncio.Event()
+
+    def tell(self, epoch: int) -> None:
+        self.epoch = epoch
+        self._changed.set()
+
+    async def elected(self) -> int:
+        while not self.epoch:
+            self._changed.clear()
+            await self._changed.wait()
+        return self.epoch
+
+    def lost(self, epoch: int) -> None:
+        if self.epoch == epoch:
+            self.epoch = 0
+
+
+class CallbackProcess:
+    def __init__(self, order: CallbackOrder) -> None:
+        settings = order.settings
+        self._stop = asyncio.Event()
+        self._assigned = Assigned()
+        self._metrics = Metrics()
+        self._client = Client(order.redis_url, timeout_s=STORE_TIMEOUT_S)
+        windows = WindowStore(
+            self._client,
+            namespace=settings.namespace,
+            window_s=settings.window,
+            exact_limit=settings.exact_limit,
+        )
+        proxy = Proxy.parse(settings.callback_proxy) if settings.callback_proxy else None
+        self._resolver = Resolver(CONCURRENCY)
+        self._callbacks = Callbacks(
+            router=Router(
+                Guard(settings.callback_allow, only_allowed=settings.callbacks == "listed"),
+                self._resolver,
+                has_proxy=proxy is not None,
+            ),
+            poster=Poster(tls=_tls(settings.callback_ca), proxy=proxy),
+            log=LogFile(settings.log_file),
+            namespace=settings.namespace,
+            signer=Signer(settings.callback_secret.split(",") if settings.callback_secret else ()),
+            rate=settings.callback_rate,
+            limit=settings.callback_limit,
+            on_result=self._metrics.called,
+        )
+        self._caller = Caller(
+            windows,
+            self._assigned,
+            self._callbacks,
+            on_given_up=functools.partial(self._metrics.called, "given_up"),
+        )
+
+    async def run(self) -> None:
+        """Work until told to stop. An error that escapes from any part ends the process."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        parts = [
+            asyncio.create_task(self._callbacks.run(), name="callbacks"),
+            asyncio.create_task(self._caller.run(), name="caller"),
+            asyncio.create_task(self._listen(), name="supervisor"),
+            asyncio.create_task(self._beat(), name="heartbeat"),
+        ]
+        stop = asyncio.create_task(self._stop.wait())
+        done, _ = await asyncio.wait([stop, *parts], return_when=asyncio.FIRST_COMPLETED)
+        if stop not in done:
+            for task in done:
+                task.result()
+            raise RuntimeError(f"{[task.get_name() for task in done]} ended by itself")
+        await end(*reversed(parts))
+        self._resolver.close()
+        await self._client.close()
+
+    async def _listen(self) -> None:
+        """Hear who leads; stop when the supervisor has died: its end of our standard input closes."""
+        reader = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, sys.stdin)
+        with contextlib.closing(transport):
+            while line := await reader.readline():
+                self._assigned.tell(read_epoch(line))
+            log.error("the supervisor has died, stopping")
+            self._stop.set()
+            await asyncio.Event().wait()
+
+    async def _beat(self) -> None:
+        while True:
+            self._metrics.tasks(len(asyncio.all_tasks()))
+            with contextlib.suppress(BlockingIOError):  # the supervisor is busy; the next one will do
+                os.write(sys.stdout.fileno(), b"{}\n")
+            await asyncio.sleep(BEAT_S)
+
+
+def _tls(ca: Path | None) -> ssl.SSLContext:
+    try:
+        return tls_context(None if ca is None else str(ca))
+    except OSError as error:  # it was there when idagg was started
+        log.error("the CA file %s cannot be used any more, callbacks trust the system's alone: %s", ca, error)
+        return tls_context()
+
+
+def restrain() -> None:
+    """Take a back seat."""
+    os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
+    with contextlib.suppress(OSError):  # a container may not show the file
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
+    for kind, most in ((resource.RLIMIT_DATA, MAX_BYTES), (resource.RLIMIT_NOFILE, MAX_FILES)):
+        _, hard = resource.getrlimit(kind)
+        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def main() -> int:
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as orders:
+        order = CallbackOrder.parse(orders.readline())
+    log_to_stderr("callbacks")
+    faulthandler.enable()  # says where it hung when the supervisor ends it with SIGABRT
+    os.set_blocking(sys.stdout.fileno(), False)
+    metrics_module.write_as(order.writer)
+    restrain()
+
+    async def serve() -> None:
+        await CallbackProcess(order).run()
+
+    uvloop.run(serve())
+    return Exit.OK
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

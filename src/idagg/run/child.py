@@ -1,0 +1,143 @@
+"""A process of ours: started as a fresh interpreter, listened to, and ended when it hangs.
+
+It says a heartbeat twice a second, a line on its standard output. It dies with this process, since its
+standard input closes then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+log = logging.getLogger("idagg.supervisor")
+
+# Twenty heartbeats. A worker's longest honest silence is a full batch, some tens of ms.
+HUNG_S = 10.0
+# From SIGABRT to SIGKILL, for one that hangs.
+LAST_WORDS_S = 1.0
+# From SIGTERM to SIGKILL: above the longest deadline of a request and that of a message together.
+STOP_S = 20.0
+
+
+class Child(Generic[T]):
+    """A process: what it said last, and what became of it. Its ``life`` begins at once.
+
+    ``module`` is run by the same interpreter and given ``order``, a line. ``writer`` is no other living
+    process's, and names its metrics.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        order: bytes,
+        parse: Callable[[bytes], T],
+        *,
+        writer: int,
+        environment: Mapping[str, str],
+        pass_fds: Iterable[int] = (),
+    ) -> None:
+        self.name = name
+        self.writer = writer
+        self.beat: T | None = None
+        self.code: int | None = None  # of its exit; None, once it has ended: it could not even be started
+        self._module = module
+        self._order = order
+        self._parse = parse
+        self._environment = environment
+        self._pass_fds = tuple(pass_fds)
+        self._process: asyncio.subprocess.Process | None = None
+        self._listens_since: float | None = None
+        self._stopping = False
+        self.life = asyncio.create_task(self._live())
+
+    def __repr__(self) -> str:
+        return f"<Child {self.name} pid={self._process and self._process.pid} {self.beat}>"
+
+    @property
+    def served_s(self) -> float:
+        """For how long it has worked."""
+        return time.monotonic() - self._listens_since if self._listens_since else 0.0
+
+    @property
+    def died_of(self) -> str:
+        if self.code is None:
+            return "it could not be started"
+        return signal.Signals(-self.code).name if self.code < 0 else f"exit code {self.code}"
+
+    def send(self, line: bytes) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(RuntimeError):  # uvloop's, of a process that has died already
+                self._process.stdin.write(line)
+
+    def stop(self) -> None:
+        """Tell the process to stop, also one that is just being made."""
+        self._stopping = True
+        self.signal(signal.SIGTERM)
+
+    def signal(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(number)
+
+    async def _live(self) -> None:
+        try:
+            self._process = process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", self._module),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                pass_fds=self._pass_fds,
+                env=dict(self._environment),
+                # Ctrl-C goes to the whole group, but it is for the supervisor to say when they stop.
+                start_new_session=True,
+            )
+        except OSError as error:
+            log.error("%s cannot be started: %s", self.name, error)
+            return
+        self.send(self._order)
+        if self._stopping:
+            self.signal(signal.SIGTERM)
+        who = f"{self.name} (pid {process.pid})"
+        try:
+            await self._listen_to(process)
+        except TimeoutError:
+            log.error("%s has been silent for %g s, ending it", who, HUNG_S)
+            self.signal(signal.SIGABRT)  # it says where it hangs
+            await asyncio.wait([asyncio.create_task(process.wait())], timeout=LAST_WORDS_S)
+            self.signal(signal.SIGKILL)  # a stopped process takes nothing else
+        except (TypeError, ValueError) as error:
+            log.error("%s says what is not understood here, ending it: %s", who, error)
+            self.signal(signal.SIGKILL)
+        self.beat = None
+        self.code = await process.wait()
+
+    async def _listen_to(self, process: asyncio.subprocess.Process) -> None:
+        """Take its heartbeats until it ends. Raises TimeoutError where they do not come."""
+        assert process.stdout is not None
+        while True:
+            async with asyncio.timeout(HUNG_S):
+                line = await process.stdout.readline()
+            if not line:
+                return
+            self.beat = self._parse(line)
+            self._listens_since = self._listens_since or time.monotonic()
+
+
+async def end(*children: Child[T]) -> None:
+    """Stop them, and wait for their end, which comes one way or the other."""
+    if not children:
+        return
+    for child in children:
+        child.stop()
+    _, late = await asyncio.wait([child.life for child in children], timeout=STOP_S)
+    if late:
+        log.error("%d processes did not stop within %g s, ending them", len(late), STOP_S)
+    for child in children:
+        child.signal(signal.SIGKILL)
