@@ -1,19 +1,60 @@
+from __future__ import annotations
+
+import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+HERE = Path(__file__).parent
+
+
+class CleanBuildPy(build_py):
+    """Starts from an empty build folder: modules that an older version left there would be installed, too."""
+
+    def run(self) -> None:
+        if not self.editable_mode:  # then it is a folder of setuptools' own
+            shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
+
+
+def version() -> str:
+    """The one place where it is written is the package, which cannot be imported yet."""
+    source = (HERE / "src/idagg/__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE)
+    assert found is not None, "src/idagg/__init__.py has no version"
+    return found[1]
+
 
 setup(
     name="idagg",
-    version="0.1.0",
+    version=version(),
     description="Counts unique ids exactly, per minute, over many processes and machines",
-    long_description=Path(__file__).with_name("README.rst").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.rst").read_text(encoding="utf-8"),
     long_description_content_type="text/x-rst",
     license="MIT",
     license_files=["LICENSE"],
+    keywords=["unique", "count", "distinct", "hyperloglog", "redis", "valkey", "rabbitmq", "webhooks"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: No Input/Output (Daemon)",
+        "Framework :: AsyncIO",
+        "Intended Audience :: System Administrators",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: Implementation :: CPython",
+        "Topic :: Internet :: Log Analysis",
+        "Topic :: System :: Monitoring",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     package_dir={"": "src"},
     packages=find_packages("src"),
     package_data={"idagg": ["py.typed"], "idagg.store": ["lua/*.lua"]},
+    cmdclass={"build_py": CleanBuildPy},
     install_requires=[
         "aiohttp>=3.14,<4",
         "aiormq>=7.2,<8",
@@ -28,12 +69,15 @@ setup(
     extras_require={
         "test": [
             "hypothesis>=6.170",
+            "pika>=1.4",
             "pytest>=9",
             "pytest-aiohttp>=1.1",
             "pytest-xdist>=3.8",
+            "setuptools>=77",
             "standardwebhooks>=1.1,<2",
             "trustme>=1.2,<2",
         ],
+        "docs": ["furo>=2025.9", "sphinx>=9,<10"],
         "lint": ["mypy>=2.4", "ruff>=0.17"],
     },
     entry_points={"console_scripts": ["idagg = idagg.cli:main"]},

@@ -1,0 +1,72 @@
+"""What is built from the source: a wheel of what is there and nothing else, an archive that can do all."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email.parser import BytesParser
+from pathlib import Path
+
+import pytest
+
+import idagg
+
+_ROOT = Path(__file__).parents[1]
+_BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
+_LEFT_OUT = shutil.ignore_patterns(
+    ".*", "build", "*.egg-info", "__pycache__", "results", "http_cases", "generated", "_build"
+)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A copy of the source, where building leaves what it leaves."""
+    return shutil.copytree(_ROOT, tmp_path / "source", ignore=_LEFT_OUT)
+
+
+def _built(source: Path, kind: str) -> Path:
+    out = source.parent / "out"
+    out.mkdir()
+    subprocess.run([sys.executable, "-c", _BUILD, kind, out], cwd=source, check=True, capture_output=True)
+    (built,) = out.iterdir()
+    return built
+
+
+def test_a_module_that_was_deleted_is_not_installed(source: Path) -> None:
+    """`pip install .` builds in the folder `build`, where an older version's modules may still be."""
+    old = source / "build/lib/idagg/deleted.py"
+    old.parent.mkdir(parents=True)
+    old.write_text("")
+    with zipfile.ZipFile(_built(source, "build_wheel")) as wheel:
+        names = {name for name in wheel.namelist() if name.startswith("idagg/")}
+        (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+        assert BytesParser().parsebytes(wheel.read(metadata))["Version"] == idagg.__version__
+    package = source / "src/idagg"
+    there = {path for path in package.rglob("*") if path.suffix in (".py", ".lua", ".typed")}
+    assert names == {f"idagg/{path.relative_to(package)}" for path in there}
+
+
+def test_the_source_archive_has_what_its_commands_need(source: Path) -> None:
+    """Tests, bench, docs and the unit go with it."""
+    with tarfile.open(_built(source, "build_sdist")) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    tracked = {
+        str(path.relative_to(source))
+        for top in ("bench", "deploy", "docs", "src/idagg", "tests")
+        for path in (source / top).rglob("*")
+        if path.is_file()
+    }
+    top = {
+        "CHANGELOG.rst",
+        "CONTRIBUTING.rst",
+        "LICENSE",
+        "README.rst",
+        "SECURITY.rst",
+        "setup.py",
+        "tox.ini",
+    }
+    assert tracked | top <= names
+    assert not {name for name in names if name.endswith(".pyc")}
