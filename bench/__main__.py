@@ -17,7 +17,7 @@ import bench.closed_loop.run
 import bench.flushing.run
 import bench.growth.run
 import bench.open_loop.run
-import bench.readme
+import bench.pages
 from bench.closed_loop.results import Results
 from bench.findings import Findings
 from bench.flushing.results import Flushing
@@ -66,7 +66,7 @@ def main() -> int:
             _write(found, options.results)  # although a later part, or the rest of this, may fail
         say(f"{part} took {time.monotonic() - began:.0f} s")
     if options.results == _RESULTS and not found.troubles:
-        bench.readme.write(found)
+        bench.pages.write(found)
     print((options.results / "report.rst").read_text())
     return int(bool(found.troubles))
 

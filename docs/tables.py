@@ -1,0 +1,193 @@
+"""The generated parts of these pages: settings, metrics, and the faults that tests inject.
+
+Sphinx runs this before each build (``conf.py``); what it writes, in ``docs/generated``, is not kept.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import tomllib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from prometheus_client.metrics import MetricWrapperBase
+
+from idagg.metrics import Metrics
+from idagg.settings import SECRETS, Settings, default_text, flag
+
+_HERE = Path(__file__).parent
+_ROOT = _HERE.parent
+_MEASURED = _ROOT / "bench/results/faults/raw.json"
+
+ALERTS: dict[str, dict[str, str]] = tomllib.loads((_HERE / "alerts.toml").read_text(encoding="utf-8"))
+# What the program does not have yet under the names above: the new names, with their labels and help.
+RENAMED: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
+    "idagg_outbox_windows": [
+        (
+            "idagg_pending",
+            ("of",),
+            "Sealed windows by what is pending: deliveries (to any sink), messages (to RabbitMQ), callbacks",
+        ),
+        (
+            "idagg_quarantined",
+            (),
+            "LOSS: windows whose keys in the store cannot be read, for a person to mend",
+        ),
+    ]
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    name: str  # as Prometheus has it
+    kind: str
+    labels: tuple[str, ...]
+    help: str
+    expression: str | None
+    advice: str
+
+    @property
+    def means_loss(self) -> bool:
+        return "LOSS" in self.help
+
+
+def metrics() -> list[Metric]:
+    """Every metric of the program, in its order. Raises KeyError where one has neither alert nor reason."""
+    found = []
+    for metric in vars(Metrics()).values():
+        assert isinstance(metric, MetricWrapperBase)
+        (family,) = metric.collect()
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        # The library has no public name for a metric's labels.
+        now = [(name, tuple(metric._labelnames), family.documentation)]
+        for name, labels, text in RENAMED.get(family.name, now):
+            alert = ALERTS[name.removesuffix("_total")]
+            expression, advice = alert.get("alert"), alert["advice"]
+            found.append(Metric(name, family.type, labels, text, expression, advice))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """A fault that a test injects, and what its mark says that must be reached."""
+
+    number: int
+    what: str
+    file: str
+    test: str
+    recovery_must_s: float | None = None
+    takeover_must_s: float | None = None
+
+
+def faults() -> list[Fault]:
+    """Of all tests marked ``fault``, by number. Read, not imported, since that needs the tests' packages."""
+    found = []
+    for path in sorted((_ROOT / "tests").rglob("test_*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                found += [_fault(mark, path, node.name) for mark in _marks(node.decorator_list)]
+    return sorted(found, key=lambda fault: fault.number)
+
+
+def _marks(decorators: Iterable[ast.AST]) -> Iterator[ast.Call]:
+    for decorator in decorators:
+        for node in ast.walk(decorator):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.fault":
+                yield node
+
+
+def _fault(mark: ast.Call, path: Path, test: str) -> Fault:
+    number, what = map(ast.literal_eval, mark.args)
+    musts = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in mark.keywords}
+    return Fault(int(number.split("-")[0]), what, str(path.relative_to(_ROOT)), test, **musts)
+
+
+def write(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, text in {
+        "settings": _settings(),
+        "metrics-loss": "".join(_metric(metric) for metric in metrics() if metric.means_loss),
+        "metrics-other": "".join(_metric(metric) for metric in metrics() if not metric.means_loss),
+        "faults": _fault_table(),
+        "measured": _measured(),
+        "fault-tests": _fault_tests(),
+    }.items():
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+
+
+def _settings() -> str:
+    rows = []
+    for name, field in Settings.model_fields.items():
+        mark = " †" if name in SECRETS else ""
+        rows.append((f"``{flag(name)}``{mark}", default_text(name), _plain(str(field.description))))
+    return _table(("flag", "default", "meaning"), rows, (28, 22, 50))
+
+
+def _metric(metric: Metric) -> str:
+    labels = f"{{{','.join(metric.labels)}}}" if metric.labels else ""
+    advice = metric.advice.splitlines()
+    if metric.expression is None:
+        alert = [f"No alert: {advice[0]}", *advice[1:]]
+    else:
+        alert = ["Alert:", "", ".. code-block:: text", "", f"    {metric.expression}", "", *advice]
+    lines = [f"{_plain(metric.help)}.", "", *alert]
+    return f"``{metric.name}{labels}`` ({metric.kind})\n{_indented(lines)}\n"
+
+
+def _fault_table() -> str:
+    measured = {
+        (row["number"].split("-")[0], row["fault"]): row
+        for row in json.loads(_MEASURED.read_text(encoding="utf-8"))["rows"]
+    }
+    rows = []
+    for fault in faults():
+        row = measured.get((str(fault.number), fault.what))
+        counts = ("injections", "acknowledged", "lost", "double")
+        rows.append(
+            (
+                str(fault.number),
+                fault.what,
+                *(f"{row[count]:,}" if row else "" for count in counts),
+                _within(row["recovery_s"] if row else None, fault.recovery_must_s),
+                _within(row["takeover_s"] if row else None, fault.takeover_must_s),
+            )
+        )
+    head = ("", "fault", "times", "ok", "lost", "twice", "recovery, s", "takeover, s")
+    return _table(head, rows, (5, 35, 8, 14, 8, 8, 11, 11))
+
+
+def _measured() -> str:
+    machine = json.loads(_MEASURED.read_text(encoding="utf-8"))["machine"]
+    return (
+        "Last measured on {date}: {processor}, {cores} cores, {system}, an fsync takes {fsync}; "
+        "idagg at {commit}.\n".format(**machine)
+    )
+
+
+def _fault_tests() -> str:
+    rows = [(str(fault.number), fault.what, f"``{fault.file}``", f"``{fault.test}``") for fault in faults()]
+    return _table(("", "fault", "file", "test"), rows, (5, 35, 30, 30))
+
+
+def _within(took_s: float | None, must_s: float | None) -> str:
+    took = "" if took_s is None else f"{took_s:.2f}"
+    return took if must_s is None else f"{took} (≤ {must_s:g})".strip()
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], widths: Sequence[int]) -> str:
+    """A list table: its source has no columns to keep in line."""
+    lines = [".. list-table::", "    :header-rows: 1", f"    :widths: {' '.join(map(str, widths))}", ""]
+    for first, *others in (head, *rows):
+        lines += [f"    * - {first}", *(f"      - {cell}" for cell in others)]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _indented(lines: Iterable[str]) -> str:
+    return "\n".join(f"    {line}".rstrip() for line in lines) + "\n"
+
+
+def _plain(text: str) -> str:
+    """A word that ends in an underscore, and an asterisk, would be markup."""
+    return text.replace("_ ", r"\_ ").replace("*", r"\*")

@@ -1,0 +1,306 @@
+"""What the documents show is what happens; what they list is all that there is."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import hashlib
+import json
+import re
+import sqlite3
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+
+import pika
+import pytest
+from bench.closed_loop.results import Results, Run
+from bench.cost import Cost
+from bench.report import headline
+from bench.wrk import Load
+from standardwebhooks import Webhook
+
+import tables
+from documents import PAGES, ROOT, Command, blocks, literal_lines, page, session
+from idagg.deliver.logfile import CallbackLine, window_line
+from idagg.deliver.signing import Signer
+from idagg.metrics import Metrics
+from idagg.settings import Settings, flag, load
+from idagg.window import Record
+from servers import RabbitServer, free_port
+from serving import Serving, until
+
+RECORD = Record(
+    start_s=1795344780, length_s=60, unique_ids=4000, estimate=3988, hits=10000, exact=True, epoch=7
+)
+SEALED_S = RECORD.end_s + 0.012
+
+# Flags of other programs' commands, and those that settings are about to get.
+OTHERS_FLAGS = {"--config", "--version", "--help", "--data-binary", "--data-urlencode", "--now", "--quick"}
+COMING_FLAGS = {
+    *("--amqp-queue-type", "--amqp-exchange", "--amqp-routing-key"),
+    *("--amqp-connect-timeout", "--amqp-publish-timeout"),
+}
+
+
+@contextlib.asynccontextmanager
+async def serving_in_the_open(*flags: str) -> AsyncIterator[tuple[Serving, dict[str, str]]]:
+    """idagg with the documents' log file; and what stands for it in their commands, by what they say."""
+    serving = Serving(*flags, "--log-file", "unique_id_capture.log")
+    serving.log_file = serving.folder / "unique_id_capture.log"
+    try:
+        await asyncio.to_thread(serving.start)
+        yield (
+            serving,
+            {
+                "127.0.0.1:8000": f"127.0.0.1:{serving.port}",
+                "127.0.0.1:8001": f"127.0.0.1:{serving.admin_port}",
+            },
+        )
+    finally:
+        await asyncio.to_thread(serving.close)
+
+
+async def shows(command: Command, folder: Path, instead: Mapping[str, str]) -> None:
+    """Run it; what only looks is run until it sees what it should."""
+    typed, shown = (_replaced(text, instead) for text in (command.typed, command.shown))
+    expected = Command(typed, shown).expected
+    looks_only = "unique_id_capture.log" in typed
+    give_up_at = time.monotonic() + 15
+    while True:
+        done = await asyncio.to_thread(
+            subprocess.run, ["bash", "-c", typed], cwd=folder, capture_output=True, text=True, check=False
+        )
+        if expected.fullmatch(done.stdout.rstrip("\n")):
+            return
+        assert looks_only, f"{typed}: {done.stdout}"
+        assert time.monotonic() < give_up_at, f"{typed}: {done.stdout}"
+        await asyncio.sleep(0.05)
+
+
+@contextlib.contextmanager
+def running(code: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """An example that runs until it is ended."""
+    with subprocess.Popen([sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _replaced(text: str, instead: Mapping[str, str]) -> str:
+    for old, new in instead.items():
+        text = text.replace(old, new)
+    return text
+
+
+async def test_the_tutorial() -> None:
+    """From its start to its end."""
+    text = page("docs/tutorial.rst")
+    start, *commands = session(text)
+    _, _, flags = start.typed.partition("--window 5 ")
+    port = free_port()
+    (receiver,) = (block for block in blocks(text, "python") if "HTTPServer" in block)
+    async with serving_in_the_open(*flags.split()) as (serving, instead):
+        instead["127.0.0.1:9000"] = f"127.0.0.1:{port}"
+        greeting = _replaced(start.shown, instead | {"windows of 5 s": "windows of 2 s"})
+        assert Command("", f"…{greeting}…").expected.fullmatch(serving.said), serving.said
+        with running(receiver.replace("9000", str(port)), serving.folder) as receiving:
+            for command in commands:
+                await shows(command, serving.folder, instead)
+            assert receiving.stdout is not None
+            path, webhook_id, record = receiving.stdout.readline().decode().split(maxsplit=2)
+    assert path == "/hook?of=me&count=1"
+    assert webhook_id.startswith("idagg:")
+    assert json.loads(record)["unique_ids"] == 1
+
+
+@pytest.mark.parametrize("name", ["README.rst", "docs/reference/http.rst", "docs/consumers.rst"])
+async def test_commands(name: str) -> None:
+    commands = list(session(page(name)))
+    assert commands
+    async with serving_in_the_open() as (serving, instead):
+        for command in commands:
+            of_that_day = re.sub(r"(time|window)=20\S+", r"\1=…", command.shown)
+            command = Command(command.typed, of_that_day)
+            await shows(command, serving.folder, instead)
+
+
+def test_records() -> None:
+    """A message's body and a callback's."""
+    bodies = blocks(page("docs/reference/message.rst"), "json")
+    (callback,) = blocks(page("docs/reference/callback.rst"), "http")
+    for body in (*bodies, callback.partition("\n\n")[2]):
+        assert [*json.loads(body).items()] == [*json.loads(RECORD.as_json()).items()]
+    assert f"``{RECORD.message_id('idagg')}``" in page("docs/reference/message.rst")
+
+
+def test_the_head_of_a_callback() -> None:
+    (callback,) = blocks(page("docs/reference/callback.rst"), "http")
+    line, *fields = callback.partition("\n\n")[0].splitlines()
+    found = dict(field.split(": ") for field in fields)
+    assert line == "POST /x?y=1&count=4000 HTTP/1.1"
+    digest = hashlib.sha256(f"https://{found['Host']}/x?y=1".encode()).hexdigest()[:16]
+    assert found["webhook-id"] == f"{RECORD.message_id('idagg')}:{digest}"
+    assert found["webhook-timestamp"] == f"{RECORD.end_s}"
+
+
+def test_lines_of_the_log_file() -> None:
+    shown = literal_lines(page("docs/reference/log-file.rst"), "time=")
+    late = "RabbitMQ did not answer within 2 s"
+    called = CallbackLine(RECORD.start_s, "http://a.example/x", 200, None, 1, 35)
+    failed = CallbackLine(RECORD.start_s, "http://b.example/", None, "timeout", 5, 10002)
+    limited = CallbackLine(RECORD.start_s, None, None, "limit", 0, 0, address="192.0.2.1", endpoints=13)
+    assert shown == [
+        window_line(RECORD, time_s=SEALED_S),
+        window_line(RECORD, time_s=SEALED_S + 2.006, reason=late),
+        called.text(SEALED_S + 0.035),
+        failed.text(RECORD.end_s + 472.101),
+        limited.text(SEALED_S + 0.038),
+    ]
+
+
+def test_settings_in_a_file(tmp_path: Path) -> None:
+    (text,) = blocks(page("docs/reference/settings.rst"), "toml")
+    file = tmp_path / "idagg.toml"
+    file.write_text(text)
+    settings, origin = load({"config": file}, {"HOME": "/root"})
+    given = tomllib.loads(text)
+    assert {name for name, where in origin.items() if where != "default"} == set(given)
+    assert (settings.host, settings.redis_url) == (given["host"], given["redis_url"])
+
+
+def test_load_balancers(tmp_path: Path) -> None:
+    """HAProxy and nginx take the configurations of `operating`."""
+    text = page("docs/operating.rst")
+    port = str(free_port())
+    (haproxy,) = (block for block in blocks(text, "text") if block.startswith("frontend"))
+    (nginx,) = blocks(text, "nginx")
+    defaults = (
+        "defaults\n    mode http\n    timeout connect 5s\n    timeout client 10s\n    timeout server 10s\n"
+    )
+    (tmp_path / "haproxy.cfg").write_text(defaults + haproxy.replace(":80\n", f"127.0.0.1:{port}\n") + "\n")
+    around = f"pid {tmp_path}/pid; error_log stderr; events {{}} http {{ access_log off;\n"
+    (tmp_path / "nginx.conf").write_text(
+        around + nginx.replace("listen 80", f"listen 127.0.0.1:{port}") + "}\n"
+    )
+    for command in (
+        ["haproxy", "-c", "-f", str(tmp_path / "haproxy.cfg")],
+        ["nginx", "-t", "-c", str(tmp_path / "nginx.conf"), "-p", str(tmp_path)],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, "warn" in done.stderr.lower()) == (0, False), done.stderr
+
+
+async def test_a_consumer_that_drops_repeats(rabbit: RabbitServer, rabbit_queue: str, tmp_path: Path) -> None:
+    """Of two messages with one id it keeps one."""
+    url = f"{rabbit.url}%2F"
+    (code,) = (block for block in blocks(page("docs/consumers.rst"), "python") if "sqlite3" in block)
+    code = code.replace("amqp://guest:guest@127.0.0.1:5672/%2F", url).replace("counts_queue", rabbit_queue)
+    other = Record(start_s=RECORD.end_s, length_s=60, unique_ids=5, estimate=5, hits=5, exact=True, epoch=7)
+    with (
+        running(code, tmp_path),
+        contextlib.closing(pika.BlockingConnection(pika.URLParameters(url))) as connection,
+    ):
+        channel = connection.channel()
+        channel.queue_declare(rabbit_queue, durable=True, arguments={"x-queue-type": "quorum"})
+        for record in (RECORD, RECORD, other):
+            named = pika.BasicProperties(message_id=record.message_id("idagg"))
+            channel.basic_publish("", rabbit_queue, record.as_json(), named)
+        await until(lambda: _kept(tmp_path / "counts.db") == [(4000,), (5,)], within_s=15)
+        channel.queue_delete(rabbit_queue)
+
+
+def _kept(database: Path) -> list[tuple[int]]:
+    with (
+        contextlib.closing(sqlite3.connect(database)) as counts,
+        contextlib.suppress(sqlite3.OperationalError),
+    ):
+        return counts.execute("SELECT unique_ids FROM counts ORDER BY start").fetchall()
+    return []  # it has no table yet
+
+
+def test_a_receiver_that_verifies() -> None:
+    (code,) = (block for block in blocks(page("docs/consumers.rst"), "python") if "Webhook(" in block)
+    (secret,) = re.findall(r'"(whsec_[^"]+)"', code)
+    body = RECORD.as_json()
+    found: dict[str, object] = {
+        "body": body,
+        "headers": Signer([secret]).headers("idagg:1:2", int(time.time()), body),
+    }
+    exec(code, found)  # noqa: S102  it is an example of our own documents
+    assert found["record"] == json.loads(body)
+    assert found["Webhook"] is Webhook
+
+
+def test_every_python_example_is_python() -> None:
+    for file in PAGES:
+        for block in blocks(file.read_text(encoding="utf-8"), "python"):
+            compile(block, file, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+def test_every_shell_example_is_shell() -> None:
+    for file in PAGES:
+        for block in blocks(file.read_text(encoding="utf-8"), "sh"):
+            subprocess.run(["bash", "-n"], input=block, text=True, check=True)
+
+
+def test_every_flag_is_one() -> None:
+    """Of a setting, but for a few."""
+    text = "".join(file.read_text(encoding="utf-8") for file in PAGES)
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+[a-z]", text))
+    assert named - {flag(name) for name in Settings.model_fields} - COMING_FLAGS == OTHERS_FLAGS
+
+
+def test_every_setting_and_metric_is_listed(tmp_path: Path) -> None:
+    tables.write(tmp_path)
+    settings = (tmp_path / "settings.txt").read_text()
+    assert {name for name in Settings.model_fields if f"``{flag(name)}``" not in settings} == set()
+    loss, other = ((tmp_path / f"metrics-{kind}.txt").read_text() for kind in ("loss", "other"))
+    assert loss.count("Alert:") == loss.count("\n``") + 1  # each has one
+    for metric in vars(Metrics()).values():
+        (family,) = metric.collect()
+        listed = family.name in tables.RENAMED or f"``{family.name}" in loss + other
+        assert listed, family.name
+
+
+def test_alerts_are_about_metrics_that_are_there() -> None:
+    """Each metric has an alert or a reason for none; expressions name nothing else."""
+    known = {metric.name for metric in tables.metrics()}
+    assert {name.removesuffix("_total") for name in known} == set(tables.ALERTS)
+    for metric in tables.metrics():
+        named = set(re.findall(r"idagg_\w+", metric.expression or ""))
+        assert {name.removesuffix("_bucket") for name in named} <= known
+        assert metric.expression or not metric.means_loss
+
+
+def test_every_fault_is_listed() -> None:
+    """However its test is marked; the marks in test_figures.py are those of a test's own tests."""
+    files = [file for file in (ROOT / "tests").glob("test_*.py") if file.name != "test_figures.py"]
+    marks = sum(len(re.findall(r"pytest\.mark\.fault\(\"", file.read_text())) for file in files)
+    assert len(tables.faults()) == marks
+
+
+def test_the_hostile_case_is_one() -> None:
+    (shown,) = (block for block in blocks(page("CONTRIBUTING.rst"), "text") if "expect:" in block)
+    assert f"{shown}\n" == page("tests/http_cases/chunks-bad-size.http")
+
+
+def test_the_figure_of_the_readme() -> None:
+    """It is what the bench measured last."""
+    raw = json.loads(page("bench/results/raw.json"))
+    runs = [
+        Run(
+            **run
+            | {
+                "warm_up": Load(**run["warm_up"]),
+                "cost": Cost(**run["cost"] | {"load": Load(**run["cost"]["load"])}),
+            }
+        )
+        for run in raw["closed"]["runs"]
+    ]
+    assert headline(raw["machine"], Results(runs)) in page("README.rst")
