@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A simple table, names on the left and figures on the right."""
+    rows = [["--" if cell == "-" else cell for cell in row] for row in rows]  # a lone hyphen begins a list
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     line = "  ".join("=" * width for width in widths)
     return "\n".join([line, _row(head, widths), line, *(_row(row, widths) for row in rows), line])

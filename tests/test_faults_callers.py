@@ -78,8 +78,16 @@ async def test_26_callbacks_that_hang(any_server: RedisServer, row: Row) -> None
 @pytest.mark.parametrize(
     ("place", "times"),
     [
-        pytest.param("attempt", 1, marks=pytest.mark.fault("9", "killed before a counted attempt is made")),
-        pytest.param("callback", 2, marks=pytest.mark.fault("9", "killed between a callback and its mark")),
+        pytest.param(
+            "attempt",
+            1,
+            marks=pytest.mark.fault("9", "callback process killed before a counted attempt is made"),
+        ),
+        pytest.param(
+            "callback",
+            2,
+            marks=pytest.mark.fault("9", "callback process killed between a callback and its mark"),
+        ),
     ],
 )
 async def test_callback_process_killed(
