@@ -29,7 +29,8 @@ callbacks without tarpits, and growth where it was not asked for."""
 
 _HEADLINE = """One worker answers **{rate} requests a second**, p99 {p99} ms, at {ratio} times the CPU of
 nginx's constant reply. FastAPI with one ``SADD`` for each request answers {fastapi}. Measured with 64
-connections, new ids only, an fsync before each ``ok``, on {cores} cores that Redis and the load generator share."""
+connections, new ids only, an fsync before each ``ok``, on {cores} cores that Redis and the load generator
+share."""
 
 
 def headline(machine: Mapping[str, str], closed: Results) -> str:
