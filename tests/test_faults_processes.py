@@ -234,7 +234,7 @@ async def test_10_zombie_leader(any_server: RedisServer, tmp_path: Path, place: 
         # What the zombie wrote, and did not mark.
         assert len(found) - len(set(found)) == (row.injections if place == "before-mark" else 0)
         async with store_client(any_server.url) as client:
-            assert "errorstat_FENCED" in await client.command("INFO", "errorstats")
+            assert b"errorstat_FENCED" in await client.command("INFO", "errorstats")
         serving.stop()
 
 

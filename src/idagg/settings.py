@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -44,9 +44,6 @@ _CONFIG_VARIABLE = "IDAGG_CONFIG"
 _HOST_NAME = re.compile(
     r"(?=.{1,253}\Z)(?:(?!-)[\w-]{1,63}(?<!-)\.)*(?=[A-Za-z])[\w-]{1,63}(?<!-)\.?", re.ASCII
 )
-
-# By whether it is TLS.
-_REDIS_QUERY = re.compile("db|username|password"), re.compile("db|username|password|ssl_.+")
 
 _PROXY = re.compile(
     r"http://(?:[^\s:@/]*(?::[^\s@/]*)?@)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}/?"
@@ -98,23 +95,10 @@ def _url(*schemes: str) -> Callable[[str], str]:
 
 
 def _redis_url(value: str) -> str:
-    """What the client library would take from the query could undo our time limits, or be refused late."""
-    parts = urlsplit(_url("redis", "rediss", "unix")(value))
-    names = {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
-    if any(not _REDIS_QUERY[parts.scheme == "rediss"].fullmatch(name) for name in names):
-        raise ValueError("not in the query of this kind of URL")
     # Not loaded to print settings that name no Redis.
-    from redis.asyncio.connection import ConnectionPool, SSLConnection
-    from redis.exceptions import RedisError
+    from idagg.store.address import check
 
-    try:
-        connection = ConnectionPool.from_url(value).make_connection()  # type: ignore[no-untyped-call]  # untyped there
-        if isinstance(connection, SSLConnection):
-            connection.ssl_context.get()
-    except (RedisError, TypeError) as error:
-        raise ValueError(str(error)) from error
-    except OSError:
-        pass  # a file that may be there when it is needed
+    check(_url("redis", "rediss", "unix")(value))
     return value
 
 

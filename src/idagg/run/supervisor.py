@@ -32,7 +32,7 @@ from idagg.run.restart import YOUNG_S, Restarts
 from idagg.run.status import Beat, CallbackOrder, Order, epoch_line
 from idagg.run.systemd import notify
 from idagg.settings import Settings
-from idagg.store.client import address
+from idagg.store.address import shown
 from idagg.store.embedded import EmbeddedStore
 
 T = TypeVar("T")
@@ -289,7 +289,7 @@ class Supervisor:
                 f"embedded {self._store.binary}, data in {self._store.data}; for one VM (more: --redis-url)"
             )
         else:
-            store = f"Redis at {address(settings.redis_url or '')}"
+            store = f"Redis at {shown(settings.redis_url or '')}"
         return "\n".join(
             (
                 f"idagg {__version__} counts unique ids in windows of {settings.window} s",

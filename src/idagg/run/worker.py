@@ -38,7 +38,6 @@ from idagg.run.logs import log_to_stderr
 from idagg.run.status import BEAT_S, Beat, Order
 from idagg.store.client import Client
 from idagg.store.hits import MAX_BATCH, HitStore
-from idagg.store.link import Link
 from idagg.store.windows import WindowStore
 from idagg.tasks import end
 
@@ -64,7 +63,7 @@ class Worker:
         self._failed_at = -math.inf  # when a batch was last not stored, by the loop's clock
         loop = asyncio.get_running_loop()
 
-        self._hits = Link(order.redis_url)
+        self._hits = Client(order.redis_url)
         self._commit = GroupCommit(
             HitStore(
                 self._hits,
