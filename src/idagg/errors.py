@@ -68,4 +68,4 @@ class BrokerAwayError(IdaggError):
 
 
 class LogFileError(IdaggError):
-    """A line could not be written to the log file; the file holds no part of it."""
+    """A line is not in the log file, nor any part of it; where that hangs, it may come later all the same."""

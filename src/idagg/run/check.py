@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable
 
 from idagg.deliver.broker import Broker
-from idagg.deliver.logfile import LogFile
+from idagg.deliver.logfile import LogFile, shown
 from idagg.errors import BrokerAwayError, CannotStartError, Exit, LogFileError, StoreError
 from idagg.settings import Settings
 from idagg.store.client import Client
@@ -91,7 +91,7 @@ async def _durability(client: Client, info: dict[str, object]) -> str:
 
 async def _broker(settings: Settings) -> str:
     if settings.amqp_url is None:
-        return f"none, counts go to {settings.log_file}"
+        return f"none, counts go to {shown(settings.log_file)}"
     broker = Broker(
         settings.amqp_url, settings.amqp_queue, body=settings.amqp_body, namespace=settings.namespace
     )
@@ -101,4 +101,4 @@ async def _broker(settings: Settings) -> str:
 
 async def _log_file(settings: Settings) -> str:
     await LogFile(settings.log_file).check()
-    return f"{settings.log_file} can be written"
+    return f"{shown(settings.log_file)} can be written"

@@ -21,12 +21,13 @@ from pathlib import Path
 import uvloop
 
 from idagg import __version__, metrics
+from idagg.deliver.logfile import is_stdout, shown
 from idagg.errors import CannotStartError, Exit, IdaggError
 from idagg.run import sockets
 from idagg.run.admin import AdminListener
 from idagg.run.logs import log_to_stderr
 from idagg.run.restart import YOUNG_S, Restarts
-from idagg.run.status import Beat, Order
+from idagg.run.status import SINKS, Beat, Order
 from idagg.run.systemd import notify
 from idagg.settings import Settings
 from idagg.store.client import address
@@ -84,7 +85,7 @@ class WorkerProcess:
                 *(sys.executable, "-m", "idagg.run.worker"),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                pass_fds=[self.order.listener],
+                pass_fds=[self.order.listener, self.order.stdout],
                 env=self._environment,
                 # Ctrl-C goes to the whole group, but it is for the supervisor to say when workers stop.
                 start_new_session=True,
@@ -132,6 +133,7 @@ class Supervisor:
         self._workers: list[WorkerProcess | None] = [None] * settings.workers  # by their slots
         self._alive: set[WorkerProcess] = set()  # those, and whoever is yet to serve or serves no more
         self._replace = asyncio.Event()
+        self._stdout = standard_output(settings)
         self.metrics_folder = Path(tempfile.mkdtemp(prefix="idagg-metrics-"))
         self._store: EmbeddedStore | None = None
         self._redis_url = settings.redis_url or ""  # or the embedded store's, once it runs
@@ -184,6 +186,8 @@ class Supervisor:
                 found["store"] = beat.store
             if beat.broker:
                 found["broker"] = beat.broker
+            if beat.delivery:
+                found["delivery"] = beat.delivery
         return found
 
     async def _start_store(self) -> None:
@@ -194,7 +198,9 @@ class Supervisor:
     def _start(self, slot: int) -> WorkerProcess:
         taken = {worker.order.writer for worker in self._alive}
         writer = next(number for number in itertools.count() if number not in taken)
-        order = Order(self._settings, self._redis_url, slot, self._listeners[slot].fileno(), writer)
+        order = Order(
+            self._settings, self._redis_url, slot, self._listeners[slot].fileno(), writer, self._stdout
+        )
         environment = {**os.environ, metrics.FOLDER_VARIABLE: str(self.metrics_folder)}
         worker = WorkerProcess(order, environment)
 
@@ -267,11 +273,13 @@ class Supervisor:
         while not all(worker and worker.beat for worker in self._workers):  # noqa: ASYNC110  any of many sets it
             await asyncio.sleep(0.02)
         notify("READY=1", f"STATUS={len(self._workers)} workers listen")
-        print(self._greeting(admin_url), flush=True)  # noqa: T201  the person at the terminal reads this
+        # The person at the terminal reads this; whoever reads records reads nothing else.
+        aside = sys.stderr if is_stdout(self._settings.log_file) else sys.stdout
+        print(self._greeting(admin_url), file=aside, flush=True)
         told: dict[str, str] = {}
         told_at = time.monotonic()
         while not self._stop.is_set():
-            trouble = self.trouble()
+            trouble = {part: said for part, said in self.trouble().items() if part not in SINKS}
             if trouble != told or (trouble and time.monotonic() - told_at > REMIND_S):
                 for part, sentence in trouble.items():
                     if told.get(part) == sentence:
@@ -284,12 +292,12 @@ class Supervisor:
             await asyncio.sleep(0.25)
 
     def _greeting(self, admin_url: str) -> str:
-        settings = self._settings
+        settings, log_file = self._settings, shown(self._settings.log_file)
         public = sockets.shown(settings.host, self._port)
         if settings.amqp_url:
-            sink = f"to RabbitMQ's queue {settings.amqp_queue}, or {settings.log_file} while it is away"
+            sink = f"to RabbitMQ's queue {settings.amqp_queue}, or {log_file} while it is away"
         else:
-            sink = f"to {settings.log_file} (for RabbitMQ: --amqp-url)"
+            sink = f"to {log_file} (for RabbitMQ: --amqp-url)"
         if self._store:
             store = (
                 f"embedded {self._store.binary}, data in {self._store.data}; for one VM (more: --redis-url)"
@@ -325,6 +333,17 @@ def _died_of(code: int | None) -> str:
     if code is None:
         return "it could not be started"
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def standard_output(settings: Settings) -> int:
+    """A descriptor for workers to write to. Raises CannotStartError where it is closed and they have to."""
+    if sys.stdout is not None:
+        return os.dup(1)
+    if is_stdout(settings.log_file):
+        raise CannotStartError(
+            "standard output is closed, and no window could be delivered there: open it, or change --log-file"
+        )
+    return os.open(os.devnull, os.O_WRONLY)
 
 
 def serve(settings: Settings) -> int:

@@ -60,9 +60,10 @@ LAST_REQUEST_S = 1.0
 
 
 class Worker:
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, *, beats: int) -> None:
         settings = order.settings
         self._order = order
+        self._beats = beats  # a descriptor
         self._stop = asyncio.Event()
         self._metrics = Metrics()
         self._failed_at = -math.inf  # when a batch was last not stored, by the loop's clock
@@ -251,10 +252,10 @@ class Worker:
         await self._leadership.answered.wait()
         while True:
             broker = self._broker.trouble if self._broker and self._leadership.epoch else None
-            line = Beat(self._leadership.epoch, self._store_trouble(), broker).line()
+            line = Beat(self._leadership.epoch, self._store_trouble(), broker, self._flusher.trouble).line()
             self._metrics.tasks(len(asyncio.all_tasks()))
             try:
-                os.write(sys.stdout.fileno(), line)
+                os.write(self._beats, line)
             except BlockingIOError:
                 pass  # the supervisor is busy; the next beat will do
             except BrokenPipeError:
@@ -267,7 +268,11 @@ def main() -> int:
         order = Order.parse(orders.readline())
     log_to_stderr(f"worker-{order.slot}")
     faulthandler.enable()  # says where it hung when the supervisor ends it with SIGABRT
-    os.set_blocking(sys.stdout.fileno(), False)
+    # From here on, standard output is the supervisor's, by whatever name it is opened.
+    beats = os.dup(sys.stdout.fileno())
+    os.set_blocking(beats, False)
+    os.dup2(order.stdout, sys.stdout.fileno())
+    os.close(order.stdout)
     if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
         log.error("aiohttp runs without its C parser: unset AIOHTTP_NO_EXTENSIONS, or install its wheel")
         return Exit.CANNOT_START
@@ -276,7 +281,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, MAX_FILES)), hard))
 
     async def serve() -> None:
-        await Worker(order).run()
+        await Worker(order, beats=beats).run()
 
     uvloop.run(serve())
     return Exit.OK
