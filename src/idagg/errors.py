@@ -22,6 +22,10 @@ class IdaggError(Exception):
     """The base of them all."""
 
 
+class UnfitError(ValueError):
+    """A value that a setting cannot take; says why, in words that hold no secret."""
+
+
 class CannotStartError(IdaggError):
     """This instance cannot start here; a person has to change something."""
 

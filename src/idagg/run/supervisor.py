@@ -295,7 +295,9 @@ class Supervisor:
         settings, log_file = self._settings, shown(self._settings.log_file)
         public = sockets.shown(settings.host, self._port)
         if settings.amqp_url:
-            sink = f"to RabbitMQ's queue {settings.amqp_queue}, or {log_file} while it is away"
+            queue = f"queue {settings.amqp_queue}"
+            way = f"exchange {settings.amqp_exchange}" if settings.amqp_exchange else queue
+            sink = f"to RabbitMQ's {way}, or {log_file} while it is away"
         else:
             sink = f"to {log_file} (for RabbitMQ: --amqp-url)"
         if self._store:

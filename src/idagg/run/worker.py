@@ -29,7 +29,6 @@ from idagg.accept.connection import EXCHANGE_S
 from idagg.accept.fallback import Fallback, accept_routes, health_routes
 from idagg.accept.fast_path import FastPath
 from idagg.accept.listener import Listener
-from idagg.deliver.broker import Broker
 from idagg.deliver.callback import Callbacks
 from idagg.deliver.guard import Guard
 from idagg.deliver.logfile import LogFile
@@ -38,6 +37,7 @@ from idagg.flush.caller import Caller
 from idagg.flush.flusher import Flusher
 from idagg.flush.leader import PATIENCE_S, Leadership
 from idagg.metrics import Metrics
+from idagg.run import sinks
 from idagg.run.logs import log_to_stderr
 from idagg.run.status import BEAT_S, Beat, Order
 from idagg.store.client import Client
@@ -113,16 +113,7 @@ class Worker:
             patience_s=PATIENCE_S if settings.redis_url else 0,  # the embedded store is ours alone
             on_change=self._metrics.leads,
         )
-        self._broker = (
-            Broker(
-                settings.amqp_url,
-                settings.amqp_queue,
-                body=settings.amqp_body,
-                namespace=settings.namespace,
-            )
-            if settings.amqp_url
-            else None
-        )
+        self._broker = sinks.broker(settings)
         self._callbacks = Callbacks(
             guard=Guard(settings.callback_allow),
             log=lines,
