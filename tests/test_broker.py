@@ -229,10 +229,13 @@ async def test_resource_alarm(
         with fails("short of memory"):
             await broker.publish(RECORD)
         assert [record.levelname for record in caplog.records] == ["WARNING"]
+        late = connect(publish_timeout_s=0.3, connect_timeout_s=0.3)
+        await until(lambda: "short of memory" in str(late.trouble), within_s=2)
     finally:
         await asyncio.to_thread(rabbit.ctl, "set_vm_memory_high_watermark", "0.4")
-    await ready(broker)
-    await broker.publish(RECORD)
+    for blocked in broker, late:
+        await ready(blocked)
+        await blocked.publish(RECORD)
 
 
 async def test_deleted_queue(connect: Connect, admin: AbstractChannel, rabbit_queue: str) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiormq
 import pytest
@@ -15,7 +16,10 @@ from aiormq.abc import AbstractChannel
 from idagg.deliver.broker import Broker
 from idagg.deliver.route import Route
 from idagg.errors import BrokerAwayError
+from idagg.run import sinks
+from idagg.settings import Settings
 from idagg.window import Record
+from proxy import Proxy
 from servers import RabbitServer
 
 RECORD = Record(
@@ -95,6 +99,34 @@ async def test_the_type_of_a_queue_that_is_declared(
     # Nobody may declare it otherwise.
     declared = await admin.queue_declare(rabbit_queue, durable=True, arguments={"x-queue-type": queue_type})
     assert declared.queue == rabbit_queue
+
+
+async def test_what_the_settings_say(rabbit: RabbitServer, rabbit_queue: str) -> None:
+    """They come to the broker whole: queue and type, exchange and key, both time limits."""
+
+    def made_of(**given: object) -> Broker:
+        broker = sinks.broker(Settings.model_validate({"state_dir": "/x", "amqp_url": rabbit.url, **given}))
+        assert broker
+        return broker
+
+    said = await made_of(amqp_queue=rabbit_queue, amqp_queue_type="classic").check()
+    assert said == f"reached, queue {rabbit_queue} will be declared, durable and of type classic"
+    said = await made_of(amqp_exchange="amq.topic", amqp_routing_key="some.key").check()
+    assert said.startswith("reached, exchange amq.topic is there and may be written to; whether some.key ")
+    assert sinks.broker(Settings(state_dir=Path("/x"))) is None
+    async with Proxy(rabbit.port) as proxy:
+        broker = made_of(
+            amqp_url=proxy.amqp_url, amqp_queue=rabbit_queue, amqp_connect_timeout=5, amqp_publish_timeout=0.2
+        )
+        broker.start()
+        await ready(broker)
+        proxy.stall = True
+        with pytest.raises(BrokerAwayError, match=r"did not answer within 0\.2 s"):
+            await broker.publish(RECORD)
+        with pytest.raises(BrokerAwayError, match=r"did not answer within 0\.1 s"):
+            await made_of(amqp_url=proxy.amqp_url, amqp_connect_timeout=0.1).check()
+        proxy.stall = False
+        await broker.close()
 
 
 # Permissions

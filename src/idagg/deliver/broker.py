@@ -170,7 +170,9 @@ class Broker:
             try:
                 async with self._connection(url) as connection:
                     try:
-                        self._back(await _bounded(self._route.open(connection), self._connect_timeout_s))
+                        channel = await _bounded(self._route.open(connection), self._connect_timeout_s)
+                        await self._sit_out_block(connection)
+                        self._back(channel)
                         await self._lost.wait()
                     except BrokerAwayError as error:
                         self._cannot(url, error, tell=all_tried)
@@ -210,7 +212,7 @@ class Broker:
     async def _sit_out_block(self, connection: AbstractConnection) -> None:
         """While an alarm lasts, keep a connection that RabbitMQ has blocked.
 
-        It would accept a new one, and say nothing until a message on it hangs in its turn.
+        It would accept a new one, and block that at its first message.
         """
         unblocked = asyncio.ensure_future(connection.ready())
         either = (unblocked, connection.closing)
@@ -218,6 +220,7 @@ class Broker:
             done, _ = await asyncio.wait(either, timeout=0, return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 self._away("RabbitMQ blocks publishers; it is short of memory or disk")
+                self._tried.set()
                 self._say()
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         finally:
