@@ -18,9 +18,9 @@ import aiormq
 import pytest
 from aiormq.abc import AbstractChannel, DeliveredMessage
 
-from idagg.deliver import dial
+from idagg.deliver import amqp_dial
+from idagg.deliver.amqp_route import Route
 from idagg.deliver.broker import Broker
-from idagg.deliver.route import Route
 from idagg.errors import BrokerAwayError
 from idagg.window import Record
 from proxy import Proxy
@@ -487,7 +487,7 @@ async def test_a_name_whose_first_address_is_dead(
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.3):
                 await asyncio.get_running_loop().create_connection(asyncio.Protocol, "127.0.0.2", rabbit.port)
-        monkeypatch.setattr(dial, "addresses", resolved("127.0.0.2", "127.0.0.1"))
+        monkeypatch.setattr(amqp_dial, "addresses", resolved("127.0.0.2", "127.0.0.1"))
         await connect(f"amqp://guest:guest@two.example:{rabbit.port}/").publish(RECORD)
         for one in fill:
             one.close()
@@ -501,7 +501,7 @@ async def test_a_private_ca(
     await connect(f"{url}?cafile={rabbit.pem}").publish(RECORD)
     cadata = base64.b64encode(ssl.PEM_cert_to_DER_cert(PEM[PEM.index("-----BEGIN C") :])).decode()
     await connect(f"{url}?cadata={quote(cadata, safe='')}").publish(RECORD)
-    monkeypatch.setattr(dial, "addresses", resolved("127.0.0.1"))
+    monkeypatch.setattr(amqp_dial, "addresses", resolved("127.0.0.1"))
     for wrong, sentence in (
         (url, "RabbitMQ's certificate cannot be trusted: self-signed certificate .cafile in the query of"),
         (f"{url}?cafile=/nowhere", "a certificate that --amqp-url names cannot be read: No such file"),

@@ -14,8 +14,8 @@ import pika
 import pytest
 from pika.exceptions import ChannelClosedByBroker
 
+from idagg.deliver.amqp_route import Route
 from idagg.deliver.broker import Broker
-from idagg.deliver.route import Route
 from idagg.window import Record
 from servers import RabbitServer
 

@@ -15,9 +15,9 @@ import pytest
 
 import servers
 from cranked import CrankedClient
+from idagg.deliver.amqp_route import Route
 from idagg.deliver.broker import Broker
 from idagg.deliver.logfile import LogFile
-from idagg.deliver.route import Route
 from idagg.errors import BrokerAwayError, LogFileError, StoreAwayError
 from idagg.flush import flusher, leader
 from idagg.flush.flusher import Flusher, Lines, Publisher, suspicious

@@ -30,8 +30,8 @@ from aiormq.exceptions import (
 from yarl import URL
 
 from idagg.amqp_url import one_per_host
-from idagg.deliver.dial import Dial
-from idagg.deliver.route import Route
+from idagg.deliver.amqp_dial import Dial
+from idagg.deliver.amqp_route import Route
 from idagg.errors import BrokerAwayError
 from idagg.window import Record
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from idagg.deliver.amqp_route import Route
 from idagg.deliver.broker import Broker
-from idagg.deliver.route import Route
 from idagg.settings import Settings
 
 

@@ -13,8 +13,8 @@ import aiormq
 import pytest
 from aiormq.abc import AbstractChannel
 
+from idagg.deliver.amqp_route import Route
 from idagg.deliver.broker import Broker
-from idagg.deliver.route import Route
 from idagg.errors import BrokerAwayError
 from idagg.run import sinks
 from idagg.settings import Settings
