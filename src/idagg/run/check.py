@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 
-from idagg.deliver.broker import Broker
-from idagg.deliver.logfile import LogFile
+from idagg.deliver.logfile import LogFile, shown
 from idagg.errors import BrokerAwayError, CannotStartError, Exit, LogFileError, StoreError
+from idagg.run import sinks
 from idagg.settings import Settings
 from idagg.store.embedded import find_binary
 from idagg.store.probe import probe
@@ -44,15 +44,10 @@ async def _store(settings: Settings) -> str:
 
 
 async def _broker(settings: Settings) -> str:
-    if settings.amqp_url is None:
-        return f"none, counts go to {settings.log_file}"
-    broker = Broker(
-        settings.amqp_url, settings.amqp_queue, body=settings.amqp_body, namespace=settings.namespace
-    )
-    state = "is there" if await broker.check() else "will be declared, durable and of type quorum"
-    return f"reached, queue {settings.amqp_queue} {state}"
+    broker = sinks.broker(settings)
+    return await broker.check() if broker else f"none, counts go to {shown(settings.log_file)}"
 
 
 async def _log_file(settings: Settings) -> str:
     await LogFile(settings.log_file).check()
-    return f"{settings.log_file} can be written"
+    return f"{shown(settings.log_file)} can be written"
