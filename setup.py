@@ -56,6 +56,7 @@ setup(
     package_data={"idagg": ["py.typed"], "idagg.store": ["lua/*.lua"]},
     cmdclass={"build_py": CleanBuildPy},
     install_requires=[
+        "aiohappyeyeballs>=2.6,<3",
         "aiohttp>=3.14,<4",
         "aiormq>=7.2,<8",
         "orjson>=3.11,<4",
@@ -68,7 +69,9 @@ setup(
     ],
     extras_require={
         "test": [
+            "aio-pika>=10.2",
             "hypothesis>=6.170",
+            "kombu>=5.7",
             "pika>=1.4",
             "pytest>=9",
             "pytest-aiohttp>=1.1",

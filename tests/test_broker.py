@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import datetime
 import itertools
@@ -11,15 +12,19 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiormq
 import pytest
 from aiormq.abc import AbstractChannel, DeliveredMessage
 
+from idagg.deliver import amqp_dial
+from idagg.deliver.amqp_route import Route
 from idagg.deliver.broker import Broker
 from idagg.errors import BrokerAwayError
 from idagg.window import Record
-from servers import RabbitServer, free_port
+from proxy import Proxy
+from servers import PEM, RabbitServer, free_port
 
 RECORD = Record(
     start_s=1795344780, length_s=60, unique_ids=4000, estimate=3988, hits=10000, exact=True, epoch=7
@@ -27,25 +32,6 @@ RECORD = Record(
 
 AT_ONCE_S = 0.2  # far below each timeout
 RECOVERY_S = 5.0
-
-# Made for this test alone: openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 36500
-PEM = """\
------BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQggifLXxSfCee0PWGj
-s4ivU4+4I/5PNBUATTM46w7VcIKhRANCAARLXX2YltLPwRpPZaAuKI01X481Klxe
-zeyCnVcMRK9Y9ZmoMusqq/HXczIgrvWclyYk+mCar/quYencNO/qXJKl
------END PRIVATE KEY-----
------BEGIN CERTIFICATE-----
-MIIBeTCCAR+gAwIBAgIUFXkfSJ0Ta5z1bRti8/C6e78hZZcwCgYIKoZIzj0EAwIw
-FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyMzE4MjcyNFoYDzIxMjYxMDMw
-MTgyNzI0WjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
-PQMBBwNCAARLXX2YltLPwRpPZaAuKI01X481KlxezeyCnVcMRK9Y9ZmoMusqq/HX
-czIgrvWclyYk+mCar/quYencNO/qXJKlo00wSzAdBgNVHQ4EFgQUOrwKwMYpzFo/
-egHs55J7zgAMepMwHwYDVR0jBBgwFoAUOrwKwMYpzFo/egHs55J7zgAMepMwCQYD
-VR0TBAIwADAKBggqhkjOPQQDAgNIADBFAiEA4t7OpVFPcf9lomSXF4Cx5UPhmWlR
-w8VPutCYRzLXMdoCIDic8oK8q5uirOoCz1mhWU0lWlJLtwkS6CLG8TQZz7DP
------END CERTIFICATE-----
-"""
 
 Connect = Callable[..., Broker]
 
@@ -55,8 +41,8 @@ async def connect(rabbit: RabbitServer, rabbit_queue: str) -> AsyncIterator[Conn
     """Start a broker; what is not said otherwise is the real one's."""
     brokers = []
 
-    def start(url: str = rabbit.url, **options: Any) -> Broker:
-        broker = Broker(url, rabbit_queue, **{"body": "json", "namespace": "test", **options})
+    def start(url: str = rabbit.url, *, route: Route | None = None, **options: Any) -> Broker:
+        broker = Broker(url, route or Route(rabbit_queue), **{"body": "json", "namespace": "test", **options})
         broker.start()
         brokers.append(broker)
         return broker
@@ -243,10 +229,13 @@ async def test_resource_alarm(
         with fails("short of memory"):
             await broker.publish(RECORD)
         assert [record.levelname for record in caplog.records] == ["WARNING"]
+        late = connect(publish_timeout_s=0.3, connect_timeout_s=0.3)
+        await until(lambda: "short of memory" in str(late.trouble), within_s=2)
     finally:
         await asyncio.to_thread(rabbit.ctl, "set_vm_memory_high_watermark", "0.4")
-    await ready(broker)
-    await broker.publish(RECORD)
+    for blocked in broker, late:
+        await ready(blocked)
+        await blocked.publish(RECORD)
 
 
 async def test_deleted_queue(connect: Connect, admin: AbstractChannel, rabbit_queue: str) -> None:
@@ -262,7 +251,7 @@ async def test_deleted_queue(connect: Connect, admin: AbstractChannel, rabbit_qu
         while not broker.ready.is_set():
             troubles.add(broker.trouble)
             await asyncio.sleep(0)
-    assert troubles == {"RabbitMQ has no such queue any more."}
+    assert troubles == {"RabbitMQ has no such queue any more"}
     await broker.publish(RECORD)
     assert (await take(admin, rabbit_queue)).body == RECORD.as_json()
 
@@ -355,17 +344,18 @@ async def test_cancelled_publish(connect: Connect, rabbit: RabbitServer) -> None
 
 async def test_check(rabbit: RabbitServer, admin: AbstractChannel, rabbit_queue: str) -> None:
     """It says whether the queue exists, and makes none."""
-    broker = Broker(rabbit.url, rabbit_queue, body="json", namespace="test")
-    assert not await broker.check()
-    assert not await broker.check()
+    broker = Broker(rabbit.url, Route(rabbit_queue), body="json", namespace="test")
+    for _ in range(2):
+        said = await broker.check()
+        assert said == f"reached, queue {rabbit_queue} will be declared, durable and of type quorum"
     await admin.queue_declare(rabbit_queue)
-    assert await broker.check()
+    assert await broker.check() == f"reached, queue {rabbit_queue} is there and may be written to"
 
 
 async def test_check_of_a_silent_server(rabbit_queue: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"amqp://127.0.0.1:{listener.getsockname()[1]}"
-        broker = Broker(url, rabbit_queue, body="json", namespace="test", connect_timeout_s=0.3)
+        broker = Broker(url, Route(rabbit_queue), body="json", namespace="test", connect_timeout_s=0.3)
         with fails(r"RabbitMQ did not answer within 0\.3 s", within_s=1):
             await broker.check()
 
@@ -379,8 +369,8 @@ async def test_check_of_a_silent_server_over_tls(tmp_path: Path, rabbit_queue: s
         serving = asyncio.create_task(
             asyncio.to_thread(lambda: context.wrap_socket(listener.accept()[0], server_side=True))
         )
-        url = f"amqps://127.0.0.1:{listener.getsockname()[1]}/?no_verify_ssl=1"
-        broker = Broker(url, rabbit_queue, body="json", namespace="test", connect_timeout_s=0.3)
+        url = f"amqps://127.0.0.1:{listener.getsockname()[1]}/?cafile={tmp_path}/pem"
+        broker = Broker(url, Route(rabbit_queue), body="json", namespace="test", connect_timeout_s=0.3)
         with fails(r"RabbitMQ did not answer within 0\.3 s", within_s=2):
             await broker.check()
         (await serving).close()
@@ -410,7 +400,7 @@ async def test_close_at_any_moment_of_connecting(rabbit_queue: str) -> None:
         url = f"amqp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         for number in range(200):
             connected.clear()
-            broker = Broker(url, rabbit_queue, body="json", namespace="test")
+            broker = Broker(url, Route(rabbit_queue), body="json", namespace="test")
             broker.start()
             await connected.wait()
             for _ in range(number % 20):
@@ -428,3 +418,114 @@ async def test_close_while_rabbitmq_is_silent(connect: Connect, rabbit: RabbitSe
             await broker.close()
     finally:
         rabbit.thaw()
+
+
+# Several hosts, several addresses, TLS
+
+
+async def test_the_first_host_that_can_be_used(
+    connect: Connect, rabbit: RabbitServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A first message waits until each host had its turn; nobody hears of one that another makes up for."""
+    dead, refusing = free_port(), free_port()
+    url = f"amqp://127.0.0.1:{dead},127.0.0.1:{refusing},127.0.0.1:{rabbit.port}/"
+    broker = connect(url)
+    await broker.publish(RECORD)
+    assert broker.trouble is None
+    assert not caplog.records
+    said = await broker.check()
+    assert said.startswith("reached, queue ")
+    for port in dead, refusing:
+        assert f"; 127.0.0.1:{port}: RabbitMQ cannot be reached: Connection refused" in said
+
+
+async def test_the_next_host_when_one_is_lost(
+    connect: Connect, rabbit: RabbitServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with Proxy(rabbit.port) as proxy:
+        broker = connect(f"amqp://127.0.0.1:{proxy.port},127.0.0.1:{rabbit.port}/")
+        await ready(broker)
+        assert proxy.accepted == 1
+        proxy.refuse = True
+        await until(lambda: not broker.ready.is_set(), within_s=1)
+        await ready(broker, within_s=1)
+        await broker.publish(RECORD)
+        assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
+async def test_no_host_can_be_used(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
+    """One warning, of the last; each is named to who checks."""
+    ports = free_port(), free_port()
+    broker = connect(",".join((f"amqp://127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}")))
+    with fails(f"^127.0.0.1:{ports[1]}: RabbitMQ cannot be reached: Connection refused$", within_s=1):
+        await broker.publish(RECORD)
+    with fails(f"^127.0.0.1:{ports[0]}: .*; 127.0.0.1:{ports[1]}: ", within_s=1):
+        await broker.check()
+    assert len(caplog.records) == 1
+
+
+def resolved(*addresses: str) -> Callable[..., Any]:
+    """A resolver by which every name has these."""
+
+    async def resolve(_: str, port: int) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
+
+    return resolve
+
+
+async def test_a_name_whose_first_address_is_dead(
+    connect: Connect, rabbit: RabbitServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next is tried soon, beside it: what answers nothing costs a quarter of a second."""
+    with socket.create_server(("127.0.0.2", rabbit.port), backlog=0):
+        fill = [socket.socket() for _ in range(3)]  # its backlog: what comes now is dropped
+        for one in fill:
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.2", rabbit.port))
+
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await asyncio.get_running_loop().create_connection(asyncio.Protocol, "127.0.0.2", rabbit.port)
+        monkeypatch.setattr(amqp_dial, "addresses", resolved("127.0.0.2", "127.0.0.1"))
+        await connect(f"amqp://guest:guest@two.example:{rabbit.port}/").publish(RECORD)
+        for one in fill:
+            one.close()
+
+
+async def test_a_private_ca(
+    connect: Connect, rabbit: RabbitServer, rabbit_queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RabbitMQ's certificate is trusted where the CA is named, for its own name; else it is told."""
+    url = f"amqps://guest:guest@127.0.0.1:{rabbit.tls_port}/"
+    await connect(f"{url}?cafile={rabbit.pem}").publish(RECORD)
+    cadata = base64.b64encode(ssl.PEM_cert_to_DER_cert(PEM[PEM.index("-----BEGIN C") :])).decode()
+    await connect(f"{url}?cadata={quote(cadata, safe='')}").publish(RECORD)
+    monkeypatch.setattr(amqp_dial, "addresses", resolved("127.0.0.1"))
+    for wrong, sentence in (
+        (url, "RabbitMQ's certificate cannot be trusted: self-signed certificate .cafile in the query of"),
+        (f"{url}?cafile=/nowhere", "a certificate that --amqp-url names cannot be read: No such file"),
+        (
+            f"amqps://two.example:{rabbit.tls_port}/?cafile={rabbit.pem}",
+            "RabbitMQ's certificate cannot be trusted: Hostname mismatch",
+        ),
+    ):
+        with fails(sentence, within_s=2):
+            await Broker(wrong, Route(rabbit_queue), body="json", namespace="test").check()
+
+
+@pytest.mark.parametrize(("connect_timeout_s", "well"), [(0.2, False), (5, True)])
+async def test_a_slow_handshake(
+    connect: Connect, rabbit: RabbitServer, connect_timeout_s: float, well: bool
+) -> None:
+    """Through a VPN, or with a slow directory of users: it takes the time it needs, if it is given that."""
+    async with Proxy(rabbit.port) as proxy:
+        proxy.delay_s = 0.05  # of each reply
+        broker = connect(proxy.amqp_url, connect_timeout_s=connect_timeout_s, publish_timeout_s=5)
+        if well:
+            await ready(broker)
+            await broker.publish(RECORD)
+        else:
+            await until(lambda: broker.trouble, within_s=2)
+            with fails(r"did not answer within 0\.2 s"):
+                await broker.publish(RECORD)

@@ -19,6 +19,8 @@ from idagg.settings import Settings, default_text, flag
 FLAGS = {
     *("--host", "--port", "--admin-host", "--admin-port", "--keepalive", "--max-connection-age"),
     *("--cors-origin", "--workers", "--redis-url", "--namespace"),
+    *("--amqp-queue-type", "--amqp-exchange", "--amqp-routing-key"),
+    *("--amqp-connect-timeout", "--amqp-publish-timeout"),
     *("--amqp-url", "--amqp-queue", "--amqp-body", "--log-file", "--window", "--deadline", "--exact-limit"),
     *("--callbacks", "--callback-allow", "--callback-rate", "--callback-limit", "--callback-secret"),
     *("--callback-ca", "--callback-proxy", "--state-dir"),

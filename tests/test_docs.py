@@ -39,12 +39,8 @@ RECORD = Record(
 )
 SEALED_S = RECORD.end_s + 0.012
 
-# Flags of other programs' commands, and those that settings are about to get.
+# Flags of commands, not of settings.
 OTHERS_FLAGS = {"--config", "--version", "--help", "--data-binary", "--data-urlencode", "--now", "--quick"}
-COMING_FLAGS = {
-    *("--amqp-queue-type", "--amqp-exchange", "--amqp-routing-key"),
-    *("--amqp-connect-timeout", "--amqp-publish-timeout"),
-}
 
 
 @contextlib.asynccontextmanager
@@ -253,7 +249,7 @@ def test_every_flag_is_one() -> None:
     """Of a setting, but for a few."""
     text = "".join(file.read_text(encoding="utf-8") for file in PAGES)
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+[a-z]", text))
-    assert named - {flag(name) for name in Settings.model_fields} - COMING_FLAGS == OTHERS_FLAGS
+    assert named - {flag(name) for name in Settings.model_fields} == OTHERS_FLAGS
 
 
 def test_every_setting_and_metric_is_listed(tmp_path: Path) -> None:

@@ -753,6 +753,8 @@ async def test_a_slow_store_makes_nobody_wait_twice() -> None:
         wire = await stage.connect()
         await wire.send(get("id=1") * 3 * MAX_OWED)
         await stage.sent(1)
+        while doors.commit.waiting < MAX_OWED:  # noqa: ASYNC110  it is read in turns
+            await asyncio.sleep(0.001)
         for _ in range(7):
             doors.public.tick()
         hits.reply(*[None] * 100)

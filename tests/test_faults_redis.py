@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -189,8 +190,8 @@ async def test_16_redis_out_of_memory(redis_server: RedisServer, row: Row) -> No
     with Serving(*flags, window=long_window()) as serving:
         async with Load(serving) as load, store_client(redis_server.url) as client:
             for _ in row.inject(3):
-                info = (await client.command("INFO", "memory"))["used_memory"]
-                await client.command("CONFIG", "SET", "maxmemory", int(info) + 50_000)
+                used = re.findall(rb"used_memory:(\d+)", await client.command("INFO", "memory"))
+                await client.command("CONFIG", "SET", "maxmemory", int(used[0]) + 50_000)
                 await load.fails(100)
                 await client.command("CONFIG", "SET", "maxmemory", 0)
                 await recovers(row, load)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from figures import Row
 from idagg.window import iso
 from oracle import Consumer, Delivery, Load, Size, epoch_s, grid, lines
 from proxy import Proxy
-from servers import RabbitServer
+from servers import RabbitServer, RedisServer
 from serving import Serving, eventually, next_window, until
 
 
@@ -258,4 +259,67 @@ async def test_25_log_disk_full(small_disk: Path, row: Row) -> None:
                 full.unlink()
                 await tells(serving, "windows are delivered again", times=number + 1)
         assert await sealed(row, serving, load, since=since) == []
+        serving.stop()
+
+
+# Workers start as they always do, with this in their path: a disk whose fsync never returns, at a word.
+HANGING_DISK = """
+import os, pathlib, sys, time
+fsync, word = os.fsync, pathlib.Path(__file__).with_name("hang")
+
+def hang(descriptor):
+    while word.exists():
+        time.sleep(0.01)
+    fsync(descriptor)
+
+os.fsync = hang
+if "idagg.run.worker" in sys.orig_argv:
+    from idagg.flush import flusher
+    flusher.CANNOT_DELIVER_S = 1.0
+"""
+
+
+async def test_log_disk_hangs(any_server: RedisServer, tmp_path: Path) -> None:
+    """The leader says so, once, goes on counting and sealing, and gives the lead to one that can deliver."""
+    (tmp_path / "sitecustomize.py").write_text(HANGING_DISK)
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    flags = ("--redis-url", any_server.url, "--workers", "1")
+    with Serving(*flags, window=1, environment={"PYTHONPATH": path}) as hanging:
+        await until(hanging.counts)
+        async with beside(Serving(*flags, window=1)) as well:
+            assert await well.hit() == 200
+            (tmp_path / "hang").touch()
+            since = await next_window(1)
+            assert await hanging.hit() == 200
+            health = await eventually(hanging.health, lambda answer: b"delivery: " in answer.body)
+            assert health.status == 200
+            assert b"did not take a line within 2 s" in health.body
+            await until(lambda: iso(since) in well.counts(), within_s=15)
+            assert hanging.said.count("windows stay owed, trying again: ") == 1
+            assert hanging.said.count("the lead is given away") == 1
+            assert (await well.health()).body == b"ok\n"
+            (tmp_path / "hang").unlink()
+            await until(lambda: iso(since + 1) in well.counts())
+            # All windows came, in their order, each under one count.
+            told = [line["window"] for line in well.records("window")]
+            assert told == sorted(set(told))
+            assert {*grid(int(epoch_s(min(hanging.counts()))), int(epoch_s(told[-1])), 1)} <= (
+                hanging.counts() | well.counts()
+            ).keys()
+            assert well.counts()[iso(since)] + well.counts().get(iso(since + 1), 0) == 1
+            await asyncio.to_thread(well.stop)
+        hanging.stop()
+
+
+@pytest.mark.parametrize("name", ["-", "a link"])
+async def test_records_on_standard_output(tmp_path: Path, name: str) -> None:
+    """Also by a link to it, as images of containers have them; workers tell the supervisor of themselves all
+    the same."""
+    (tmp_path / "a link").symlink_to("/dev/stdout")
+    serving = Serving(window=1)
+    serving.log_file = Path("-") if name == "-" else tmp_path / name
+    with serving:
+        assert await serving.hit() == 200
+        await until(lambda: " unique_ids=1 " in serving.said)
+        assert (await serving.health()).body == b"ok\n"
         serving.stop()

@@ -154,6 +154,19 @@ def test_the_fast_judge_takes_what_clients_and_balancers_send(
             assert query_of(match) == query
 
 
+@pytest.mark.parametrize("count", [1, 30, 126, 127, 128, 190])
+@pytest.mark.parametrize("close", [b"", b"Connection: close\r\n"])
+def test_the_fast_judge_takes_no_more_fields_than_the_other(close: bytes, count: int) -> None:
+    """Wherever they are among those that decide something."""
+    lines = [b"a:\r\n"] * count
+    for behind_host in range(0, count + 1, 5):
+        for at in range(behind_host, count + 1, 5):
+            parts = [*lines[:behind_host], b"Host: a\r\n", *lines[behind_host:at], close, *lines[at:]]
+            head = b"GET /api/verve/accept?id=1 HTTP/1.1\r\n" + b"".join(parts) + b"\r\n"
+            if FAST(head) or CLOSING(head):
+                assert isinstance(verdict(head), Head)
+
+
 PIECES = [
     b"a",
     b"a:",

@@ -9,8 +9,11 @@ import json
 import os
 import re
 import resource
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -181,7 +184,7 @@ async def test_no_torn_record_when_the_disk_is_full(tmp_path: Path) -> None:
     await log.append("one", durable=True)
     with room_for(size_bytes=7), pytest.raises(LogFileError) as raised:
         await log.append("does not fit", durable=True)
-    assert str(raised.value) == f"The log file {tmp_path / 'log'} cannot be written: File too large."
+    assert str(raised.value) == f"the log file {tmp_path / 'log'} cannot be written: File too large"
     assert (tmp_path / "log").read_text() == "one\n"
     await log.append("two", durable=True)
     assert (tmp_path / "log").read_text() == "one\ntwo\n"
@@ -221,6 +224,171 @@ async def test_append_waits_for_the_lock_and_not_in_the_loop(tmp_path: Path) -> 
     assert (tmp_path / "log").read_text() == "one\ntwo\n"
 
 
+# What hangs
+
+
+class Hang:
+    """An fsync that returns when it is told to."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.end = threading.Event()
+
+    def __call__(self, _: int) -> None:
+        self.begun += 1
+        assert self.end.wait(timeout=30)
+
+
+async def fails_within(log: LogFile, limit_s: float) -> str:
+    start_s = time.monotonic()
+    with pytest.raises(LogFileError) as raised:
+        await log.append("lost", durable=True)
+    assert time.monotonic() - start_s < limit_s
+    return str(raised.value)
+
+
+async def test_a_disk_that_hangs_costs_one_thread_and_nobodys_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first line fails in time, those behind it too, later ones at once; then lines are written again."""
+    log = LogFile(tmp_path / "log", timeout_s=0.3)
+    await log.append("one", durable=True)
+    threads = threading.active_count()
+    with monkeypatch.context() as patch:
+        hang = Hang()
+        patch.setattr(os, "fsync", hang)
+        told = await asyncio.gather(*(fails_within(log, 2) for _ in range(20)))
+        expected = f"the log file {tmp_path / 'log'} did not take a line within 0.3 s: "
+        assert {*told} == {expected + "its disk, or the reader of its pipe, hangs"}
+        for _ in range(1000):
+            await fails_within(log, 0.1)
+        with pytest.raises(LogFileError, match="did not take a line"):
+            await log.check()
+        assert hang.begun == 1
+        assert threading.active_count() == threads
+        hang.end.set()
+    async with asyncio.timeout(5):
+        while True:
+            with contextlib.suppress(LogFileError):
+                await log.append("two", durable=True)
+                break
+            await asyncio.sleep(0.01)
+    # What hung was written in the end; what waited behind it, and was told as lost, was not.
+    assert (tmp_path / "log").read_text() == "one\nlost\ntwo\n"
+
+
+async def test_a_cancelled_line_that_hangs_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for a disk when all ends."""
+    hang = Hang()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", hang)
+        append = asyncio.create_task(LogFile(tmp_path / "log").append("one", durable=True))
+        while not hang.begun:  # noqa: ASYNC110  a thread sets it
+            await asyncio.sleep(0.01)
+        append.cancel()
+        await asyncio.wait([append], timeout=1)
+        assert append.cancelled()
+        hang.end.set()
+
+
+# Streams
+
+
+async def test_a_pipe(tmp_path: Path) -> None:
+    """Without a reader it is told so at once; with one, lines come whole, and no end between them."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    log = LogFile(path)
+    assert await fails_within(log, 1) == f"the log file {path} cannot be written: nobody reads from it"
+    with pytest.raises(LogFileError, match="nobody reads from it"):
+        await log.check()
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    await log.check()
+    await log.append("one", durable=True)
+    assert os.read(reader, 99) == b"one\n"
+    with pytest.raises(BlockingIOError):
+        os.read(reader, 99)
+    await log.append("two", durable=True)
+    assert os.read(reader, 99) == b"two\n"
+    os.close(reader)
+    assert "Broken pipe" in await fails_within(log, 1)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    await log.append("three", durable=True)
+    assert os.read(reader, 99) == b"three\n"
+    os.close(reader)
+
+
+async def test_a_pipe_whose_reader_hangs(tmp_path: Path) -> None:
+    """It is told in time, and lines go on, whole, when it reads again."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    log = LogFile(path, timeout_s=0.3)
+    await log.append("x" * 65_000, durable=False)
+    for limit_s in (2, 0.1):
+        with pytest.raises(LogFileError, match="the reader of its pipe, hangs"):
+            async with asyncio.timeout(limit_s):
+                await log.append("y" * 1000, durable=False)
+    text = os.read(reader, 99_999)
+    async with asyncio.timeout(5):
+        while not text.endswith(b"y\n"):
+            await asyncio.sleep(0.01)
+            with contextlib.suppress(BlockingIOError):
+                text += os.read(reader, 99_999)
+    os.close(reader)
+    assert text == b"x" * 65_000 + b"\n" + b"y" * 1000 + b"\n"
+
+
+ONE_LINE = """
+import asyncio, sys
+from idagg.deliver.logfile import LogFile
+
+async def main(path):
+    log = LogFile(path)
+    await log.check()
+    for number in range(3):
+        await log.append(str(number) * 100_000, durable=True)
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/stderr"])
+@pytest.mark.parametrize("kind", ["pipe", "socket", "file"])
+def test_standard_streams(tmp_path: Path, name: str, kind: str) -> None:
+    """Of whatever kind they are; a socket, as journald's, cannot be opened by its name."""
+    if kind == "socket":
+        (reading, writing) = (end.detach() for end in socket.socketpair())
+    elif kind == "pipe":
+        reading, writing = os.pipe()
+    else:
+        writing = os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT)
+        reading = os.open(tmp_path / "out", os.O_RDONLY)
+    stdout, stderr = (None, writing) if name.endswith("err") else (writing, None)
+    writer = subprocess.Popen([sys.executable, "-c", ONE_LINE, name], stdout=stdout, stderr=stderr)
+    os.close(writing)
+    if kind == "file":
+        assert writer.wait(timeout=10) == 0
+    with os.fdopen(reading, "rb") as stream:
+        text = stream.read()
+    assert writer.wait(timeout=10) == 0
+    assert text == b"".join(b"%d" % number * 100_000 + b"\n" for number in range(3))
+
+
+def test_a_stream_that_others_made_non_blocking() -> None:
+    """Its reader may be slow all the same."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    writer = subprocess.Popen([sys.executable, "-c", ONE_LINE, "-"], stdout=writing)
+    os.close(writing)
+    time.sleep(0.3)  # its first line is in the pipe, as far as that goes
+    with os.fdopen(reading, "rb") as stream:
+        assert len(stream.read()) == 300_003
+    assert writer.wait(timeout=10) == 0
+
+
 WRITER = """
 import asyncio, sys
 from idagg.deliver.logfile import LogFile
@@ -248,7 +416,7 @@ async def test_errors_name_the_file_and_the_reason(tmp_path: Path) -> None:
     path = tmp_path / "missing" / "log"
     with pytest.raises(LogFileError) as raised:
         await LogFile(path).append("one", durable=False)
-    assert str(raised.value) == f"The log file {path} cannot be written: No such file or directory."
+    assert str(raised.value) == f"the log file {path} cannot be written: No such file or directory"
 
 
 async def test_check_makes_no_file(tmp_path: Path) -> None:

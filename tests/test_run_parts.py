@@ -121,13 +121,13 @@ def test_order() -> None:
         callback_allow=("10.0.0.0/8", "a.example"),
         callback_secret=f"whsec_{4 * 'hunter22'},whsec_{5 * 'hunter22'}",
     )
-    order = Order(settings, "unix:///run/x", 3, 7, 5)
+    order = Order(settings, "unix:///run/x", 3, 7, 5, 9)
     line = order.line()
     assert (line.count(b"\n"), line[-1:]) == (1, b"\n")
     assert Order.parse(line) == order
 
 
-@pytest.mark.parametrize("beat", [Beat(0, None, None), Beat(7, 'Redis at "x"\nis away', "Ü")])
+@pytest.mark.parametrize("beat", [Beat(0, None, None, None), Beat(7, 'Redis at "x"\nis away', "Ü", "full")])
 def test_beat(beat: Beat) -> None:
     """A beat comes to the supervisor as it was sent, on one line."""
     line = beat.line()

@@ -163,10 +163,13 @@ async def test_rabbitmq_unreachable_at_the_start() -> None:
     """It says so, counts and delivers to the log; it is ready, and tells of the broker where asked."""
     with Serving("--amqp-url", f"amqp://guest:hunter2@127.0.0.1:{free_port()}", window=1) as serving:
         await serving.counts_again()
-        await until(lambda: "No messages go to RabbitMQ for now: " in serving.said)
+        await until(
+            lambda: "RabbitMQ gets no messages for now, the log file has the windows: " in serving.said
+        )
         await until(lambda: any("RabbitMQ" in line["reason"] for line in serving.records("window")))
         answer = await eventually(serving.health, lambda answer: b"broker: " in answer.body)
         assert answer.status == 200
+        assert serving.said.count("RabbitMQ cannot be reached") == 1, "told by more than one"
         assert "hunter2" not in serving.said + serving.log_file.read_text()
         serving.stop()
 

@@ -38,7 +38,12 @@ GIVEN = {
     "namespace": "eu.West_1-a",
     "amqp_url": "amqps://ida:hunter2@rabbit.example/vhost",
     "amqp_queue": "ä" * 127,
+    "amqp_queue_type": "classic",
+    "amqp_exchange": "amq.topic",
+    "amqp_routing_key": "k" * 255,
     "amqp_body": "text",
+    "amqp_connect_timeout": 30.0,
+    "amqp_publish_timeout": 0.1,
     "log_file": Path("/var/log/idagg.log"),
     "window": 3600,
     "deadline": 0.05,
@@ -83,7 +88,12 @@ def test_defaults() -> None:
         namespace="idagg",
         amqp_url=None,
         amqp_queue="counts_queue",
+        amqp_queue_type="quorum",
+        amqp_exchange=None,
+        amqp_routing_key=None,
         amqp_body="json",
+        amqp_connect_timeout=2.0,
+        amqp_publish_timeout=2.0,
         log_file=Path("unique_id_capture.log"),
         window=60,
         deadline=2.0,
@@ -268,6 +278,14 @@ def test_credential_that_cannot_be_read(tmp_path: Path) -> None:
         ("amqp_url", "amqp:///vhost"),
         ("amqp_queue", "amq.counts"),
         ("amqp_queue", "ä" * 128),
+        ("amqp_url", "amqp://h1,,h2/"),
+        ("amqp_url", "amqp://h1:5672,h2:0/"),
+        ("amqp_queue_type", "mirrored"),
+        ("amqp_exchange", "e" * 256),
+        ("amqp_routing_key", "k" * 256),
+        ("amqp_connect_timeout", "0"),
+        ("amqp_connect_timeout", "31"),
+        ("amqp_publish_timeout", "10.1"),
         ("amqp_body", "JSON"),
         ("log_file", "a\0b"),
         ("window", "0"),
@@ -317,6 +335,10 @@ def test_bad_value(name: str, value: str) -> None:
         ("redis_url", "unix://ida:s3cret@/run/redis.sock?db=1"),
         ("redis_url", "rediss://localhost?ssl_ca_certs=/not/there/yet&ssl_check_hostname=false&db=1"),
         ("amqp_url", "amqp://localhost"),
+        ("amqp_url", "amqps://u:p@h1,h2:5673/v?heartbeat=9&cafile=/ca.pem"),
+        ("amqp_queue_type", "stream"),
+        ("amqp_exchange", "e" * 255),
+        ("log_file", "-"),
         ("deadline", "10"),
         ("window", "1"),
         ("exact_limit", str(10**30)),
@@ -508,6 +530,28 @@ def test_same_port_without_a_clash() -> None:
     load({"port": "80", "admin_port": "80", "host": "10.0.0.1"}, HOME)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "shown", "sentence"),
+    [
+        (
+            "amqp_url",
+            "amqps://u:hunter2@h/?cacertfile=/ca",
+            "amqps://u:***@h/?cacertfile=/ca",
+            "'cacertfile' in its query: cafile is its name here",
+        ),
+        (
+            "amqp_routing_key",
+            "k",
+            "k",
+            "it is for --amqp-exchange; without that, messages go by the queue's name",
+        ),
+    ],
+)
+def test_a_value_that_looks_well(name: str, value: str, shown: str, sentence: str) -> None:
+    """Where what is meant can be told from what is written, the problem says what to write."""
+    assert problems({name: value}) == [f"{name} (flag {flag(name)}) cannot be {shown!r}: {sentence}"]
+
+
 def test_all_problems_at_once(tmp_path: Path) -> None:
     """Every problem of every source is told in one go."""
     flags = toml(tmp_path, 'prot = 1\namqp_body = "xml"') | {"window": "0", "admin_port": "8000"}
@@ -679,7 +723,12 @@ def test_names_and_defaults_in_words() -> None:
         "namespace": "idagg",
         "amqp_url": "none",
         "amqp_queue": "counts_queue",
+        "amqp_queue_type": "quorum",
+        "amqp_exchange": "none",
+        "amqp_routing_key": "none",
         "amqp_body": "json",
+        "amqp_connect_timeout": "2",
+        "amqp_publish_timeout": "2",
         "log_file": "unique_id_capture.log",
         "window": "60",
         "deadline": "2",

@@ -12,8 +12,8 @@ from bench.measure import free_port
 from bench.service import Service, idagg, next_window
 from bench.tools import say
 
+from idagg.store.client import Client
 from idagg.store.hits import MAX_BATCH, HitStore
-from idagg.store.link import Link
 from idagg.window import iso
 
 
@@ -93,7 +93,7 @@ async def _put(service: Service, urls: list[bytes]) -> int:
     start_s = next_window(_WINDOW_S)
     say(f"a window with {len(urls):,} endpoints, from {iso(start_s)[11:19]}")
     await asyncio.sleep(start_s + 0.1 - time.time())
-    link = Link(service.store.url)
+    link = Client(service.store.url)
     hits = HitStore(link, namespace="idagg", window_s=_WINDOW_S, exact_limit=1)
     for seq, first in enumerate(range(0, len(urls), MAX_BATCH), 1):
         await hits.add(seq, [b"1"], urls[first : first + MAX_BATCH])

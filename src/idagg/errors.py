@@ -22,6 +22,10 @@ class IdaggError(Exception):
     """The base of them all."""
 
 
+class UnfitError(ValueError):
+    """A value that a setting cannot take; says why, in words that hold no secret."""
+
+
 class CannotStartError(IdaggError):
     """This instance cannot start here; a person has to change something."""
 
@@ -68,4 +72,4 @@ class BrokerAwayError(IdaggError):
 
 
 class LogFileError(IdaggError):
-    """A line could not be written to the log file; the file holds no part of it."""
+    """A line is not in the log file, nor any part of it; where that hangs, it may come later all the same."""

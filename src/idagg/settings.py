@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -28,10 +28,10 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from idagg import failpoints
-from idagg.errors import IdaggError
+from idagg.amqp_url import one_per_host
+from idagg.errors import IdaggError, UnfitError
 
 MAX_WORKERS = 256
 # Below what a worker has to stop in, since it answers first.
@@ -44,9 +44,6 @@ _CONFIG_VARIABLE = "IDAGG_CONFIG"
 _HOST_NAME = re.compile(
     r"(?=.{1,253}\Z)(?:(?!-)[\w-]{1,63}(?<!-)\.)*(?=[A-Za-z])[\w-]{1,63}(?<!-)\.?", re.ASCII
 )
-
-# By whether it is TLS.
-_REDIS_QUERY = re.compile("db|username|password"), re.compile("db|username|password|ssl_.+")
 
 _PROXY = re.compile(
     r"http://(?:[^\s:@/]*(?::[^\s@/]*)?@)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}/?"
@@ -98,31 +95,29 @@ def _url(*schemes: str) -> Callable[[str], str]:
 
 
 def _redis_url(value: str) -> str:
-    """What the client library would take from the query could undo our time limits, or be refused late."""
-    parts = urlsplit(_url("redis", "rediss", "unix")(value))
-    names = {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
-    if any(not _REDIS_QUERY[parts.scheme == "rediss"].fullmatch(name) for name in names):
-        raise ValueError("not in the query of this kind of URL")
     # Not loaded to print settings that name no Redis.
-    from redis.asyncio.connection import ConnectionPool, SSLConnection
-    from redis.exceptions import RedisError
+    from idagg.store.address import check
 
-    try:
-        connection = ConnectionPool.from_url(value).make_connection()  # type: ignore[no-untyped-call]  # untyped there
-        if isinstance(connection, SSLConnection):
-            connection.ssl_context.get()
-    except (RedisError, TypeError) as error:
-        raise ValueError(str(error)) from error
-    except OSError:
-        pass  # a file that may be there when it is needed
+    check(_url("redis", "rediss", "unix")(value))
+    return value
+
+
+def _amqp_url(value: str) -> str:
+    one_per_host(value)
+    return value
+
+
+def _short(value: str) -> str:
+    if len(value.encode()) > 255:
+        raise ValueError("more than AMQP's short string holds")
     return value
 
 
 def _queue(value: str) -> str:
-    # AMQP's short string; RabbitMQ refuses to declare names with its own prefix.
-    if len(value.encode()) > 255 or value.startswith("amq."):
+    # RabbitMQ refuses to declare names with its own prefix.
+    if value.startswith("amq."):
         raise ValueError("not a queue name for us")
-    return value
+    return _short(value)
 
 
 def _origin(value: str) -> str:
@@ -143,21 +138,21 @@ def _secrets(value: object) -> object:
 def _callback_secrets(value: str) -> str:
     secrets = value.split(",")
     if len(secrets) > 2:
-        raise _reason("it has more than two secrets: the new one and the one before are enough to rotate")
+        raise UnfitError("it has more than two secrets: the new one and the one before are enough to rotate")
     for secret in secrets:
         if secret.startswith("whsk_"):
-            raise _reason("whsk_ is a private key, of signatures that idagg does not make: use whsec_")
+            raise UnfitError("whsk_ is a private key, of signatures that idagg does not make: use whsec_")
         encoded = secret.removeprefix("whsec_")
         try:
             key = base64.b64decode(encoded, validate=True)
         except ValueError:
             key = b""
         if not key or base64.b64encode(key).decode() != encoded:
-            raise _reason(f"it is not whsec_ and base64: {_MAKE_ONE}")
+            raise UnfitError(f"it is not whsec_ and base64: {_MAKE_ONE}")
         if encoded == secret:
-            raise _reason("base64 alone is taken in different ways: write whsec_ in front of it")
+            raise UnfitError("base64 alone is taken in different ways: write whsec_ in front of it")
         if not 24 <= len(key) <= 64:
-            raise _reason(f"its key has {len(key)} bytes, and the standard has 24 to 64: {_MAKE_ONE}")
+            raise UnfitError(f"its key has {len(key)} bytes, and the standard has 24 to 64: {_MAKE_ONE}")
     return value
 
 
@@ -169,9 +164,9 @@ def _ca_file(value: Path, info: ValidationInfo) -> Path:
         try:
             ssl.create_default_context(cafile=value)
         except ssl.SSLError as error:
-            raise _reason("the file has no CA certificate in PEM form") from error
+            raise UnfitError("the file has no CA certificate in PEM form") from error
         except OSError as error:
-            raise _reason(f"the file cannot be read: {error.strerror}") from error
+            raise UnfitError(f"the file cannot be read: {error.strerror}") from error
     return value
 
 
@@ -179,11 +174,6 @@ def _proxy(value: str) -> str:
     if not _PROXY.fullmatch(value) or not urlsplit(value).port:
         raise ValueError("not a proxy's URL")
     return value
-
-
-def _reason(sentence: str) -> PydanticCustomError:
-    """For what the setting's description does not say; ``load`` puts it in its place."""
-    return PydanticCustomError("reason", "{sentence}", {"sentence": sentence})
 
 
 def _split(value: object) -> object:
@@ -247,19 +237,48 @@ class Settings(BaseModel):
         pattern=r"^[A-Za-z0-9._-]{1,64}$",
         description="prefix of every key and message id, 1 to 64 letters, digits, dots, hyphens, underscores",
     )
-    amqp_url: Annotated[str, AfterValidator(_url("amqp", "amqps"))] | None = Field(
-        default=None, description="URL of RabbitMQ, amqp:// or amqps://; none: windows go to the log file"
+    amqp_url: Annotated[str, AfterValidator(_amqp_url)] | None = Field(
+        default=None,
+        description="URL of RabbitMQ, amqp:// or amqps://, hosts separated by commas; in its query at most "
+        "heartbeat, name, auth and, with amqps, cafile, capath, cadata, certfile, keyfile; "
+        "none: windows go to the log file",
     )
     amqp_queue: Annotated[str, AfterValidator(_queue)] = Field(
         default="counts_queue",
         description="queue to publish to, 1 to 255 bytes, not starting with amq.; "
-        "declared as a durable quorum queue where missing",
+        "declared as a durable queue where missing",
+    )
+    amqp_queue_type: Literal["quorum", "classic", "stream"] = Field(
+        default="quorum", description="type of the queue where it is declared: quorum, classic or stream"
+    )
+    amqp_exchange: Annotated[str, AfterValidator(_short)] | None = Field(
+        default=None,
+        description="exchange to publish to, 1 to 255 bytes; used as it is, with it no queue is declared; "
+        "none: the default exchange, which leads to the queue",
+    )
+    amqp_routing_key: Annotated[str, AfterValidator(_short)] | None = Field(
+        default=None,
+        description="routing key of messages to --amqp-exchange, 1 to 255 bytes; none: the queue's name",
     )
     amqp_body: Literal["json", "text"] = Field(
         default="json", description="body of a message: json (the window's record) or text (the bare number)"
     )
+    amqp_connect_timeout: float = Field(
+        default=2,
+        ge=0.1,
+        le=30,
+        description="time a connection to RabbitMQ may take, and finding the queue again, 0.1 to 30 seconds",
+    )
+    amqp_publish_timeout: float = Field(
+        default=2,
+        ge=0.1,
+        le=MAX_DEADLINE_S,
+        description="time RabbitMQ may take to confirm a message before its window goes to the log file, "
+        f"0.1 to {MAX_DEADLINE_S} seconds",
+    )
     log_file: Path = Field(
-        default=Path("unique_id_capture.log"), description="file for records and callback responses"
+        default=Path("unique_id_capture.log"),
+        description="file for records and callback responses; - or /dev/stdout: standard output",
     )
     window: int = Field(default=60, ge=1, le=3600, description="length of a window, 1 to 3600 whole seconds")
     deadline: float = Field(
@@ -331,6 +350,13 @@ class Settings(BaseModel):
             raise ValueError("the public listener's port")
         return admin_port
 
+    @field_validator("amqp_routing_key")
+    @classmethod
+    def _key_of_an_exchange(cls, key: str | None, info: ValidationInfo) -> str | None:
+        if key is not None and info.data.get("amqp_exchange") is None:
+            raise UnfitError("it is for --amqp-exchange; without that, messages go by the queue's name")
+        return key
+
     def to_json(self) -> bytes:
         """For a worker process: all of it, secrets too."""
         return self.model_dump_json().encode()
@@ -355,6 +381,10 @@ def _masked(name: str, value: object) -> object:
     # From the colon behind the user to the last @: an unescaped password may hold either character.
     text = re.sub(r"\A((?:[\w+.-]+://)?+[^:]*):.*@", r"\1:***@", str(value), flags=re.DOTALL)
     return re.sub(r"(?<=password=)[^&#]*", "***", text)
+
+
+def _described(name: str) -> str | None:
+    return Settings.model_fields[name].description
 
 
 def flag(name: str) -> str:
@@ -389,11 +419,13 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str]) -> tuple[Setti
     try:
         settings = Settings.model_validate({name: value for name, (value, _) in found.items()})
     except ValidationError as error:
-        for detail in error.errors(include_url=False, include_context=False):
+        for detail in error.errors(include_url=False):
             name = str(detail["loc"][0])
-            is_told = detail["type"] == "reason"
-            why = detail["msg"] if is_told else f"it is the {Settings.model_fields[name].description}"
-            problems.append(f"{name} ({origin[name]}) cannot be {_masked(name, detail['input'])!r}: {why}")
+            reason = detail.get("ctx", {}).get("error")
+            problems.append(
+                f"{name} ({origin[name]}) cannot be {_masked(name, detail['input'])!r}: "
+                + (str(reason) if isinstance(reason, UnfitError) else f"it is the {_described(name)}")
+            )
     if problems:
         raise SettingsError(problems)
     return settings, origin

@@ -10,8 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import itertools
 import logging
+import os
 import random
+import ssl
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Literal, TypeVar
 
@@ -19,13 +22,16 @@ import aiormq
 from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import (
     ChannelInvalidStateError,
-    ChannelNotFoundEntity,
     DeliveryError,
     InvalidFrameError,
     ProbableAuthenticationError,
     PublishError,
 )
+from yarl import URL
 
+from idagg.amqp_url import one_per_host
+from idagg.deliver.amqp_dial import Dial
+from idagg.deliver.amqp_route import Route
 from idagg.errors import BrokerAwayError
 from idagg.window import Record
 
@@ -42,15 +48,16 @@ _LONGEST_PAUSE_S = 3.0
 
 
 class Broker:
-    """The queue that window records go to.
+    """What window records are published to.
 
-    ``ready`` is set while there is a connection to publish on; ``trouble`` says in words why there is none.
+    ``ready`` is set while there is a connection that RabbitMQ lets us publish on; ``trouble`` says in words
+    why there is none, or why it takes no messages.
     """
 
     def __init__(
         self,
         url: str,
-        queue: str,
+        route: Route,
         *,
         body: Literal["json", "text"],
         namespace: str,
@@ -58,11 +65,14 @@ class Broker:
         connect_timeout_s: float = 2.0,
     ) -> None:
         self.ready = asyncio.Event()
-        self.trouble: str | None = None
-        self._tried = asyncio.Event()  # to connect, once, however it ended
+        self._away_for: str | None = None  # the trouble with the connection
+        self._refused_for: str | None = None  # the trouble with the last message
+        self._tried = asyncio.Event()  # to connect, to each host, however it ended
         # aiormq heeds the first of two, so a heartbeat of the user's own wins.
-        self._url = f"{url}{'&' if '?' in url else '?'}heartbeat={_HEARTBEAT_S}"
-        self._queue = queue
+        self._urls = [
+            f"{one}{'&' if '?' in one else '?'}heartbeat={_HEARTBEAT_S}" for one in one_per_host(url)
+        ]
+        self._route = route
         self._body = body
         self._namespace = namespace
         self._publish_timeout_s = publish_timeout_s
@@ -70,8 +80,12 @@ class Broker:
         self._channel: AbstractChannel | None = None
         self._lost = asyncio.Event()  # wakes the keeper
         self._pause_s = _FIRST_PAUSE_S
-        self._said_away = False
+        self._said_trouble = False
         self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        return self._away_for or self._refused_for
 
     def start(self) -> None:
         """Connect, and keep connected until ``close``."""
@@ -80,7 +94,7 @@ class Broker:
     async def close(self) -> None:
         self._channel = None
         self.ready.clear()
-        self.trouble = "The connection to RabbitMQ is closed."
+        self._away_for = "the connection to RabbitMQ is closed"
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait((self._keeper,))
@@ -93,17 +107,18 @@ class Broker:
         """
         if not self._tried.is_set():
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._connect_timeout_s):
+                async with asyncio.timeout(min(self._connect_timeout_s, self._publish_timeout_s)):
                     await self._tried.wait()
         channel = self._channel
         if channel is None:
-            raise BrokerAwayError(self.trouble or "There is no connection to RabbitMQ yet.")
+            raise BrokerAwayError(self._away_for or "there is no connection to RabbitMQ yet")
         text = self._body == "text"
         try:
             await _bounded(
                 channel.basic_publish(
                     str(record.unique_ids).encode() if text else record.as_json(),
-                    routing_key=self._queue,
+                    exchange=self._route.exchange,
+                    routing_key=self._route.key,
                     mandatory=True,
                     properties=aiormq.spec.Basic.Properties(
                         content_type="text/plain" if text else "application/json",
@@ -118,36 +133,68 @@ class Broker:
                 self._publish_timeout_s,
             )
         except BrokerAwayError as error:
-            # A queue that refuses a message goes on refusing it on a new connection.
-            if type(error.__cause__) is not DeliveryError:
+            unroutable = isinstance(error.__cause__, PublishError)
+            if unroutable and self._route.exchange:
+                error = BrokerAwayError(self._route.unroutable())
+            # A queue that has gone is declared anew, by a new connection; what else refuses a message goes on
+            # refusing it there.
+            elif unroutable or not isinstance(error.__cause__, DeliveryError):
                 self._away(str(error))
-            raise
+                self._say()
+                raise
+            self._refused_for = str(error)
+            self._say()
+            raise error from error.__cause__
         # Only this proves that the trouble is over: some last while connecting goes well.
+        self._refused_for = None
         self._pause_s = _FIRST_PAUSE_S
-        if self._said_away:
-            self._said_away = False
-            _log.info("Messages go to RabbitMQ again.")
+        self._say()
 
-    async def check(self) -> bool:
-        """Whether the queue exists; raises BrokerAwayError where RabbitMQ or the queue cannot be used."""
-        async with self._connection() as connection:
-            return await _bounded(self._find_queue(connection), self._connect_timeout_s) is not None
+    async def check(self) -> str:
+        """How the broker is, in words. Raises BrokerAwayError where no host of it can be used."""
+        reached, unreached = "", []
+        for url in self._urls:
+            try:
+                async with self._connection(url) as connection:
+                    reached = await _bounded(self._route.check(connection), self._connect_timeout_s)
+            except BrokerAwayError as error:
+                unreached.append(self._at(url, error))
+        if not reached:
+            raise BrokerAwayError("; ".join(unreached))
+        return "; ".join((f"reached, {reached}", *unreached))
 
     async def _keep(self) -> None:
-        while True:
+        for number in itertools.count(1):
+            url = self._urls[(number - 1) % len(self._urls)]
+            all_tried = number % len(self._urls) == 0
             try:
-                async with self._connection() as connection:
-                    self._back(await _bounded(self._open(connection), self._connect_timeout_s))
-                    await self._lost.wait()
+                async with self._connection(url) as connection:
+                    try:
+                        channel = await _bounded(self._route.open(connection), self._connect_timeout_s)
+                        await self._sit_out_block(connection)
+                        self._back(channel)
+                        await self._lost.wait()
+                    except BrokerAwayError as error:
+                        self._cannot(url, error, tell=all_tried)
                     await self._sit_out_block(connection)
             except BrokerAwayError as error:
-                self._away(str(error))
-            await asyncio.sleep(self._pause_s * random.uniform(0.5, 1))  # noqa: S311  jitter
-            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+                self._cannot(url, error, tell=all_tried)
+            pause_s = _FIRST_PAUSE_S
+            if all_tried:
+                pause_s = self._pause_s
+                self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311  jitter
+
+    def _cannot(self, url: str, error: BrokerAwayError, *, tell: bool) -> None:
+        """Where another host is still to be tried, nobody needs to hear of this one."""
+        self._away(self._at(url, error))
+        if tell:
+            self._tried.set()
+            self._say()
 
     @contextlib.asynccontextmanager
-    async def _connection(self) -> AsyncIterator[AbstractConnection]:
-        connection = aiormq.Connection(self._url)
+    async def _connection(self, url: str) -> AsyncIterator[AbstractConnection]:
+        connection = aiormq.Connection(url, transport_factory=Dial())
         try:
             await _bounded(connection.connect(), self._connect_timeout_s)
             yield connection
@@ -155,34 +202,26 @@ class Broker:
             with contextlib.suppress(BrokerAwayError):  # it is of no more use, whatever became of it
                 await _bounded(connection.close(), self._connect_timeout_s)
 
-    async def _find_queue(self, connection: AbstractConnection) -> AbstractChannel | None:
-        """A channel on which the queue was seen, of whatever type, or None where there is none."""
-        channel = await connection.channel()
-        try:
-            await channel.queue_declare(self._queue, passive=True)
-        except ChannelNotFoundEntity:
-            return None
-        return channel
-
-    async def _open(self, connection: AbstractConnection) -> AbstractChannel:
-        """A channel to publish on; the queue is there, declared by us where it was missing."""
-        channel = await self._find_queue(connection)
-        if channel is None:
-            channel = await connection.channel()
-            await channel.queue_declare(self._queue, durable=True, arguments={"x-queue-type": "quorum"})
-        return channel
+    def _at(self, url: str, error: BrokerAwayError) -> str:
+        """The error in words, and of which host it is, if there are several."""
+        if len(self._urls) == 1:
+            return str(error)
+        place = URL(url)
+        return f"{place.host}{f':{place.explicit_port}' if place.explicit_port else ''}: {error}"
 
     async def _sit_out_block(self, connection: AbstractConnection) -> None:
         """While an alarm lasts, keep a connection that RabbitMQ has blocked.
 
-        It would accept a new one, and say nothing until a message on it hangs in its turn.
+        It would accept a new one, and block that at its first message.
         """
         unblocked = asyncio.ensure_future(connection.ready())
         either = (unblocked, connection.closing)
         try:
             done, _ = await asyncio.wait(either, timeout=0, return_when=asyncio.FIRST_COMPLETED)
             if not done:
-                self._away("RabbitMQ blocks publishers; it is short of memory or disk.")
+                self._away("RabbitMQ blocks publishers; it is short of memory or disk")
+                self._tried.set()
+                self._say()
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         finally:
             unblocked.cancel()
@@ -191,23 +230,29 @@ class Broker:
         def closed(closing: asyncio.Future[None]) -> None:
             if self._channel is channel:
                 self._away(_in_words(closing.exception()))
+                self._say()
 
         channel.closing.add_done_callback(closed)
         self._channel = channel
         self._lost.clear()
         self._tried.set()
-        self.trouble = None
+        self._away_for = None
         self.ready.set()
 
     def _away(self, trouble: str) -> None:
         self._channel = None
         self.ready.clear()
-        self._tried.set()
-        self.trouble = trouble
+        self._away_for = trouble
         self._lost.set()
-        if not self._said_away:
-            self._said_away = True
-            _log.warning("No messages go to RabbitMQ for now: %s", trouble)
+
+    def _say(self) -> None:
+        """Once when trouble begins, and once when a message has gone through again."""
+        if self.trouble and not self._said_trouble:
+            self._said_trouble = True
+            _log.warning("RabbitMQ gets no messages for now, the log file has the windows: %s", self.trouble)
+        elif self._said_trouble and not self.trouble:
+            self._said_trouble = False
+            _log.info("RabbitMQ gets messages again")
 
 
 async def _bounded(call: Coroutine[Any, Any, T], timeout_s: float) -> T:
@@ -222,9 +267,11 @@ async def _bounded(call: Coroutine[Any, Any, T], timeout_s: float) -> T:
     finally:
         task.cancel()
     if not task.done():
-        raise BrokerAwayError(f"RabbitMQ did not answer within {timeout_s:g} s.")
+        raise BrokerAwayError(f"RabbitMQ did not answer within {timeout_s:g} s")
     try:
         return task.result()
+    except BrokerAwayError:
+        raise
     except (Exception, asyncio.CancelledError) as error:
         raise BrokerAwayError(_in_words(error)) from error
 
@@ -232,14 +279,21 @@ async def _bounded(call: Coroutine[Any, Any, T], timeout_s: float) -> T:
 def _in_words(error: BaseException | None) -> str:
     match error:
         case None | asyncio.CancelledError() | ChannelInvalidStateError():
-            return "The connection to RabbitMQ was lost."
+            return "the connection to RabbitMQ was lost"
         case ProbableAuthenticationError():
-            return "RabbitMQ refused the user name or the password."
+            return "RabbitMQ refused the user name or the password"
         case InvalidFrameError() if "OpenOk" in str(error):  # all that aiormq tells of the refusal
-            return "RabbitMQ refused the virtual host."
+            return "RabbitMQ refused the virtual host: it is missing, or this user has no permission there"
         case PublishError():
-            return "RabbitMQ has no such queue any more."
+            return "RabbitMQ has no such queue any more"
         case DeliveryError():
-            return "The queue refused the message; it may be full."
+            return "the queue refused the message; it may be full"
+        case ssl.SSLCertVerificationError():
+            return (
+                f"RabbitMQ's certificate cannot be trusted: {error.verify_message} "
+                "(cafile in the query of --amqp-url names a private CA)"
+            )
+        case ConnectionError(errno=int(number)):
+            return f"RabbitMQ cannot be reached: {os.strerror(number)}"
         case _:
-            return f"RabbitMQ cannot be used: {error.args[-1] if error.args else type(error).__name__}."
+            return f"RabbitMQ cannot be used: {error.args[-1] if error.args else type(error).__name__}"

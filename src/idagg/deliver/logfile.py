@@ -5,15 +5,30 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import datetime
+import errno
 import fcntl
 import json
 import os
+import queue
+import select
+import stat
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 from idagg.errors import LogFileError
 from idagg.window import Record, iso
+
+# What a line may take, its way to the disk included: as long as a message to the broker, by default.
+LINE_S = 2.0
+# Names of what this process was given: opened by their names they would be other files, or none at all.
+_STANDARD = {
+    **dict.fromkeys(("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"), 1),
+    **dict.fromkeys(("/dev/stderr", "/dev/fd/2", "/proc/self/fd/2"), 2),
+}
 
 
 def window_line(record: Record, *, time_s: float, reason: str | None = None) -> str:
@@ -65,10 +80,22 @@ class CallbackLine:
 
 
 class LogFile:
-    """Opened anew for each line, so that whoever rotates it has nothing to tell us."""
+    """Lines appended by one thread of its own: a disk that hangs costs one thread, and nobody's time.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    A regular file is opened anew for each line, so that whoever rotates it has nothing to tell us. ``-`` is
+    standard output. Streams (standard output and error, terminals, named pipes) stay open, since a reader of
+    a pipe takes each close for the end.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, timeout_s: float = LINE_S) -> None:
         self._path = Path(path)
+        self._timeout_s = timeout_s
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._under_way: Future[None] | None = None
+        self._hangs: Future[None] | None = None  # what was under way when somebody had waited for too long
+        self._stream: int | None = None
+        self._torn = False  # the stream's last line
 
     async def window(self, record: Record, *, reason: str | None) -> None:
         """Add a window's line; it is on disk when this returns."""
@@ -81,46 +108,140 @@ class LogFile:
             await self.append("\n".join(line.text(now) for line in lines), durable=False)
 
     async def append(self, text_line: str, *, durable: bool) -> None:
-        """Add one line; ``durable``: it is on disk when this returns."""
-        await asyncio.to_thread(self._append, text_line.encode() + b"\n", durable)
+        """Add one line; ``durable``: it is on disk when this returns.
+
+        Raises LogFileError within the time limit, and at once while an earlier line hangs.
+        """
+        await self._in_thread(partial(self._append, text_line.encode() + b"\n", durable))
 
     async def check(self) -> None:
         """Raise what ``append`` would raise."""
-        await asyncio.to_thread(self._check)
+        await self._in_thread(self._check)
+
+    async def _in_thread(self, work: Callable[[], None]) -> None:
+        if self._hangs is not None and self._hangs is self._under_way:
+            raise self._hanging()
+        if self._thread is None:
+            # A daemon: a thread of the loop's executor would be waited for when the process ends.
+            self._thread = threading.Thread(target=self._work, name="idagg.logfile", daemon=True)
+            self._thread.start()
+        done = Future[None]()
+        self._jobs.put((work, done))
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await asyncio.wrap_future(done)
+        except TimeoutError:
+            # What waits behind it is dropped, being cancelled now; what is under way may still be done, late.
+            self._hangs = self._under_way
+            raise self._hanging() from None
+
+    def _work(self) -> None:
+        while True:
+            work, done = self._jobs.get()
+            if not done.set_running_or_notify_cancel():
+                continue
+            self._under_way = done
+            try:
+                work()
+            except Exception as error:
+                self._under_way = None
+                done.set_exception(error)
+            else:
+                self._under_way = None
+                done.set_result(None)
 
     def _append(self, line: bytes, durable: bool) -> None:
         try:
-            with self._path.open("a+b", buffering=0) as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                size = os.fstat(file.fileno()).st_size
-                if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
-                    line = b"\n" + line  # a power cut tore the line before
-                try:
-                    while line:  # after a short write, the next one says what is wrong
-                        line = line[file.write(line) :]
-                    if durable:
-                        os.fsync(file.fileno())
-                        _fsync_folder(self._path.parent)
-                except OSError:
-                    file.truncate(size)
-                    raise
+            if self._stream is None and (descriptor := _STANDARD.get(str(self._path))) is not None:
+                self._stream = os.dup(descriptor)
+            elif self._stream is None and _is_stream(self._path):
+                # Without O_NONBLOCK, a pipe that has no reader would be waited for, instead of told.
+                self._stream = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+            if self._stream is None:
+                self._append_to_file(line, durable)
+            else:
+                self._append_to_stream(self._stream, line, durable)
         except OSError as error:
             raise self._trouble(error) from error
+
+    def _append_to_file(self, line: bytes, durable: bool) -> None:
+        with self._path.open("a+b", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            size = os.fstat(file.fileno()).st_size
+            if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+                line = b"\n" + line  # a power cut tore the line before
+            try:
+                while line:  # after a short write, the next one says what is wrong
+                    line = line[file.write(line) :]
+                if durable:
+                    os.fsync(file.fileno())
+                    _fsync_folder(self._path.parent)
+            except OSError:
+                file.truncate(size)
+                raise
+
+    def _append_to_stream(self, stream: int, line: bytes, durable: bool) -> None:
+        """What is written here cannot be taken back."""
+        if self._torn:
+            line = b"\n" + line
+        try:
+            while line:
+                try:
+                    line = line[os.write(stream, line) :]
+                    self._torn = bool(line)
+                except BlockingIOError:  # its reader is slow
+                    select.select([], [stream], [])
+            if durable and stat.S_ISREG(os.fstat(stream).st_mode):
+                os.fsync(stream)
+        except OSError:
+            # What the name stands for may be another thing at the next line.
+            self._stream = None
+            os.close(stream)
+            raise
 
     def _check(self) -> None:
         # Creates nothing: where root asks, the file would be root's and closed to the service.
         try:
-            os.close(os.open(self._path, os.O_RDWR | os.O_APPEND))
+            if (descriptor := _STANDARD.get(str(self._path))) is not None:
+                os.fstat(descriptor)
+                return
+            kind = os.O_WRONLY | os.O_NONBLOCK if _is_stream(self._path) else os.O_RDWR | os.O_APPEND
+            os.close(os.open(self._path, kind | os.O_NOCTTY))
         except FileNotFoundError as error:
             if not os.access(self._path.parent, os.W_OK | os.X_OK):
                 raise LogFileError(
-                    f"The log file {self._path} cannot be made: its folder is missing or not writable."
+                    f"the log file {self._path} cannot be made: its folder is missing or not writable"
                 ) from error
         except OSError as error:
             raise self._trouble(error) from error
 
     def _trouble(self, error: OSError) -> LogFileError:
-        return LogFileError(f"The log file {self._path} cannot be written: {error.strerror}.")
+        what = "nobody reads from it" if error.errno == errno.ENXIO else error.strerror
+        return LogFileError(f"the log file {shown(self._path)} cannot be written: {what}")
+
+    def _hanging(self) -> LogFileError:
+        return LogFileError(
+            f"the log file {shown(self._path)} did not take a line within {self._timeout_s:g} s: "
+            "its disk, or the reader of its pipe, hangs"
+        )
+
+
+def is_stdout(path: Path) -> bool:
+    return _STANDARD.get(str(path)) == 1
+
+
+def shown(path: Path) -> str:
+    """The path in words, for people."""
+    return {1: "standard output", 2: "standard error"}.get(_STANDARD.get(str(path), 0), str(path))
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether it is no regular file, nor to become one: then there is nothing to rotate, sync or truncate."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    return not stat.S_ISREG(mode)
 
 
 def _fsync_folder(path: Path) -> None:

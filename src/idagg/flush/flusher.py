@@ -4,20 +4,26 @@ A sealed window is owed to a sink: the broker where one is configured, else the 
 does not confirm in time, the line is written to the log at once and the message stays owed until the broker
 is back. Each step is marked in the store only once it is done, so whoever leads next repeats at most the step
 that was under way, with the same message id and the same count.
+
+Sealing and delivering are two loops under one epoch, so that windows are sealed whatever the sinks do. Each
+step of a delivery has its time limit. A leader that has not been able to deliver for CANNOT_DELIVER_S gives
+the lead to one that may be.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from idagg.errors import BrokerAwayError, FencedError, LogFileError, StoreError
 from idagg.failpoints import reach
 from idagg.flush.leader import Leadership
 from idagg.store.windows import Owed, WindowStore
+from idagg.tasks import end
 from idagg.window import Record, iso
 
 log = logging.getLogger("idagg.flush")
@@ -30,6 +36,10 @@ LOOK_S = 1.0
 # not hold up the next window, though the broker may take long for each.
 LATE_AT_ONCE = 20
 LATE_FOR_S = 1.0
+# For how long windows stay owed for want of a sink before the lead is given away; twice as long each time
+# that it comes back, since then nobody else is there, and callbacks under way are the price.
+CANNOT_DELIVER_S = 10.0
+MAX_CANNOT_DELIVER_S = 80.0
 # The sketch's standard error, 1.04/sqrt(2**14); five of them, and some room for very small counts.
 SKETCH_ERROR = 0.0081
 SKETCH_SLACK = 5
@@ -80,11 +90,33 @@ class Flusher:
         self._lines = lines
         self._observer = observer
         self._stopping = asyncio.Event()
-        self._trouble: str | None = None
+        self._sealed = asyncio.Event()  # a window, since the last look at what is owed
+        self._troubles: dict[str, str] = {}  # by the loop that has it
+        self._told: str | None = None
+        self._cannot_since: float | None = None  # deliver, by the monotonic clock
+        self._patience_s = CANNOT_DELIVER_S
         self._seen_s = -1  # the newest window that the observer was told of
+
+    @property
+    def trouble(self) -> str | None:
+        """Why windows stay owed, in a sentence; also while the lead is left to others for that reason."""
+        return self._told if self._leadership.epoch or self._leadership.stands_back else None
 
     async def run(self) -> None:
         """Work while this process leads, until ``stop``; ends between two steps, never within one."""
+        loops = [asyncio.create_task(self._while_leading(turn)) for turn in (self._seal, self._deliver_owed)]
+        try:
+            # A task group would pass a cancellation on only once, and it may be lost (see `end`).
+            await asyncio.gather(*loops)
+        finally:
+            while not all(loop.done() for loop in loops):
+                with contextlib.suppress(asyncio.CancelledError):  # this ends all the same, and they first
+                    await end(*loops)
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    async def _while_leading(self, turn: Callable[[int], Awaitable[None]]) -> None:
         while not self._stopping.is_set():
             if not self._leadership.epoch:
                 await self._first(self._leadership.elected(), timeout_s=None)
@@ -92,45 +124,74 @@ class Flusher:
             epoch = self._leadership.epoch
             try:
                 async with self._windows.setting_aside(epoch):
-                    await self._turn(epoch)
+                    await turn(epoch)
             except FencedError:
                 self._leadership.lost(epoch)
             except (StoreError, LogFileError) as error:
-                self._tell(str(error))
+                self._tell(turn.__name__, str(error))
+                if isinstance(error, LogFileError):
+                    self._cannot_deliver(epoch)
                 await self._first(timeout_s=RETRY_S)
             else:
-                self._tell(None)
+                self._tell(turn.__name__, None)
 
-    def stop(self) -> None:
-        self._stopping.set()
-
-    def _tell(self, trouble: str | None) -> None:
-        """Once when it begins or changes, and once when it ends."""
-        if trouble and trouble != self._trouble:
+    def _tell(self, loop: str, trouble: str | None) -> None:
+        """Once when it begins or changes, and once when it ends; what both loops meet is told once."""
+        if trouble:
+            self._troubles[loop] = trouble
+        else:
+            self._troubles.pop(loop, None)
+        trouble = "; ".join(dict.fromkeys(self._troubles.values())) or None
+        if trouble and trouble != self._told:
             log.error("windows stay owed, trying again: %s", trouble)
-        elif self._trouble and not trouble:
+        elif self._told and not trouble:
             log.info("windows are delivered again")
-        self._trouble = trouble
+        self._told = trouble
 
-    async def _turn(self, epoch: int) -> None:
-        """Seal what has ended, deliver what is owed, and wait for the next to do."""
+    def _cannot_deliver(self, epoch: int) -> None:
+        """Not as long as a sink is slow or full for a moment; then another process may have a better one."""
+        now = time.monotonic()
+        if self._cannot_since is None:
+            self._cannot_since = now
+        elif now - self._cannot_since >= self._patience_s:
+            log.error("the lead is given away: this process has delivered nothing for %g s", self._patience_s)
+            self._leadership.stand_back(epoch)
+            self._patience_s = min(2 * self._patience_s, MAX_CANNOT_DELIVER_S)
+            self._cannot_since = None
+
+    async def _seal(self, epoch: int) -> None:
+        """Seal what has ended, and wait for the next window to end."""
         reach("before-seal")
         while not (wait_ms := await self._windows.seal(epoch)):
+            self._sealed.set()
             reach("after-seal")
-        await self._tell_depth()  # a log file that is full ends the turn below
+        await self._tell_depth(epoch)
+        await self._first(timeout_s=min(wait_ms / 1000, LOOK_S))
+
+    async def _deliver_owed(self, epoch: int) -> None:
+        """Deliver what is owed, and wait for more."""
+        self._sealed.clear()
+        unsent_before = await self._windows.depth("unsent")
+        delivered = False
         while owed := await self._windows.undelivered():
             for entry in owed:
                 if self._stopping.is_set():
                     return
                 await self._deliver(epoch, entry)
+                delivered = True
+        self._cannot_since = None
+        self._patience_s = CANNOT_DELIVER_S
+        self._leadership.do_not_stand_back()
         away = self._broker is not None and not self._broker.ready.is_set()
         more = not away and await self._send_late(epoch)
-        unsent = await self._tell_depth()
+        unsent = await self._windows.depth("unsent")
+        if delivered or unsent != unsent_before:
+            await self._tell_depth(epoch)
         if more:
             return
         # One that refuses messages while it is there is asked again at the next look.
         broker_back = self._broker.ready.wait() if self._broker and away and unsent else None
-        await self._first(broker_back, timeout_s=min(wait_ms / 1000, LOOK_S))
+        await self._first(self._sealed.wait(), broker_back, timeout_s=LOOK_S)
 
     async def _deliver(self, epoch: int, owed: Owed) -> None:
         """To the broker; without one, or with one that does not confirm in time, to the log file."""
@@ -175,13 +236,12 @@ class Flusher:
         reach("after-mark")
         self._observer.delivered(record, sink=sink, lag_s=time.time() - record.end_s)
 
-    async def _tell_depth(self) -> int:
-        """Tell the observer what is owed; returns the number of messages that are sent late."""
-        unsent = await self._windows.depth("unsent")
-        self._observer.depth(
-            undelivered=await self._windows.depth("outbox"), unsent=unsent, aside=await self._windows.aside()
-        )
-        return unsent
+    async def _tell_depth(self, epoch: int) -> None:
+        """Tell the observer what is owed."""
+        undelivered, unsent = await self._windows.depth("outbox"), await self._windows.depth("unsent")
+        aside = await self._windows.aside()
+        if self._leadership.epoch == epoch:  # else another process tells of it by now
+            self._observer.depth(undelivered=undelivered, unsent=unsent, aside=aside)
 
     def _look_at(self, owed: Owed) -> None:
         record = owed.record

@@ -6,11 +6,15 @@ so a leader that was stopped and wakes late can do no harm.
 
 The leader's windows are everyone's. Who would count in others takes a free lock only when nobody else has
 wanted it for PATIENCE_S: one machine with a wrong setting must not win it between two terms of the others.
+
+A leader that cannot do its work stands back: it gives the lock away, and then bids so seldom that whoever
+else is there takes it first. Where nobody does, it leads again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import random
@@ -29,6 +33,10 @@ LEASE_MS = 5000
 LOOK_S = 0.3
 # Many looks of each of the others, and longer than they take to come back to a store that was away.
 PATIENCE_S = 3.0
+# How often a process looks that stands back: several looks of each of the others, well within PATIENCE_S.
+BACK_LOOK_S = 1.0
+# Enough turns that a machine on which no worker can deliver does not go on giving the lead to itself.
+STAND_BACK_S = 60.0
 
 
 class Lock(Protocol):
@@ -37,14 +45,14 @@ class Lock(Protocol):
     async def resign(self, name: str) -> None: ...
 
 
-def next_bid_s(term: Term, *, chance: float) -> float:
+def next_bid_s(term: Term, *, chance: float, stands_back: bool = False) -> float:
     """When to bid again: a leader renews with two thirds of its lease in hand, the others look often.
 
     ``chance`` in [0, 1) spreads those who look.
     """
     if term.epoch:
         return term.lasts_ms / 3000
-    return LOOK_S * (0.5 + chance / 2)
+    return (BACK_LOOK_S if stands_back else LOOK_S) * (0.5 + chance / 2)
 
 
 class Leadership:
@@ -67,6 +75,8 @@ class Leadership:
         self._patience_s = patience_s
         self._name = secrets.token_hex(8)
         self._changed = asyncio.Event()
+        self._gives_away = asyncio.Event()
+        self._back_until = -math.inf  # by the loop's clock
         self._on_change = on_change
         self.epoch = 0
         self.trouble: str | None = None
@@ -80,6 +90,10 @@ class Leadership:
         now = asyncio.get_running_loop().time
         unwanted_since = math.inf  # the lock, by those who count in the store's windows
         while True:
+            if self._gives_away.is_set():
+                self._gives_away.clear()
+                await self.resign()
+                await asyncio.sleep(BACK_LOOK_S)
             may_change_length = not self._patience_s or now() - unwanted_since >= self._patience_s
             try:
                 term = await self._lock.lead(
@@ -92,6 +106,8 @@ class Leadership:
                 self.answered.set()
                 await asyncio.sleep(LOOK_S)
                 continue
+            if self._gives_away.is_set():
+                continue  # this was renewed while it was given away
             unwanted_since = math.inf if term.lasts_ms else min(unwanted_since, now())
             if term.window_s == self._window_s:
                 self.trouble = None
@@ -108,7 +124,11 @@ class Leadership:
             self._set(term.epoch)
             self.answered.set()
             # Spreads bids over processes; nothing secret hangs on it.
-            await asyncio.sleep(next_bid_s(term, chance=random.random()))  # noqa: S311  as said above
+            chance = random.random()  # noqa: S311  as said above
+            pause_s = next_bid_s(term, chance=chance, stands_back=self.stands_back)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._gives_away.wait()
 
     async def elected(self) -> int:
         """Wait until this process leads; returns the epoch."""
@@ -122,8 +142,24 @@ class Leadership:
         if self.epoch == epoch:
             self._set(0)
 
+    @property
+    def stands_back(self) -> bool:
+        """Whether this process has lately given the lead away, since it could not do its work."""
+        return asyncio.get_running_loop().time() < self._back_until
+
+    def stand_back(self, epoch: int) -> None:
+        """Give the lead away, if this is still its epoch, and leave it to others for STAND_BACK_S."""
+        if self.epoch == epoch:
+            self._back_until = asyncio.get_running_loop().time() + STAND_BACK_S
+            self._set(0)
+            self._gives_away.set()
+
+    def do_not_stand_back(self) -> None:
+        """The work goes well."""
+        self._back_until = -math.inf
+
     async def resign(self) -> None:
-        """Let another lead at once. ``run`` must have been ended."""
+        """Let another lead at once. ``run`` must have been ended, or be who asks."""
         self._set(0)
         try:
             await self._lock.resign(self._name)

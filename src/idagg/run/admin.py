@@ -15,6 +15,7 @@ from idagg.accept.fallback import Fallback
 from idagg.accept.fast_path import FastPath
 from idagg.accept.listener import Listener
 from idagg.run import sockets
+from idagg.run.status import SINKS
 from idagg.tasks import end
 
 _KEEPALIVE_S = 75
@@ -76,9 +77,9 @@ class AdminListener:
         return web.Response(text="ok")
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        """200 where hits are counted; what does not keep us from that is told of, and no more."""
+        """200 where hits are counted; trouble with deliveries is told of, and does not keep us from that."""
         trouble = self._watched.trouble()
-        ready = not trouble.keys() - {"broker", "callbacks"}
+        ready = not trouble.keys() - SINKS
         text = "ok" if ready else "failed"
         if "verbose" in request.query:
             lines = [f"{part}: {sentence}" for part, sentence in sorted(trouble.items())]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import faulthandler
 import functools
 import logging
 import os
@@ -24,7 +23,6 @@ from pathlib import Path
 
 import uvloop
 
-from idagg import metrics as metrics_module
 from idagg.deliver.callback import CONCURRENCY, Callbacks
 from idagg.deliver.guard import Guard
 from idagg.deliver.logfile import LogFile
@@ -35,7 +33,7 @@ from idagg.deliver.signing import Signer
 from idagg.errors import Exit
 from idagg.flush.caller import Caller
 from idagg.metrics import Metrics
-from idagg.run.logs import log_to_stderr
+from idagg.run.process import begin, take_order
 from idagg.run.status import BEAT_S, CallbackOrder, read_epoch
 from idagg.store.client import Client
 from idagg.store.windows import WindowStore
@@ -76,8 +74,9 @@ class Assigned:
 
 
 class CallbackProcess:
-    def __init__(self, order: CallbackOrder) -> None:
+    def __init__(self, order: CallbackOrder, *, beats: int) -> None:
         settings = order.settings
+        self._beats = beats  # a descriptor
         self._stop = asyncio.Event()
         self._assigned = Assigned()
         self._metrics = Metrics()
@@ -148,7 +147,7 @@ class CallbackProcess:
         while True:
             self._metrics.tasks(len(asyncio.all_tasks()))
             with contextlib.suppress(BlockingIOError):  # the supervisor is busy; the next one will do
-                os.write(sys.stdout.fileno(), b"{}\n")
+                os.write(self._beats, b"{}\n")
             await asyncio.sleep(BEAT_S)
 
 
@@ -171,16 +170,12 @@ def restrain() -> None:
 
 
 def main() -> int:
-    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as orders:
-        order = CallbackOrder.parse(orders.readline())
-    log_to_stderr("callbacks")
-    faulthandler.enable()  # says where it hung when the supervisor ends it with SIGABRT
-    os.set_blocking(sys.stdout.fileno(), False)
-    metrics_module.write_as(order.writer)
+    order = take_order(CallbackOrder.parse)
+    beats = begin("callbacks", writer=order.writer, stdout=order.stdout)
     restrain()
 
     async def serve() -> None:
-        await CallbackProcess(order).run()
+        await CallbackProcess(order, beats=beats).run()
 
     uvloop.run(serve())
     return Exit.OK

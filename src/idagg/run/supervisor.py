@@ -15,6 +15,7 @@ import math
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,16 +24,17 @@ from typing import Any, TypeVar
 import uvloop
 
 from idagg import __version__, metrics
+from idagg.deliver.logfile import is_stdout, shown
 from idagg.errors import CannotStartError, Exit, IdaggError
 from idagg.run import sockets
 from idagg.run.admin import AdminListener
 from idagg.run.child import Child, end
 from idagg.run.logs import log_to_stderr
 from idagg.run.restart import YOUNG_S, Restarts
-from idagg.run.status import Beat, CallbackOrder, Order, epoch_line
+from idagg.run.status import SINKS, Beat, CallbackOrder, Order, epoch_line
 from idagg.run.systemd import notify
 from idagg.settings import Settings
-from idagg.store.client import address
+from idagg.store.address import shown as shown_url
 from idagg.store.embedded import EmbeddedStore
 
 T = TypeVar("T")
@@ -63,6 +65,7 @@ class Supervisor:
         self._callbacks: Child[None] | None = None
         self._alive: set[Child[Any]] = set()  # those, and whoever is yet to serve or serves no more
         self._replace = asyncio.Event()
+        self._stdout = standard_output(settings)
         self.metrics_folder = Path(tempfile.mkdtemp(prefix="idagg-metrics-"))
         self._store: EmbeddedStore | None = None
         self._redis_url = settings.redis_url or ""  # or the embedded store's, once it runs
@@ -119,6 +122,8 @@ class Supervisor:
                 found["store"] = beat.store
             if beat.broker:
                 found["broker"] = beat.broker
+            if beat.delivery:
+                found["delivery"] = beat.delivery
         return found
 
     async def _start_store(self) -> None:
@@ -128,7 +133,7 @@ class Supervisor:
 
     def _start_worker(self, slot: int) -> Child[Beat]:
         writer, listener = self._free_writer(), self._listeners[slot].fileno()
-        order = Order(self._settings, self._redis_url, slot, listener, writer)
+        order = Order(self._settings, self._redis_url, slot, listener, writer, self._stdout)
         return self._watched(
             Child(
                 f"worker-{slot}",
@@ -137,7 +142,7 @@ class Supervisor:
                 Beat.parse,
                 writer=writer,
                 environment=self._environment(),
-                pass_fds=[listener],
+                pass_fds=[listener, self._stdout],
             )
         )
 
@@ -147,10 +152,11 @@ class Supervisor:
             Child(
                 "the callback process",
                 CALLBACK_MODULE,
-                CallbackOrder(self._settings, self._redis_url, writer).line(),
+                CallbackOrder(self._settings, self._redis_url, writer, self._stdout).line(),
                 lambda line: None,
                 writer=writer,
                 environment=self._environment(),
+                pass_fds=[self._stdout],
             )
         )
 
@@ -261,11 +267,13 @@ class Supervisor:
         while not all(worker and worker.beat for worker in self._workers):  # noqa: ASYNC110  any of many sets it
             await asyncio.sleep(0.02)
         notify("READY=1", f"STATUS={len(self._workers)} workers listen")
-        print(self._greeting(admin_url), flush=True)  # noqa: T201  the person at the terminal reads this
+        # The person at the terminal reads this; whoever reads records reads nothing else.
+        aside = sys.stderr if is_stdout(self._settings.log_file) else sys.stdout
+        print(self._greeting(admin_url), file=aside, flush=True)
         told: dict[str, str] = {}
         told_at = time.monotonic()
         while not self._stop.is_set():
-            trouble = self.trouble()
+            trouble = {part: said for part, said in self.trouble().items() if part not in SINKS}
             if trouble != told or (trouble and time.monotonic() - told_at > REMIND_S):
                 for part, sentence in trouble.items():
                     if told.get(part) == sentence:
@@ -278,18 +286,20 @@ class Supervisor:
             await asyncio.sleep(0.25)
 
     def _greeting(self, admin_url: str) -> str:
-        settings = self._settings
+        settings, log_file = self._settings, shown(self._settings.log_file)
         public = sockets.shown(settings.host, self._port)
         if settings.amqp_url:
-            sink = f"to RabbitMQ's queue {settings.amqp_queue}, or {settings.log_file} while it is away"
+            queue = f"queue {settings.amqp_queue}"
+            way = f"exchange {settings.amqp_exchange}" if settings.amqp_exchange else queue
+            sink = f"to RabbitMQ's {way}, or {log_file} while it is away"
         else:
-            sink = f"to {settings.log_file} (for RabbitMQ: --amqp-url)"
+            sink = f"to {log_file} (for RabbitMQ: --amqp-url)"
         if self._store:
             store = (
                 f"embedded {self._store.binary}, data in {self._store.data}; for one VM (more: --redis-url)"
             )
         else:
-            store = f"Redis at {address(settings.redis_url or '')}"
+            store = f"Redis at {shown_url(settings.redis_url or '')}"
         return "\n".join(
             (
                 f"idagg {__version__} counts unique ids in windows of {settings.window} s",
@@ -300,6 +310,17 @@ class Supervisor:
                 f"  admin    {admin_url}/metrics",
             )
         )
+
+
+def standard_output(settings: Settings) -> int:
+    """A descriptor for workers to write to. Raises CannotStartError where it is closed and they have to."""
+    if sys.stdout is not None:
+        return os.dup(1)
+    if is_stdout(settings.log_file):
+        raise CannotStartError(
+            "standard output is closed, and no window could be delivered there: open it, or change --log-file"
+        )
+    return os.open(os.devnull, os.O_WRONLY)
 
 
 def serve(settings: Settings) -> int:

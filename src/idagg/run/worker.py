@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import faulthandler
 import gc
 import logging
 import math
@@ -21,24 +20,22 @@ import time
 import uvloop
 from aiohttp import http_parser
 
-from idagg import metrics as metrics_module
 from idagg.accept.admission import Admission
 from idagg.accept.commit import TICK_S, GroupCommit
 from idagg.accept.connection import EXCHANGE_S
 from idagg.accept.fallback import Fallback, accept_routes, health_routes
 from idagg.accept.fast_path import FastPath
 from idagg.accept.listener import Listener
-from idagg.deliver.broker import Broker
 from idagg.deliver.logfile import LogFile
 from idagg.errors import Exit
 from idagg.flush.flusher import Flusher
 from idagg.flush.leader import PATIENCE_S, Leadership
 from idagg.metrics import Metrics
-from idagg.run.logs import log_to_stderr
+from idagg.run import sinks
+from idagg.run.process import begin, take_order
 from idagg.run.status import BEAT_S, Beat, Order
 from idagg.store.client import Client
 from idagg.store.hits import MAX_BATCH, HitStore
-from idagg.store.link import Link
 from idagg.store.windows import WindowStore
 from idagg.tasks import end
 
@@ -56,15 +53,16 @@ LAST_REQUEST_S = 1.0
 
 
 class Worker:
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, *, beats: int) -> None:
         settings = order.settings
         self._order = order
+        self._beats = beats  # a descriptor
         self._stop = asyncio.Event()
         self._metrics = Metrics()
         self._failed_at = -math.inf  # when a batch was last not stored, by the loop's clock
         loop = asyncio.get_running_loop()
 
-        self._hits = Link(order.redis_url)
+        self._hits = Client(order.redis_url)
         self._commit = GroupCommit(
             HitStore(
                 self._hits,
@@ -108,16 +106,7 @@ class Worker:
             patience_s=PATIENCE_S if settings.redis_url else 0,  # the embedded store is ours alone
             on_change=self._metrics.leads,
         )
-        self._broker = (
-            Broker(
-                settings.amqp_url,
-                settings.amqp_queue,
-                body=settings.amqp_body,
-                namespace=settings.namespace,
-            )
-            if settings.amqp_url
-            else None
-        )
+        self._broker = sinks.broker(settings)
         self._flusher = Flusher(
             windows, self._leadership, broker=self._broker, lines=lines, observer=self._metrics
         )
@@ -232,10 +221,10 @@ class Worker:
         await self._leadership.answered.wait()
         while True:
             broker = self._broker.trouble if self._broker and self._leadership.epoch else None
-            line = Beat(self._leadership.epoch, self._store_trouble(), broker).line()
+            line = Beat(self._leadership.epoch, self._store_trouble(), broker, self._flusher.trouble).line()
             self._metrics.tasks(len(asyncio.all_tasks()))
             try:
-                os.write(sys.stdout.fileno(), line)
+                os.write(self._beats, line)
             except BlockingIOError:
                 pass  # the supervisor is busy; the next beat will do
             except BrokenPipeError:
@@ -244,20 +233,16 @@ class Worker:
 
 
 def main() -> int:
-    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as orders:
-        order = Order.parse(orders.readline())
-    log_to_stderr(f"worker-{order.slot}")
-    faulthandler.enable()  # says where it hung when the supervisor ends it with SIGABRT
-    os.set_blocking(sys.stdout.fileno(), False)
+    order = take_order(Order.parse)
+    beats = begin(f"worker-{order.slot}", writer=order.writer, stdout=order.stdout)
     if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
         log.error("aiohttp runs without its C parser: unset AIOHTTP_NO_EXTENSIONS, or install its wheel")
         return Exit.CANNOT_START
-    metrics_module.write_as(order.writer)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, MAX_FILES)), hard))
 
     async def serve() -> None:
-        await Worker(order).run()
+        await Worker(order, beats=beats).run()
 
     uvloop.run(serve())
     return Exit.OK

@@ -1,38 +1,20 @@
-"""Connections to Redis, with the client library's defaults set on purpose, and its errors in our words."""
+"""Commands and scripts at one server, over one connection, with its errors in our words."""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
 import hashlib
 import importlib.resources
-from typing import Any, Protocol
-from urllib.parse import urlsplit
+from typing import Any
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import (
-    AuthenticationError,
-    BusyLoadingError,
-    ConnectionError,  # noqa: A004  the library's own name; the builtin is not used here
-    InvalidResponse,
-    NoPermissionError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    TimeoutError,  # noqa: A004  likewise
-)
+import hiredis
 
-from idagg.errors import (
-    FencedError,
-    StoreAwayError,
-    StoreError,
-    StoreRefusedError,
-    UnknownRefusalError,
-    WrongTypeError,
-)
+from idagg.errors import StoreAwayError, StoreError, StoreRefusedError, UnknownRefusalError
+from idagg.store.address import Address, shown
+from idagg.store.connection import Argument, Connection, open_connection
+from idagg.store.replies import refusal, unreachable
 
 _LUA = importlib.resources.files("idagg.store") / "lua"
 # What scripts begin with, after the prelude; the leader's are fenced by its epoch.
@@ -45,31 +27,6 @@ _OPENINGS = {
     "aside": _LEADERS,
     "inspect": ("damage",),
 }
-
-# Error replies that say "not now"; whether to ask again is the caller's to decide.
-_NOT_NOW = {
-    "LOADING": "is still loading its data",
-    "READONLY": "takes no writes, it is a replica",
-    "MASTERDOWN": "takes no writes, its master is down",
-    "CLUSTERDOWN": "is part of a cluster that is down",
-    "TRYAGAIN": "is part of a cluster that moves its data",
-    "NOAUTH": "wants a password",
-    "WRONGPASS": "refuses the password or the user",
-    "NOPERM": "does not permit this user what is needed",
-}
-# The library's errors whose text has lost the code that it began with.
-_CODES: dict[type[Exception], str] = {
-    BusyLoadingError: "LOADING",
-    ReadOnlyError: "READONLY",
-    OutOfMemoryError: "OOM",
-    NoPermissionError: "NOPERM",
-    AuthenticationError: "WRONGPASS",
-}
-# What it makes a plain ConnectionError of, by a part of the text.
-_LOST = {"username-password pair": "WRONGPASS", "Authentication required": "NOAUTH"}
-
-# What answers there speaks something else; with what the parser says of it.
-NO_REDIS = "what answers does not speak Redis' protocol ({})"
 
 
 def source(name: str) -> str:
@@ -93,123 +50,123 @@ class Script:
         return cls.of(source(name))
 
 
-def address(url: str) -> str:
-    """The URL without what is secret in it."""
-    parts = urlsplit(url)
-    if parts.scheme == "unix":
-        return parts.path
-    return f"{parts.scheme}://{parts.hostname or 'localhost'}:{parts.port or 6379}{parts.path}"
-
-
-class Scripts(Protocol):
-    """What runs scripts: a Client, or a Link."""
-
-    @property
-    def address(self) -> str: ...
-
-    async def script(self, name: str, tag: str, *args: bytes | str | int) -> Any: ...
-
-
 class Client:
-    """One Redis server or proxy, and the scripts that run there.
+    """Connects when it is used, and again when the connection was lost. A command is sent once.
 
-    A command is sent once: the library would re-send one that timed out up to ten times. Callers bound their
-    waiting with ``timeout_s`` or by cancelling, which costs the connection and leaves the outcome unknown.
+    ``timeout_s`` bounds each command; what took longer costs the connection, and has an unknown outcome. A
+    caller that is cancelled leaves its command on its way: what is sent later comes later. Without
+    ``timeout_s`` the callers bound their waiting by cancelling, and that costs the connection, too.
     """
 
-    def __init__(self, url: str, *, timeout_s: float) -> None:
-        self.address = address(url)
-        self._redis: Redis = Redis.from_url(
-            url,
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            health_check_interval=0,
-        )
+    def __init__(self, url: str, *, timeout_s: float | None = None) -> None:
+        self.address = shown(url)
+        self._url = url
+        self._timeout_s = timeout_s
+        self._connection: Connection | None = None
+        self._connecting = asyncio.Lock()
 
-    async def script(self, name: str, tag: str, *args: bytes | str | int) -> Any:
+    async def script(self, name: str, tag: str, *args: Argument) -> Any:
         """Run ``store/lua/NAME.lua`` on the shard TAG.
 
         Raises StoreAwayError where the outcome is unknown, StoreRefusedError where nothing was done.
         """
         script = self._script(name)
-        try:
-            try:
-                return await self._redis.evalsha(script.sha, 1, tag, *args)
-            except NoScriptError:
-                return await self._redis.eval(script.text, 1, tag, *args)
-        except (RedisError, OSError) as error:
-            raise await explained(await self._took(error), self, name, tag) from error
+        answer = await self._ask("EVALSHA", script.sha, 1, tag, *args)
+        if isinstance(answer, hiredis.ReplyError) and str(answer).startswith("NOSCRIPT"):
+            answer = await self._ask("EVAL", script.text, 1, tag, *args)
+        if isinstance(answer, hiredis.ReplyError):
+            raise await self._explained(self._refused(answer), name, tag)
+        return answer
 
-    async def command(self, *args: bytes | str | int) -> Any:
+    async def command(self, *args: Argument) -> Any:
         """Run one plain command; errors as for ``script``."""
-        try:
-            return await self._redis.execute_command(*args)  # type: ignore[no-untyped-call]  # untyped there
-        except (RedisError, OSError) as error:
-            words = await self._took(error)
-            if isinstance(words, UnknownRefusalError):
-                words = type(words)(f"{words} (to {' '.join(map(str, args[:2]))})")
-            raise words from error
+        answer = await self._ask(*args)
+        if isinstance(answer, hiredis.ReplyError):
+            error = self._refused(answer)
+            if isinstance(error, UnknownRefusalError):
+                error = type(error)(f"{error} (to {' '.join(map(str, args[:2]))})")
+            raise error
+        return answer
+
+    async def damage(self, tag: str) -> list[str]:
+        """What is wrong in the shard, or was and is set aside, in sentences."""
+        found = [what.decode(errors="replace") for what in await self.script("inspect", tag)]
+        if not found and (aside := await self.command("HLEN", f"{tag}:aside")):
+            found.append(f"{aside} windows are set aside in {tag}:aside, see the README on how to mend them")
+        return found
 
     async def close(self) -> None:
-        await self._redis.aclose()
+        self._drop()
 
     def _script(self, name: str) -> Script:
         return Script.load(name)
 
-    async def _took(self, error: Exception) -> StoreError:
-        words = self._in_our_words(error)
-        if isinstance(words, StoreAwayError):  # as a replica says, for good: another may be there by now
-            await self._redis.connection_pool.disconnect(inuse_connections=False)
-        return words
+    async def _ask(self, *args: Argument) -> Any:
+        """The answer, an error reply included."""
+        try:
+            if self._timeout_s is None:
+                return await self._answer(args)
+            async with asyncio.timeout(self._timeout_s):
+                return await self._answer(args)
+        except TimeoutError as error:
+            self._drop()
+            why = f"it did not answer within {self._timeout_s:g} s" if self._timeout_s else str(error)
+            raise unreachable(self.address, why) from error
+        except OSError as error:
+            raise unreachable(self.address, str(error)) from error
+        except asyncio.CancelledError:
+            if self._timeout_s is None:
+                self._drop()
+            raise
 
-    def _in_our_words(self, error: Exception) -> StoreError:
-        if isinstance(error, InvalidResponse):
-            return unreachable(self.address, NO_REDIS.format(error))
-        code = _CODES.get(type(error)) or next((_LOST[part] for part in _LOST if part in str(error)), None)
-        if code is None and isinstance(error, ConnectionError | TimeoutError | OSError):
-            return unreachable(self.address, str(error))
-        return refusal(self.address, f"{code} {error}" if code else str(error))
+    async def _answer(self, args: tuple[Argument, ...]) -> Any:
+        connection = self._connection
+        if connection is None or connection.is_lost:
+            async with self._connecting:
+                connection = self._connection
+                if connection is None or connection.is_lost:
+                    connection = self._connection = await self._connect()
+        return await connection.send(args)
 
+    async def _connect(self) -> Connection:
+        try:
+            address = Address.parse(self._url)
+        except ValueError as error:
+            raise unreachable(self.address, str(error)) from error
+        connection = await open_connection(address)
+        try:
+            if address.password:
+                user = (address.username,) if address.username else ()
+                await self._agree(connection, "AUTH", *user, address.password)
+            if address.database:
+                await self._agree(connection, "SELECT", address.database)
+        except BaseException:
+            connection.drop()
+            raise
+        return connection
 
-def unreachable(where: str, why: str) -> StoreAwayError:
-    return StoreAwayError(f"Redis at {where} cannot be reached: {why}")
+    async def _agree(self, connection: Connection, *args: Argument) -> None:
+        answer = await connection.send(args)
+        if isinstance(answer, hiredis.ReplyError):
+            words = refusal(self.address, str(answer))
+            raise words if isinstance(words, StoreAwayError) else StoreAwayError(str(words))
 
+    def _refused(self, answer: hiredis.ReplyError) -> StoreError:
+        error = refusal(self.address, str(answer))
+        if isinstance(error, StoreAwayError):  # as a replica says, for good: another may be there by now
+            self._drop()
+        return error
 
-def refusal(where: str, reply: str) -> StoreError:
-    """An error reply, code and all, as the error to raise."""
-    if "Error running script" in reply:  # Redis 6.2's, around what a command in the script was answered
-        reply = reply.rpartition(": -")[2]
-    code, _, rest = reply.partition(" ")
-    if "unauthenticated" in rest:  # said in place of NOAUTH to commands of more than ten words
-        code = "NOAUTH"
-    if code in _NOT_NOW:
-        return StoreAwayError(f"Redis at {where} {_NOT_NOW[code]}")
-    if code == "OOM":
-        return StoreRefusedError(f"Redis at {where} is out of memory (maxmemory)")
-    if code == "FENCED":
-        return FencedError(f"another leader has taken over (epoch {rest})")
-    if code == "SCHEMA":
-        return StoreRefusedError(
-            f"Redis at {where} holds what another version of idagg wrote (schema {rest}): "
-            "run that version here, or give this one a --namespace of its own"
+    async def _explained(self, error: StoreError, name: str, tag: str) -> StoreError:
+        """A script's error; for a refusal that nothing we know of explains, what is wrong in the store."""
+        if not isinstance(error, UnknownRefusalError) or name == "inspect":
+            return error
+        found = await self.script("inspect", tag)
+        return (
+            StoreRefusedError(f"Redis at {self.address} is damaged: {found[0].decode()}") if found else error
         )
-    if code == "DAMAGED":
-        return StoreRefusedError(f"Redis at {where} is damaged: {rest}")
-    if code == "LENGTH" and rest.isdecimal():
-        return StoreRefusedError(
-            f"Redis at {where} counts in windows of {rest} s for another instance: "
-            "give this one the same --window, or a --namespace of its own"
-        )
-    unknown = WrongTypeError if code == "WRONGTYPE" else UnknownRefusalError
-    return unknown(f"Redis at {where} refused: {reply}")
 
-
-async def explained(error: StoreError, scripts: Scripts, name: str, tag: str) -> StoreError:
-    """A script's error; for a refusal that nothing we know of explains, what is wrong in the store."""
-    if isinstance(error, UnknownRefusalError) and name != "inspect":
-        found = await scripts.script("inspect", tag)
-        if found:
-            return StoreRefusedError(f"Redis at {scripts.address} is damaged: {found[0].decode()}")
-    return error
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.drop()
+            self._connection = None

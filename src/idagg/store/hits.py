@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
-
-from idagg.store.client import Scripts
+from typing import Any, NamedTuple, Protocol
 
 # What one script call carries at most: Lua's unpack() is limited to about 8,000 values, and at about 1 us
 # an id the script holds Redis for no more than some 4 ms.
 MAX_BATCH = 4096
 # Precedent: none; 10,000 callbacks, 1% of them to endpoints that hang, take some seconds of a minute (bench).
 MAX_ENDPOINTS = 10_000
+
+
+class Scripts(Protocol):
+    """Where scripts run: a Client."""
+
+    async def script(self, name: str, tag: str, *args: bytes | str | int) -> Any: ...
 
 
 class Stored(NamedTuple):

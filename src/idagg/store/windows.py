@@ -104,12 +104,7 @@ class WindowStore:
 
     async def damage(self) -> list[str]:
         """What is wrong in the store, or was and is set aside, in sentences."""
-        found = [what.decode(errors="replace") for what in await self._client.script("inspect", self._tag)]
-        if not found and (aside := await self.aside()):
-            found.append(
-                f"{aside} windows are set aside in {self._tag}:aside, see the README on how to mend them"
-            )
-        return found
+        return await self._client.damage(self._tag)
 
     async def mark_logged(self, epoch: int, start_s: int) -> None:
         await self._client.script("mark", self._tag, epoch, start_s, "logged")
@@ -126,8 +121,8 @@ class WindowStore:
             }
             begun: dict[bytes, bytes] = {}
             async for pieces in self._scan("HSCAN", f"{name}:attempts"):
-                begun.update(pieces)
-            seconds, microseconds = await self._client.command("TIME")
+                begun.update(zip(pieces[::2], pieces[1::2], strict=True))
+            seconds, microseconds = map(int, await self._client.command("TIME"))
             now_ms = seconds * 1000 + microseconds // 1000
             return [_pending(endpoint, begun.get(endpoint), now_ms) for endpoint in endpoints]
         except (WrongTypeError, ValueError) as error:
@@ -152,11 +147,11 @@ class WindowStore:
         await self._client.script("called", self._tag, epoch, start_s)
 
     async def _scan(self, command: str, name: str) -> AsyncIterator[Any]:
-        cursor = 0
+        cursor = b"0"
         while True:
             cursor, piece = await self._client.command(command, name, cursor, "COUNT", SCANNED_AT_ONCE)
             yield piece
-            if not cursor:
+            if cursor == b"0":
                 return
 
     async def _owed(self, index: str, limit: int) -> list[Owed]:
@@ -174,7 +169,7 @@ class WindowStore:
         if not pairs and await self._client.command("ZSCORE", f"{self._tag}:{index}", member) is None:
             return None
         try:
-            field = {key.decode(): int(value) for key, value in pairs.items()}
+            field = {key.decode(): int(value) for key, value in zip(pairs[::2], pairs[1::2], strict=True)}
             record = Record(
                 start_s=int(member),
                 length_s=field["length"],

@@ -13,9 +13,8 @@ from fakes import Batches
 from faults import store_client
 from idagg.accept.commit import GroupCommit
 from idagg.errors import StoreAwayError, StoreRefusedError
-from idagg.store.client import Client, Scripts
+from idagg.store.client import Client
 from idagg.store.hits import HitStore
-from idagg.store.link import Link
 from idagg.tasks import end
 from oracle import open_hits
 from proxy import Proxy
@@ -23,7 +22,7 @@ from proxy import Proxy
 TAG = "{t:0}"
 
 
-def hits(link: Scripts, window_s: int = 3600) -> HitStore:
+def hits(link: Client, window_s: int = 3600) -> HitStore:
     return HitStore(link, namespace="t", window_s=window_s, exact_limit=1000)
 
 
@@ -34,7 +33,7 @@ async def total_hits(url: str) -> int:
 
 async def test_a_batch_goes_in(store_server: servers.RedisServer) -> None:
     """A link counts, on either server, over a Unix socket."""
-    link = Link(store_server.url)
+    link = Client(store_server.url)
     start = (await hits(link).add(1, [b"1", b"2", b"1"])).start_s
     await link.close()
     assert start % 3600 == 0
@@ -44,7 +43,7 @@ async def test_a_batch_goes_in(store_server: servers.RedisServer) -> None:
 async def test_password_and_database_are_heeded() -> None:
     """What the URL says of user, password and database is what happens, over TCP."""
     with servers.RedisServer(tcp=True, requirepass="s3cret") as server:
-        link = Link(f"{server.tcp_url}/3")
+        link = Client(f"{server.tcp_url}/3")
         await hits(link).add(1, [b"1"])
         await link.close()
         third, first = Client(f"{server.tcp_url}/3", timeout_s=5), Client(server.tcp_url, timeout_s=5)
@@ -52,10 +51,10 @@ async def test_password_and_database_are_heeded() -> None:
         assert await first.command("DBSIZE") == 0
         await third.close()
         await first.close()
-        nobody = Link(f"redis://:wrong@127.0.0.1:{server.port}")
+        nobody = Client(f"redis://:wrong@127.0.0.1:{server.port}")
         with pytest.raises(StoreAwayError, match="refuses the password"):
             await hits(nobody).add(1, [b"1"])
-        silent = Link(f"redis://127.0.0.1:{server.port}")
+        silent = Client(f"redis://127.0.0.1:{server.port}")
         with pytest.raises(StoreAwayError, match="wants a password") as error:
             await hits(silent).add(1, [b"1"])
         assert "s3cret" not in str(error.value)
@@ -66,14 +65,14 @@ async def test_password_and_database_are_heeded() -> None:
 async def test_nothing_listens() -> None:
     """The sentence names the address."""
     port = servers.free_port()
-    link = Link(f"redis://127.0.0.1:{port}/0")
+    link = Client(f"redis://127.0.0.1:{port}/0")
     with pytest.raises(StoreAwayError, match=f"127.0.0.1:{port}"):
         await hits(link).add(1, [b"1"])
 
 
 async def test_a_restarted_server_is_found_again(any_server: servers.RedisServer) -> None:
     """The command after the one that lost its connection makes a new one, scripts and all."""
-    link = Link(any_server.url)
+    link = Client(any_server.url)
     store = hits(link)
     await store.add(1, [b"1"])
     any_server.restart()
@@ -85,7 +84,7 @@ async def test_a_restarted_server_is_found_again(any_server: servers.RedisServer
 
 async def test_an_error_reply_leaves_the_connection_usable(any_server: servers.RedisServer) -> None:
     """A refusal is an answer like another."""
-    link = Link(any_server.url)
+    link = Client(any_server.url)
     store = hits(link)
     await store.add(2, [b"1"])
     with pytest.raises(StoreRefusedError, match="STALE 2"):
@@ -94,9 +93,9 @@ async def test_an_error_reply_leaves_the_connection_usable(any_server: servers.R
     await link.close()
 
 
-@pytest.mark.parametrize("kind", [Link, lambda url: Client(url, timeout_s=5)], ids=["link", "client"])
+@pytest.mark.parametrize("kind", [Client, lambda url: Client(url, timeout_s=5)], ids=["hits", "flush"])
 async def test_a_server_that_became_a_replica_is_left(
-    any_server: servers.RedisServer, kind: Callable[[str], Link | Client]
+    any_server: servers.RedisServer, kind: Callable[[str], Client]
 ) -> None:
     """A name that leads to another server by now is only seen by who connects anew; the old one lives on."""
     with servers.RedisServer() as successor:
@@ -115,8 +114,8 @@ async def test_a_server_that_became_a_replica_is_left(
             await operator.close()
 
 
-@pytest.mark.parametrize("kind", [Link, lambda url: Client(url, timeout_s=5)], ids=["link", "client"])
-async def test_another_protocol(kind: Callable[[str], Link | Client]) -> None:
+@pytest.mark.parametrize("kind", [Client, lambda url: Client(url, timeout_s=5)], ids=["hits", "flush"])
+async def test_another_protocol(kind: Callable[[str], Client]) -> None:
     """A web server's port, say: one sentence, as often as it is tried."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -137,7 +136,7 @@ async def test_another_protocol(kind: Callable[[str], Link | Client]) -> None:
 
 async def test_a_cancelled_command_costs_the_connection(any_server: servers.RedisServer) -> None:
     """Nobody takes another's answer for its own: the next command has a new connection."""
-    link = Link(any_server.url)
+    link = Client(any_server.url)
     store = hits(link)
     await store.add(1, [b"1"])
     any_server.freeze()
@@ -155,7 +154,7 @@ async def test_a_cancelled_command_costs_the_connection(any_server: servers.Redi
 
 async def test_a_large_batch_comes_in_pieces_and_whole(any_server: servers.RedisServer) -> None:
     """The largest batch is one command."""
-    link = Link(any_server.url)
+    link = Client(any_server.url)
     await hits(link).add(1, [b"%d" % n for n in range(4096)], [b"http://a/%d" % n for n in range(4096)])
     await link.close()
     assert await total_hits(any_server.url) == 4096
@@ -164,7 +163,7 @@ async def test_a_large_batch_comes_in_pieces_and_whole(any_server: servers.Redis
 async def test_a_lost_reply_is_followed_by_a_no_op(any_server: servers.RedisServer) -> None:
     """The batch that was applied and whose reply was lost is sent again, counts once, and is answered ok."""
 
-    class Client:
+    class Caller:
         stored: asyncio.Future[bool]
 
         def answer(self, stored: bool) -> None:
@@ -172,10 +171,10 @@ async def test_a_lost_reply_is_followed_by_a_no_op(any_server: servers.RedisServ
 
     loop = asyncio.get_running_loop()
     async with Proxy(any_server.url.removeprefix("unix://")) as proxy:
-        link = Link(proxy.url)
+        link = Client(proxy.url)
         commit = GroupCommit(hits(link), Batches(), deadline_s=5, max_batch=100, now=loop.time)
         running = asyncio.create_task(commit.run())
-        client = Client()
+        client = Caller()
         for number in range(3):
             client.stored = loop.create_future()
             proxy.swallowed.clear()
@@ -239,7 +238,7 @@ async def test_repeats_are_stored_again_where_the_store_lost_them(
     """Each ok is for an id that the server has which answers now, on the old connection and on a new one."""
     loop = asyncio.get_running_loop()
 
-    class Client:
+    class Caller:
         def __init__(self) -> None:
             self.stored = loop.create_future()
 
@@ -248,12 +247,12 @@ async def test_repeats_are_stored_again_where_the_store_lost_them(
 
     with servers.RedisServer() as other:
         async with Switch(str(any_server.socket), str(other.socket)) as switch:
-            link = Link(switch.url)
+            link = Client(switch.url)
             commit = GroupCommit(hits(link), Batches(), deadline_s=5, max_batch=100, now=loop.time)
             running = asyncio.create_task(commit.run())
 
             async def ask(*ids: bytes) -> None:
-                clients = [Client() for _ in ids]
+                clients = [Caller() for _ in ids]
                 for client, canonical_id in zip(clients, ids, strict=True):
                     assert commit.add(client, canonical_id)
                 for client in clients:
@@ -276,7 +275,7 @@ async def test_repeats_are_stored_again_where_the_store_lost_them(
             assert switch.connections == (2 if loss == "lost tail" else 1)
             async with store_client((other if loss == "switch" else any_server).url) as operator:
                 (name,) = await operator.command("KEYS", "{t:0}:w:*:ids")
-                found = await operator.command("SMEMBERS", name)
+                found = set(await operator.command("SMEMBERS", name))
             assert found >= {b"6", b"7", b"8"}
             assert (b"5" in found) == (loss == "none")
             commit.stop()
@@ -290,10 +289,47 @@ async def test_a_server_that_is_no_redis_is_told_of() -> None:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         listener.settimeout(5)
-        link = Link(f"redis://127.0.0.1:{listener.getsockname()[1]}")
+        link = Client(f"redis://127.0.0.1:{listener.getsockname()[1]}")
         adding = asyncio.create_task(hits(link).add(1, [b"1"]))
         peer, _ = await asyncio.to_thread(listener.accept)
         peer.close()
         with pytest.raises(StoreAwayError, match="cannot be reached"):
             await adding
         await link.close()
+
+
+async def test_what_is_given_up_comes_before_what_is_sent_later(any_server: servers.RedisServer) -> None:
+    """A bid whose caller is gone cannot reach the server behind the resignation; each gets its own answer."""
+    client = Client(any_server.url, timeout_s=5)
+    await client.command("SET", "lock", "0")
+    any_server.freeze()
+    try:
+        given_up = asyncio.create_task(client.command("SET", "lock", "1"))
+        await asyncio.sleep(0.05)
+        await end(given_up)
+        last = asyncio.create_task(client.command("GETSET", "lock", "2"))
+        await asyncio.sleep(0.05)
+    finally:
+        any_server.thaw()
+    assert await last == b"1"
+    assert await client.command("GET", "lock") == b"2"
+    await client.close()
+
+
+async def test_commands_at_a_time(any_server: servers.RedisServer) -> None:
+    """Each of many on one connection gets its own answer; one that takes too long costs all of them
+    theirs."""
+    client = Client(any_server.url, timeout_s=0.3)
+    assert await asyncio.gather(*(client.command("ECHO", f"{n}") for n in range(100))) == [
+        b"%d" % n for n in range(100)
+    ]
+    any_server.freeze()
+    try:
+        outcomes = await asyncio.gather(
+            *(client.command("ECHO", f"{n}") for n in range(3)), return_exceptions=True
+        )
+    finally:
+        any_server.thaw()
+    assert [type(outcome) for outcome in outcomes] == [StoreAwayError] * 3
+    assert await client.command("ECHO", "4") == b"4"
+    await client.close()

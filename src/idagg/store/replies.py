@@ -1,0 +1,61 @@
+"""What Redis' error replies mean for us."""
+
+from __future__ import annotations
+
+from idagg.errors import (
+    FencedError,
+    StoreAwayError,
+    StoreError,
+    StoreRefusedError,
+    UnknownRefusalError,
+    WrongTypeError,
+)
+
+# "Not now"; whether to ask again is the caller's to decide.
+_NOT_NOW = {
+    "LOADING": "is still loading its data",
+    "READONLY": "takes no writes, it is a replica",
+    "MASTERDOWN": "takes no writes, its master is down",
+    "CLUSTERDOWN": "is part of a cluster that is down",
+    "TRYAGAIN": "is part of a cluster that moves its data",
+    "NOAUTH": "wants a password",
+    "WRONGPASS": "refuses the password or the user",
+    "NOPERM": "does not permit this user what is needed",
+}
+# What servers before ACLs, and some hosted ones, say of a password in place of WRONGPASS.
+_PASSWORD = ("username-password pair", "invalid password", "without any password configured")
+
+
+def unreachable(where: str, why: str) -> StoreAwayError:
+    return StoreAwayError(f"Redis at {where} cannot be reached: {why}")
+
+
+def refusal(where: str, reply: str) -> StoreError:
+    """An error reply, code and all, as the error to raise."""
+    if "Error running script" in reply:  # Redis 6.2's, around what a command in the script was answered
+        reply = reply.rpartition(": -")[2]
+    code, _, rest = reply.partition(" ")
+    if "unauthenticated" in rest:  # said in place of NOAUTH to commands of more than ten words
+        code = "NOAUTH"
+    elif any(part in reply for part in _PASSWORD):
+        code = "WRONGPASS"
+    if code in _NOT_NOW:
+        return StoreAwayError(f"Redis at {where} {_NOT_NOW[code]}")
+    if code == "OOM":
+        return StoreRefusedError(f"Redis at {where} is out of memory (maxmemory)")
+    if code == "FENCED":
+        return FencedError(f"another leader has taken over (epoch {rest})")
+    if code == "SCHEMA":
+        return StoreRefusedError(
+            f"Redis at {where} holds what another version of idagg wrote (schema {rest}): "
+            "run that version here, or give this one a --namespace of its own"
+        )
+    if code == "DAMAGED":
+        return StoreRefusedError(f"Redis at {where} is damaged: {rest}")
+    if code == "LENGTH" and rest.isdecimal():
+        return StoreRefusedError(
+            f"Redis at {where} counts in windows of {rest} s for another instance: "
+            "give this one the same --window, or a --namespace of its own"
+        )
+    unknown = WrongTypeError if code == "WRONGTYPE" else UnknownRefusalError
+    return unknown(f"Redis at {where} refused: {reply}")
