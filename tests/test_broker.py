@@ -96,7 +96,7 @@ async def queue_facts(rabbit: RabbitServer, queue: str) -> list[str]:
 async def test_message(
     connect: Connect, admin: AbstractChannel, rabbit_queue: str, body: str, content_type: str, expected: bytes
 ) -> None:
-    """Body and properties are what the README promises."""
+    """Body and properties are what docs/reference/message.rst promises."""
     await admin.queue_declare(rabbit_queue)  # a classic queue, which adds no header of its own
     broker = connect(body=body, namespace="ns")
     await ready(broker)

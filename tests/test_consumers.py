@@ -1,4 +1,4 @@
-"""Consumers as others write them: they declare the queue as the README says, and get the messages."""
+"""Consumers as others write them: they declare the queue as docs/consumers.rst says, and get the messages."""
 
 from __future__ import annotations
 

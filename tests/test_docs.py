@@ -16,6 +16,8 @@ import tomllib
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
+import aio_pika
+import kombu
 import pika
 import pytest
 from bench.closed_loop.results import Results, Run
@@ -26,6 +28,8 @@ from standardwebhooks import Webhook
 
 import tables
 from documents import PAGES, ROOT, Command, blocks, literal_lines, page, session
+from idagg.deliver.amqp_route import Route
+from idagg.deliver.broker import Broker
 from idagg.deliver.logfile import CallbackLine, window_line
 from idagg.deliver.signing import Signer
 from idagg.metrics import Metrics
@@ -209,6 +213,27 @@ async def test_a_consumer_that_drops_repeats(rabbit: RabbitServer, rabbit_queue:
             channel.basic_publish("", rabbit_queue, record.as_json(), named)
         await until(lambda: _kept(tmp_path / "counts.db") == [(4000,), (5,)], within_s=15)
         channel.queue_delete(rabbit_queue)
+
+
+async def test_declarations_of_the_queue(rabbit: RabbitServer, rabbit_queue: str) -> None:
+    """Each library declares the queue as idagg has declared it."""
+    url = f"{rabbit.url}%2F"
+    broker = Broker(rabbit.url, Route(rabbit_queue), body="json", namespace="idagg")
+    broker.start()
+    await broker.publish(RECORD)
+    await broker.close()
+    (block,) = (block for block in blocks(page("docs/consumers.rst"), "python") if "# aio-pika" in block)
+    by_pika, by_aio_pika, by_kombu = block.replace("counts_queue", rabbit_queue).splitlines()
+    with (
+        contextlib.closing(pika.BlockingConnection(pika.URLParameters(url))) as connection,
+        kombu.Connection(url) as kombus,
+    ):
+        exec(by_pika, {"channel": connection.channel()})  # noqa: S102  it is an example of our own documents
+        eval(by_kombu, {"kombu": kombu})(kombus).declare()  # noqa: S307  likewise
+        async with await aio_pika.connect(url) as aio:
+            code = compile(by_aio_pika, "docs", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            await eval(code, {"channel": await aio.channel()})  # noqa: S307  likewise
+        connection.channel().queue_delete(rabbit_queue)
 
 
 def _kept(database: Path) -> list[tuple[int]]:

@@ -54,7 +54,7 @@ def same(one: str, other: str) -> bool:
 
 
 def test_window_line() -> None:
-    """The line is what the README promises."""
+    """The line is what docs/reference/log-file.rst promises."""
     assert window_line(RECORD, time_s=TIME_S) == (
         "time=2026-11-22T10:54:00.012Z level=INFO event=window window=2026-11-22T10:53:00Z"
         " unique_ids=4000 estimate=3988 hits=10000 exact=true sink=log"

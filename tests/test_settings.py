@@ -708,7 +708,7 @@ def test_loading_leaves_the_process_environment_alone(monkeypatch: pytest.Monkey
 
 
 def test_names_and_defaults_in_words() -> None:
-    """Help and README spell flags, variables and defaults the way they are used."""
+    """Help and documents spell flags, variables and defaults the way they are used."""
     assert (flag("redis_url"), variable("redis_url")) == ("--redis-url", "IDAGG_REDIS_URL")
     assert {name: default_text(name) for name in Settings.model_fields} == {
         "host": "127.0.0.1",
