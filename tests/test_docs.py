@@ -223,16 +223,20 @@ async def test_declarations_of_the_queue(rabbit: RabbitServer, rabbit_queue: str
     await broker.publish(RECORD)
     await broker.close()
     (block,) = (block for block in blocks(page("docs/consumers.rst"), "python") if "# aio-pika" in block)
-    by_pika, by_aio_pika, by_kombu = block.replace("counts_queue", rabbit_queue).splitlines()
+    arguments, *lines = block.replace("counts_queue", rabbit_queue).splitlines()
     with (
         contextlib.closing(pika.BlockingConnection(pika.URLParameters(url))) as connection,
         kombu.Connection(url) as kombus,
     ):
-        exec(by_pika, {"channel": connection.channel()})  # noqa: S102  it is an example of our own documents
-        eval(by_kombu, {"kombu": kombu})(kombus).declare()  # noqa: S307  likewise
         async with await aio_pika.connect(url) as aio:
-            code = compile(by_aio_pika, "docs", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-            await eval(code, {"channel": await aio.channel()})  # noqa: S307  likewise
+            channels = (connection.channel(), await aio.channel(), None)
+            for line, channel in zip(lines, channels, strict=True):
+                text = f"{arguments}\n{line}"
+                code = compile(text, "docs", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+                names = {"channel": channel, "connection": kombus, "kombu": kombu}
+                waiting = eval(code, names)  # noqa: S307  it is an example of our own documents
+                if waiting is not None:
+                    await waiting
         connection.channel().queue_delete(rabbit_queue)
 
 
