@@ -55,9 +55,9 @@ async def nobody_seals(url: str, window: int) -> AsyncIterator[None]:
     """We hold the leader's lock, so that windows stay open and can be compared id by id."""
     async with store_client(url) as client:
         windows = WindowStore(client, namespace="idagg", window_s=window, exact_limit=10**7)
-        assert (await windows.lead("test", lease_ms=600_000)).epoch == 1
+        assert (await windows.election.lead("test", lease_ms=600_000)).epoch == 1
         yield
-        await windows.resign("test")
+        await windows.election.resign("test")
 
 
 async def tells(serving: Serving, text: str, *, times: int = 1) -> None:
@@ -106,9 +106,7 @@ async def confirmed(serving: Serving, consumer: Consumer) -> None:
     await consumer.one_more()
     await eventually(
         serving.figures,
-        lambda figures: (
-            figures["idagg_outbox_windows{sink}"] == figures["idagg_outbox_windows{message}"] == 0
-        ),
+        lambda figures: figures["idagg_pending{deliveries}"] == figures["idagg_pending{messages}"] == 0,
     )
 
 

@@ -12,21 +12,21 @@ import pytest
 import idagg
 
 ROOT = Path(idagg.__file__).parent
-ROOMS = {"accept", "store", "flush", "deliver", "run"}
-# What each room may import of the others.
-ALLOWED = {
+PACKAGES = {"accept", "store", "flush", "deliver", "run"}
+# What each package imports of the others.
+ARROWS = {
     "accept": {"store"},
     "store": set[str](),
-    "flush": {"store", "deliver"},
+    "flush": {"store"},
     "deliver": set[str](),
-    "run": ROOMS,
+    "run": {"accept", "store", "flush", "deliver"},
 }
 MODULES = sorted(ROOT.rglob("*.py"))
 SCRIPTS = sorted((ROOT / "store" / "lua").glob("*.lua"))
 
 
-def room_of(path: Path) -> str:
-    """The room that a module is in; "" for the top level."""
+def package_of(path: Path) -> str:
+    """The package that a module is in; "" for the top level."""
     return path.relative_to(ROOT).parts[0] if path.parent != ROOT else ""
 
 
@@ -43,31 +43,40 @@ def imports(tree: ast.AST) -> Iterator[str]:
         yield from (name for name in names if name.split(".")[0] == "idagg")
 
 
-def rooms_imported(tree: ast.AST) -> set[str]:
-    return {name.split(".")[1] for name in imports(tree) if "." in name} & ROOMS
+def packages_imported(tree: ast.AST) -> set[str]:
+    return {name.split(".")[1] for name in imports(tree) if "." in name} & PACKAGES
 
 
-def test_every_room_is_known() -> None:
+def test_every_package_is_known() -> None:
     """A new folder has to be given its place in the flow."""
-    assert {path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "__pycache__"} == ROOMS
+    assert {path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "__pycache__"} == PACKAGES
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_one_way(path: Path) -> None:
-    """A room imports only those that lie before it; the top level imports none, but for `cli` and
+    """A package imports only those that lie before it; the top level imports none, but for `cli` and
     `settings`, which do so lazily: `cli` runs `run`, `settings` asks `store` what a URL says."""
     tree = ast.parse(path.read_text())
-    room, found = room_of(path), rooms_imported(tree)
-    if room:
-        assert found <= ALLOWED[room] | {room}
+    package, found = package_of(path), packages_imported(tree)
+    if package:
+        assert found <= ARROWS[package] | {package}
     elif path.name == "cli.py":
         assert found == {"run"}
-        assert not rooms_imported(ast.Module([node for node in tree.body if not is_def(node)], []))
+        assert not packages_imported(ast.Module([node for node in tree.body if not is_def(node)], []))
     elif path.name == "settings.py":
         assert found == {"store"}
-        assert not rooms_imported(ast.Module([node for node in tree.body if not is_def(node)], []))
+        assert not packages_imported(ast.Module([node for node in tree.body if not is_def(node)], []))
     else:
         assert not found
+
+
+def test_every_arrow_is_there() -> None:
+    """The drawing has no arrow that nothing needs."""
+    found: dict[str, set[str]] = {package: set() for package in PACKAGES}
+    for path in MODULES:
+        if package := package_of(path):
+            found[package] |= packages_imported(ast.parse(path.read_text())) - {package}
+    assert found == ARROWS
 
 
 def is_def(node: ast.stmt) -> bool:

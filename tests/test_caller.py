@@ -97,7 +97,7 @@ class Process:
         self.given_up: list[int] = []
         self._client = CrankedClient(url)
         windows = WindowStore(self._client, namespace="t", window_s=60, exact_limit=1000)
-        self.leadership = Leadership(windows, window_s=60)
+        self.leadership = Leadership(windows.election, window_s=60)
         self.bid = asyncio.create_task(self.leadership.run())
         work = Caller(windows, self.leadership, calls, on_given_up=self.given_up.append)
         self.calling = asyncio.create_task(work.run())
@@ -147,20 +147,22 @@ class Bench:
         await self.client.at(NOON + start)
         await self._hits.add(next(self._seq), [b"1"], endpoints)
         await self.client.at(NOON + start + 60)
-        assert await self.windows.seal(process.leadership.epoch) == 0
-        await self.windows.mark_delivered(process.leadership.epoch, NOON + start)
+        assert await self.windows.sealing.seal(process.leadership.epoch) == 0
+        await self.windows.pending.mark_delivered(process.leadership.epoch, NOON + start)
 
     async def owed(self) -> list[int]:
-        return [entry.record.start_s - NOON for entry in await self.windows.uncalled(limit=1000)]
+        return [
+            entry.record.start_s - NOON for entry in await self.windows.pending.with_callbacks(limit=1000)
+        ]
 
     async def pending(self) -> list[str]:
-        return sorted(callback.endpoint for callback in await self.windows.pending_callbacks(NOON))
+        return sorted(callback.endpoint for callback in await self.windows.pending.callbacks(NOON))
 
     async def nothing_is_owed(self) -> None:
         async with asyncio.timeout(LIMIT_S):
-            while await self.windows.depth("callbacks"):
+            while (await self.windows.pending.counts()).callbacks:
                 pass
-        assert await self.client.command("KEYS", "{t:0}:o:*") == []
+        assert await self.client.command("KEYS", "{t:0}:record:*") == []
 
     def logged(self) -> list[tuple[str, str]]:
         """Windows and paths in the log file."""
@@ -245,7 +247,7 @@ async def test_a_fenced_leader_marks_nothing(bench: Bench) -> None:
     await until(lambda: calls.under_way)
     await end(zombie.bid)
     await bench.lease_runs_out()
-    await bench.windows.lead("another", lease_ms=60_000)
+    await bench.windows.election.lead("another", lease_ms=60_000)
     calls.ended.add(0)
     await until(lambda: not zombie.leadership.epoch)
     assert await bench.pending() == ["http://a/", "http://b/"]
@@ -260,7 +262,7 @@ async def test_a_fenced_leader_gives_nothing_up(bench: Bench, monkeypatch: pytes
     await bench.seal(zombie, 0, [b"http://a/"])
     await end(zombie.bid)
     await bench.lease_runs_out()
-    await bench.windows.lead("another", lease_ms=60_000)
+    await bench.windows.election.lead("another", lease_ms=60_000)
     monkeypatch.setattr(caller, "MAX_BACKLOG", 0)
     await until(lambda: not zombie.leadership.epoch)
     assert await bench.pending() == ["http://a/"]

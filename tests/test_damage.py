@@ -1,4 +1,5 @@
-"""Somebody else's values where ours belong: each is named, what it spoils is set aside, all else goes on."""
+"""Somebody else's values where ours belong: each is named, what it spoils is quarantined, all else goes
+on."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from serving import Serving, eventually, next_window, send, until
 NOON = 1_800_000_000 - 1_800_000_000 % 60
 BEFORE, SPOILT, AFTER = (NOON + 60 * number for number in range(3))
 WINDOW = f"{{t:0}}:w:{SPOILT}"
-RECORD = f"{{t:0}}:o:{SPOILT}"
+RECORD = f"{{t:0}}:record:{SPOILT}"
 
 
 class Store:
@@ -36,7 +37,7 @@ class Store:
 
     async def fill(self) -> None:
         await self.client.at(BEFORE)
-        self.epoch = (await self.windows.lead("a", lease_ms=600_000)).epoch
+        self.epoch = (await self.windows.election.lead("a", lease_ms=600_000)).epoch
         for number, start in enumerate((BEFORE, SPOILT, AFTER), 1):
             await self.client.at(start)
             ids = [b"%d" % identity for identity in range(number)]
@@ -47,27 +48,27 @@ class Store:
         await self.client.at(at)
         wait_ms = 0
         while not wait_ms:
-            async with self.windows.setting_aside(self.epoch):
-                wait_ms = await self.windows.seal(self.epoch)
+            async with self.windows.sealing.quarantining(self.epoch):
+                wait_ms = await self.windows.sealing.seal(self.epoch)
 
     async def deliver(self) -> dict[int, int]:
-        """Do all that is owed, as far as it can be read; returns the counts by window."""
+        """Do all that is pending, as far as it can be read; returns the counts by window."""
         counts: dict[int, int] = {}
         done = False
         while not done:
-            async with self.windows.setting_aside(self.epoch):
-                for owed in await self.windows.undelivered():
+            async with self.windows.sealing.quarantining(self.epoch):
+                for owed in await self.windows.pending.deliveries():
                     counts[owed.record.start_s] = owed.record.unique_ids
-                    await self.windows.mark_delivered(self.epoch, owed.record.start_s)
-                for owed in await self.windows.uncalled():
-                    pending = await self.windows.pending_callbacks(owed.record.start_s)
+                    await self.windows.pending.mark_delivered(self.epoch, owed.record.start_s)
+                for owed in await self.windows.pending.with_callbacks():
+                    pending = await self.windows.pending.callbacks(owed.record.start_s)
                     endpoints = [callback.endpoint for callback in pending]
-                    await self.windows.mark_called(self.epoch, owed.record.start_s, endpoints)
+                    await self.windows.pending.mark_called(self.epoch, owed.record.start_s, endpoints)
                 done = True
         return counts
 
-    async def aside(self) -> dict[str, str]:
-        found = await self.client.command("HGETALL", "{t:0}:aside")
+    async def quarantined(self) -> dict[str, str]:
+        found = await self.client.command("HGETALL", "{t:0}:quarantine")
         return {name.decode(): what.decode() for name, what in zip(found[::2], found[1::2], strict=True)}
 
     async def keys(self, pattern: str = f"*:{SPOILT}*") -> dict[bytes, bytes]:
@@ -85,15 +86,11 @@ async def store(any_server: servers.RedisServer) -> AsyncIterator[Store]:
 
 
 async def test_a_refusal_that_is_not_about_what_is_stored_damages_nothing() -> None:
-    """Such as that of a server without the command: nothing is set aside for it."""
+    """Such as that of a server without the command: nothing is quarantined for it."""
     client = Mock(Client)
-    client.command.side_effect = lambda command, *args: [b"60"] if command == "ZRANGE" else refuse()
-
-    def refuse() -> None:
-        raise refusal("x", "ERR unknown command")
-
+    client.script.side_effect = refusal("x", "ERR unknown command")
     windows = WindowStore(client, namespace="t", window_s=60, exact_limit=1000)
-    for read in (windows.undelivered(), windows.pending_callbacks(60)):
+    for read in (windows.pending.deliveries(), windows.pending.callbacks(60)):
         with pytest.raises(UnknownRefusalError, match="unknown command"):
             await read
 
@@ -115,31 +112,31 @@ async def test_a_refusal_that_is_not_about_what_is_stored_damages_nothing() -> N
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 async def test_a_window_that_is_spoilt(store: Store, spoil: list[str], key: str) -> None:
-    """It is set aside with its keys as they are, and delivered once a person has put it back mended."""
+    """It is quarantined with its keys as they are, and delivered once a person has put it back mended."""
     good = await store.keys()
     await store.client.command(*spoil)
     spoilt = await store.keys()
     await store.seal()
     assert await store.deliver() == {BEFORE: 1, AFTER: 3}
-    aside = await store.aside()
-    assert list(aside) == [f"open {SPOILT}"]
-    assert aside[f"open {SPOILT}"].startswith(f"{key} ")
+    quarantined = await store.quarantined()
+    assert list(quarantined) == [f"open {SPOILT}"]
+    assert quarantined[f"open {SPOILT}"].startswith(f"{key} ")
     assert (await store.keys()).keys() == spoilt.keys()
-    assert await store.windows.damage() == [
-        "1 windows are set aside in {t:0}:aside, see the README on how to mend them"
+    assert await store.client.damage("{t:0}") == [
+        "1 windows are in {t:0}:quarantine, see the README on how to mend them"
     ]
 
     await store.client.command("DEL", *spoilt)
     for name, content in good.items():
         await store.client.command("RESTORE", name, 0, content)
     await store.client.command("ZADD", "{t:0}:open", SPOILT, SPOILT)
-    await store.client.command("HDEL", "{t:0}:aside", f"open {SPOILT}")
+    await store.client.command("HDEL", "{t:0}:quarantine", f"open {SPOILT}")
     await store.seal()
     assert await store.deliver() == {SPOILT: 2}
-    assert await store.windows.damage() == []
+    assert await store.client.damage("{t:0}") == []
 
 
-@pytest.mark.parametrize("index", ["outbox", "unsent", "callbacks"])
+@pytest.mark.parametrize("index", ["deliveries", "messages", "callbacks"])
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -147,37 +144,38 @@ async def test_a_window_that_is_spoilt(store: Store, spoil: list[str], key: str)
         ["DEL", RECORD],
         ["HSET", RECORD, "unique", "many"],
         ["HDEL", RECORD, "estimate"],
-        ["HSET", RECORD, b"\xff", "1"],
     ],
     ids=lambda spoil: f"{spoil[0]} {spoil[2] if spoil[2:] else ''}",
 )
 async def test_a_record_that_is_spoilt(store: Store, spoil: list[str], index: str) -> None:
-    """It is set aside, whatever is owed of it, and what is owed is there again once it is mended."""
+    """It is quarantined, whatever is pending of it, and what is pending is there again once it is mended."""
     await store.seal()
     for start in (BEFORE, SPOILT, AFTER):
-        if index != "outbox":
-            await store.windows.mark_logged(store.epoch, start)
+        if index != "deliveries":
+            await store.windows.pending.mark_logged(store.epoch, start)
         if index == "callbacks":
-            await store.windows.mark_delivered(store.epoch, start)
+            await store.windows.pending.mark_delivered(store.epoch, start)
     good = await store.client.command("DUMP", RECORD)
     await store.client.command(*spoil)
     for _ in range(3):
-        async with store.windows.setting_aside(store.epoch):
-            await store.windows.unsent()
+        async with store.windows.sealing.quarantining(store.epoch):
+            await store.windows.pending.messages()
     await store.deliver()
     expected = {f"{index} {SPOILT}", f"callbacks {SPOILT}"}
-    aside = await store.aside()
-    assert aside.keys() == expected
-    assert all(RECORD in what for what in aside.values())
-    assert await store.windows.depth("outbox") == await store.windows.depth("callbacks") == 0
+    quarantined = await store.quarantined()
+    assert quarantined.keys() == expected
+    assert all(RECORD in what for what in quarantined.values())
+    counts = await store.windows.pending.counts()
+    assert (counts.deliveries, counts.callbacks) == (0, 0)
 
     await store.client.command("RESTORE", RECORD, 0, good, "REPLACE")
     for name in expected:
         await store.client.command("ZADD", f"{{t:0}}:{name.split()[0]}", SPOILT, SPOILT)
-        await store.client.command("HDEL", "{t:0}:aside", name)
-    read = {"outbox": store.windows.undelivered, "unsent": store.windows.unsent}
-    owed = await read.get(index, store.windows.uncalled)()
-    assert (SPOILT, 2) in [(entry.record.start_s, entry.record.unique_ids) for entry in owed]
+        await store.client.command("HDEL", "{t:0}:quarantine", name)
+    pending = store.windows.pending
+    reads = {"deliveries": pending.deliveries, "messages": pending.messages}
+    found = await reads.get(index, pending.with_callbacks)()
+    assert (SPOILT, 2) in [(window.record.start_s, window.record.unique_ids) for window in found]
 
 
 @pytest.mark.parametrize(
@@ -191,37 +189,39 @@ async def test_a_record_that_is_spoilt(store: Store, spoil: list[str], index: st
     ids=["SET", "SADD", "SET attempts", "HSET"],
 )
 async def test_endpoints_that_are_spoilt(store: Store, spoil: list[str | bytes]) -> None:
-    """The window counts, its calls are set aside, and the record is kept for them."""
+    """The window counts, its calls are quarantined, and the record is kept for them."""
     await store.seal()
     await store.client.command(*spoil)
-    async with store.windows.setting_aside(store.epoch):
-        await store.windows.pending_callbacks(SPOILT)
-    ((member, what),) = (await store.aside()).items()
+    async with store.windows.sealing.quarantining(store.epoch):
+        await store.windows.pending.callbacks(SPOILT)
+    ((member, what),) = (await store.quarantined()).items()
     assert member == f"callbacks {SPOILT}"
-    assert what.startswith(f"{RECORD}:endpoints or {RECORD}:attempts is not what idagg wrote: ")
+    assert f"{RECORD}:attempts has" in what or what.startswith(
+        f"the endpoints of window {SPOILT} cannot be read: "
+    )
     assert await store.deliver() == {BEFORE: 1, SPOILT: 2, AFTER: 3}
     assert await store.client.command("EXISTS", RECORD) == 1
     await store.client.command("DEL", f"{RECORD}:endpoints", f"{RECORD}:attempts")
     await store.client.command("SADD", f"{RECORD}:endpoints", "http://a/")
     await store.client.command("ZADD", "{t:0}:callbacks", SPOILT, SPOILT)
-    await store.client.command("DEL", "{t:0}:aside")
+    await store.client.command("DEL", "{t:0}:quarantine")
     await store.deliver()
-    assert await store.client.command("KEYS", "{t:0}:o:*") == []
+    assert await store.client.command("KEYS", "{t:0}:record:*") == []
 
 
-@pytest.mark.parametrize("index", ["open", "outbox", "unsent", "callbacks"])
+@pytest.mark.parametrize("index", ["open", "deliveries", "messages", "callbacks"])
 @pytest.mark.parametrize(
     "member", [b"theirs", b"a b\r\nc", b"", b"\xff", b"1e3", b"+5", b"-5", b"5", b" 7", b"0x10", b"nan"]
 )
 async def test_a_foreign_member(store: Store, index: str, member: bytes) -> None:
-    """What no window could be called is set aside, and hides none behind it."""
+    """What no window could be called is quarantined, and hides none behind it."""
     await store.client.command("ZADD", f"{{t:0}}:{index}", 0, member)
     await store.seal()
-    async with store.windows.setting_aside(store.epoch):
-        await store.windows.unsent()
+    async with store.windows.sealing.quarantining(store.epoch):
+        await store.windows.pending.messages()
     assert await store.deliver() == {BEFORE: 1, SPOILT: 2, AFTER: 3}
-    aside = await store.client.command("HGETALL", "{t:0}:aside")
-    assert aside[::2] == [index.encode() + b" " + member]
+    quarantined = await store.client.command("HGETALL", "{t:0}:quarantine")
+    assert quarantined[::2] == [index.encode() + b" " + member]
     assert await store.client.command("ZSCORE", f"{{t:0}}:{index}", member) is None
 
 
@@ -231,8 +231,8 @@ async def test_a_foreign_member(store: Store, index: str, member: bytes) -> None
         ("state", "hash"),
         ("lock", "string"),
         ("open", "zset"),
-        ("outbox", "zset"),
-        ("unsent", "zset"),
+        ("deliveries", "zset"),
+        ("messages", "zset"),
         ("callbacks", "zset"),
         ("workers", "hash"),
     ],
@@ -251,8 +251,11 @@ async def test_a_key_of_another_type(store: Store, key: str, belongs: str) -> No
     for _ in range(2):
         for uses, step in (
             ({"state", "open", "workers"}, store.hits.add(4, [b"9"])),
-            ({"state", "lock"}, store.windows.lead("a", lease_ms=600_000)),
-            ({"state", "open", "outbox", "unsent", "callbacks", "workers"}, store.windows.seal(store.epoch)),
+            ({"state", "lock"}, store.windows.election.lead("a", lease_ms=600_000)),
+            (
+                {"state", "open", "deliveries", "messages", "callbacks", "workers"},
+                store.windows.sealing.seal(store.epoch),
+            ),
         ):
             if key in uses:
                 before = await store.keys("{t:0}:o*")  # indexes and records
@@ -261,7 +264,7 @@ async def test_a_key_of_another_type(store: Store, key: str, belongs: str) -> No
                 assert await store.keys("{t:0}:o*") == before
             else:
                 await step
-    assert await store.windows.damage() == [wrong.removeprefix("is damaged: ")]
+    assert await store.client.damage("{t:0}") == [wrong.removeprefix("is damaged: ")]
 
     await store.client.command("DEL", name)
     if there:
@@ -279,7 +282,7 @@ async def test_a_state_that_is_spoilt(store: Store, field: str) -> None:
     await store.client.at(AFTER + 60)
     wrong = rf"is damaged: \{{t:0}}:state has no number as {field}, but theirs"
     with pytest.raises(StoreRefusedError, match=wrong):
-        await store.windows.seal(store.epoch)
+        await store.windows.sealing.seal(store.epoch)
     if field != "since":
         with pytest.raises(StoreRefusedError, match=wrong):
             await store.hits.add(4, [b"9"])
@@ -292,7 +295,7 @@ async def test_a_token_that_is_spoilt(store: Store) -> None:
     """It is named, and costs its own worker's hits alone: windows are sealed, and others count."""
     (worker,) = await store.client.command("HKEYS", "{t:0}:workers")
     await store.client.command("HSET", "{t:0}:workers", worker, "theirs", "nobody", "1 2 3")
-    found = await store.windows.damage()
+    found = await store.client.damage("{t:0}")
     assert len(found) == 1
     assert found[0].startswith("{t:0}:workers has no token as ")
     with pytest.raises(StoreRefusedError, match=r"is damaged: \{t:0}:workers has no token as"):
@@ -300,7 +303,7 @@ async def test_a_token_that_is_spoilt(store: Store) -> None:
     other = HitStore(store.client, namespace="t", window_s=60, exact_limit=1000)
     await other.add(1, [b"8", b"9"])
     await store.seal()
-    records = {owed.record.start_s: owed.record for owed in await store.windows.undelivered()}
+    records = {owed.record.start_s: owed.record for owed in await store.windows.pending.deliveries()}
     assert [records[start].unique_ids for start in (BEFORE, SPOILT, AFTER)] == [1, 2, 5]
     assert [records[start].hits for start in (BEFORE, SPOILT, AFTER)] == [1, 2, 2]
 
@@ -321,8 +324,8 @@ async def test_another_schema(store: Store) -> None:
     before = await store.client.command("KEYS", "*")
     for step in (
         store.hits.add(4, [b"9"]),
-        store.windows.lead("a", lease_ms=1),
-        store.windows.lead("b", lease_ms=1),
+        store.windows.election.lead("a", lease_ms=1),
+        store.windows.election.lead("b", lease_ms=1),
     ):
         with pytest.raises(
             StoreRefusedError, match=r"another version of idagg wrote \(schema 1\).*--namespace"
@@ -334,7 +337,7 @@ async def test_another_schema(store: Store) -> None:
 async def test_a_state_that_is_gone(store: Store) -> None:
     """A leader whose epoch is not known any more begins a new one, and what was open is sealed."""
     await store.client.command("DEL", "{t:0}:state")
-    assert (await store.windows.lead("a", lease_ms=600_000)).epoch == 1
+    assert (await store.windows.election.lead("a", lease_ms=600_000)).epoch == 1
     await store.seal()
     assert await store.deliver() == {BEFORE: 1, SPOILT: 2, AFTER: 3}
 
@@ -353,15 +356,15 @@ async def test_a_damaged_store_that_is_served(any_server: servers.RedisServer, c
         await send(serving, range(100))
         (name, *_) = await client.command("KEYS", "*:w:*:ids")
         await client.command("SET", name, "theirs")
-        await client.command("ZADD", "{idagg:0}:outbox", 0, "theirs")
-        await until(lambda: serving.said.count("is set aside in {idagg:0}:aside") == 2)
+        await client.command("ZADD", "{idagg:0}:deliveries", 0, "theirs")
+        await until(lambda: serving.said.count("is quarantined in {idagg:0}:quarantine") == 2)
         assert f"{name.decode()} is a string, a set belongs there" in serving.said
         await next_window(1)
         await send(serving, range(100))
         await until(lambda: 100 in serving.counts().values())
-        aside, sink = "idagg_outbox_windows{aside}", "idagg_outbox_windows{sink}"
-        # Each window is owed for a moment.
-        await eventually(serving.figures, lambda figures: (figures[aside], figures[sink]) == (2, 0))
+        quarantined, pending = "idagg_quarantined", "idagg_pending{deliveries}"
+        # Each window is pending for a moment.
+        await eventually(serving.figures, lambda figures: (figures[quarantined], figures[pending]) == (2, 0))
 
         await client.command("SET", "{idagg:0}:state", "theirs")
         answer = await eventually(serving.health, lambda answer: answer.status == 503)
@@ -381,7 +384,7 @@ async def test_a_damaged_store_that_is_served(any_server: servers.RedisServer, c
             "drops keys, and counts with them, when it is full (maxmemory",
         ),
         ("SET {idagg:0}:open theirs", "is damaged: {idagg:0}:open is a string, a zset belongs there"),
-        ("HSET {idagg:0}:aside open why", "1 windows are set aside in {idagg:0}:aside"),
+        ("HSET {idagg:0}:quarantine open why", "1 windows are in {idagg:0}:quarantine"),
     ],
 )
 async def test_check_says_so(

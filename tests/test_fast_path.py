@@ -16,7 +16,14 @@ from doors import Doors, Wire, open_doors
 from fakes import Hits, settle
 from idagg.accept import connection as connection_module
 from idagg.accept.body import BodyReader
-from idagg.accept.connection import BODY_SLICE_BYTES, EXCHANGE_S, LINGER_S, MAX_OWED, REQUEST_S, Connection
+from idagg.accept.connection import (
+    BODY_SLICE_BYTES,
+    EXCHANGE_S,
+    LINGER_S,
+    MAX_UNANSWERED,
+    REQUEST_S,
+    Connection,
+)
 from idagg.accept.fallback import Fallback
 from idagg.accept.fast_path import FastPath
 from idagg.accept.listener import RESERVED_FILES
@@ -137,7 +144,7 @@ async def test_close_is_honoured_behind_the_answer(stage: Stage) -> None:
 
 @pytest.mark.parametrize("path", ["/api/verve/accept", "/api/verve/%61ccept"])
 async def test_a_client_that_has_said_all_still_gets_its_answer(stage: Stage, path: str) -> None:
-    """A half-closed connection stays until it has what it is owed; one that is owed nothing does not."""
+    """A half-closed connection stays until it has its answers; one that waits for none does not."""
     wire, idle = [await stage.connect() for _ in range(2)]
     await idle.send(get("id=x"))
     assert await status(idle) == 400
@@ -180,19 +187,19 @@ async def test_ten_thousand_requests_in_one_write_are_all_answered(stage: Stage)
     assert b",".join(b",".join(ids) for _, ids, _ in stage.hits.sent) == b",".join(
         b"%d" % n for n in range(count)
     )
-    assert repr(connection) == "<Connection open owed=0 unjudged=0>"
+    assert repr(connection) == "<Connection open unanswered=0 unjudged=0>"
 
 
 async def test_a_connection_that_is_owed_much_is_not_read_from(stage: Stage) -> None:
-    """Past MAX_OWED requests the next ones stay with the client until the answers are out."""
+    """Past MAX_UNANSWERED requests the next ones stay with the client until the answers are out."""
     wire = await stage.connect()
-    await wire.send(b"".join(get(f"id={n}") for n in range(MAX_OWED + 1)))
+    await wire.send(b"".join(get(f"id={n}") for n in range(MAX_UNANSWERED + 1)))
     await stage.sent(1)
     connection = connection_of(stage)
-    assert repr(connection) == f"<Connection paused owed={MAX_OWED + 1} unjudged=0>"
+    assert repr(connection) == f"<Connection paused unanswered={MAX_UNANSWERED + 1} unjudged=0>"
     await wire.send(get("id=x"))
     stage.hits.reply(*[None] * 10)
-    assert [await status(wire) for _ in range(MAX_OWED + 2)] == [200] * (MAX_OWED + 1) + [400]
+    assert [await status(wire) for _ in range(MAX_UNANSWERED + 2)] == [200] * (MAX_UNANSWERED + 1) + [400]
 
 
 async def test_nor_is_one_that_says_them_one_by_one(stage: Stage) -> None:
@@ -201,12 +208,12 @@ async def test_nor_is_one_that_says_them_one_by_one(stage: Stage) -> None:
     await wire.send(get("id=1"))
     await stage.sent(1)
     connection = connection_of(stage)
-    for number in range(2, MAX_OWED + 2):
+    for number in range(2, MAX_UNANSWERED + 2):
         connection.data_received(get(f"id={number}"))
-    assert repr(connection) == f"<Connection paused owed={MAX_OWED + 1} unjudged=0>"
+    assert repr(connection) == f"<Connection paused unanswered={MAX_UNANSWERED + 1} unjudged=0>"
     stage.hits.reply(None, None)
-    assert [await status(wire) for _ in range(MAX_OWED + 1)] == [200] * (MAX_OWED + 1)
-    assert repr(connection) == "<Connection open owed=0 unjudged=0>"
+    assert [await status(wire) for _ in range(MAX_UNANSWERED + 1)] == [200] * (MAX_UNANSWERED + 1)
+    assert repr(connection) == "<Connection open unanswered=0 unjudged=0>"
 
 
 async def test_no_room_is_told_at_once_and_in_turn() -> None:
@@ -248,7 +255,7 @@ async def test_a_slow_body_is_given_up(stage: Stage) -> None:
     await wire.send(post(b"1\n2")[:-1])
     connection = connection_of(await stage.connections(1))
     for second in range(REQUEST_S + 1):
-        await stage.until(connection, "open owed=0 unjudged=0")
+        await stage.until(connection, "open unanswered=0 unjudged=0")
         stage.doors.public.second(second)
     assert await status(wire) == 408
     assert await wire.closed()
@@ -263,7 +270,7 @@ async def test_a_stream_of_requests_is_no_slow_head(stage: Stage) -> None:
     begin, rest = get("id=x")[:10], get("id=x")[10:]
     await wire.send(begin)
     for second in range(REQUEST_S + 2):
-        await stage.until(connection, "open owed=0 unjudged=10")
+        await stage.until(connection, "open unanswered=0 unjudged=10")
         stage.doors.public.second(second)
         await wire.send(rest + begin)
         assert await status(wire) == 400
@@ -294,7 +301,7 @@ async def test_a_client_that_does_not_read_is_not_read_from(stage: Stage) -> Non
     sending = asyncio.create_task(wire.send(flood * 1000))
     await stage.connections(1)
     connection = connection_of(stage)
-    await stage.until(connection, "paused owed=0")
+    await stage.until(connection, "paused unanswered=0")
     assert not sending.done()
     for second in range(KEEPALIVE_S + 2):
         stage.doors.public.second(second)
@@ -358,7 +365,7 @@ async def test_a_drain_ends_a_pipeline_with_the_last_answer_of_what_was_taken(st
 
 
 async def test_a_drain_takes_what_is_here_behind_an_answer_without_the_store(stage: Stage) -> None:
-    """That answer is not the last, though nothing is owed when it is given."""
+    """That answer is not the last, though nothing is unanswered when it is given."""
     stage.doors.public.drain()
     wire = await stage.connect()
     await wire.send(get("id=x") + get("id=1") + get("id=2"))
@@ -539,9 +546,9 @@ async def test_what_waits_behind_a_request_that_has_expired_is_refused_at_once(b
         stage = Stage(doors, hits)
         wire = await stage.connect()
         # One more than may wait, so that what is behind is not taken.
-        await wire.send(get("id=1") * (MAX_OWED + 1) + behind)
+        await wire.send(get("id=1") * (MAX_UNANSWERED + 1) + behind)
         async with asyncio.timeout(0.3 * 1.8):  # not twice the deadline
-            for _ in range(MAX_OWED + 2):
+            for _ in range(MAX_UNANSWERED + 2):
                 answer = await wire.answer()
                 assert answer is not None
                 assert (answer.status, answer.body) == (503, b"failed")
@@ -751,17 +758,17 @@ async def test_a_slow_store_makes_nobody_wait_twice() -> None:
     async with open_doors(hits, deadline_s=1) as doors:
         stage = Stage(doors, hits)
         wire = await stage.connect()
-        await wire.send(get("id=1") * 3 * MAX_OWED)
+        await wire.send(get("id=1") * 3 * MAX_UNANSWERED)
         await stage.sent(1)
-        while doors.commit.waiting < MAX_OWED:  # noqa: ASYNC110  it is read in turns
+        while doors.commit.waiting < MAX_UNANSWERED:  # noqa: ASYNC110  it is read in turns
             await asyncio.sleep(0.001)
         for _ in range(7):
             doors.public.tick()
         hits.reply(*[None] * 100)
-        statuses = [await status(wire) for _ in range(3 * MAX_OWED)]
+        statuses = [await status(wire) for _ in range(3 * MAX_UNANSWERED)]
         taken = statuses.count(200)
-        assert MAX_OWED <= taken < 2 * MAX_OWED
-        assert statuses == [200] * taken + [503] * (3 * MAX_OWED - taken)
+        assert MAX_UNANSWERED <= taken < 2 * MAX_UNANSWERED
+        assert statuses == [200] * taken + [503] * (3 * MAX_UNANSWERED - taken)
 
 
 async def test_a_deep_pipeline_catches_up() -> None:
@@ -829,7 +836,7 @@ async def test_a_slow_client_is_not_late(stage: Stage, request_: bytes, second: 
     connection = connection_of(stage)
     for piece, unjudged in ((request_[:20], 20), (request_[20:-1], second)):
         await wire.send(piece)
-        await stage.until(connection, f"open owed=0 unjudged={unjudged}>")
+        await stage.until(connection, f"open unanswered=0 unjudged={unjudged}>")
         for _ in range(30):
             stage.doors.public.tick()
     await wire.send(request_[-1:])

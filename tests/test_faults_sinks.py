@@ -221,9 +221,7 @@ async def test_23_queue_full(rabbit: RabbitServer, rabbit_queue: str, row: Row) 
                     after = await serving.figures()
                     sent = "idagg_windows_delivered_total{broker}"
                     assert after[sent] == before[sent]
-                    assert (
-                        after["idagg_outbox_windows{message}"] > before["idagg_outbox_windows{message}"] > 0
-                    )
+                    assert after["idagg_pending{messages}"] > before["idagg_pending{messages}"] > 0
                 finally:
                     await asyncio.to_thread(rabbit.ctl, "clear_policy", rabbit_queue)
                 await arrives(row, consumer, lines(serving)[known].window)
@@ -251,10 +249,10 @@ async def test_25_log_disk_full(small_disk: Path, row: Row) -> None:
             for number in row.inject(1):
                 full = fill(small_disk)
                 fill_page(serving.log_file)
-                await tells(serving, "windows stay owed, trying again: ", times=number + 1)
+                await tells(serving, "windows stay pending, trying again: ", times=number + 1)
                 assert "No space left on device" in serving.said
                 known = lines(serving)
-                await eventually(serving.figures, lambda figures: figures["idagg_outbox_windows{sink}"] >= 3)
+                await eventually(serving.figures, lambda figures: figures["idagg_pending{deliveries}"] >= 3)
                 assert lines(serving) == known
                 full.unlink()
                 await tells(serving, "windows are delivered again", times=number + 1)
@@ -295,7 +293,7 @@ async def test_log_disk_hangs(any_server: RedisServer, tmp_path: Path) -> None:
             assert health.status == 200
             assert b"did not take a line within 2 s" in health.body
             await until(lambda: iso(since) in well.counts(), within_s=15)
-            assert hanging.said.count("windows stay owed, trying again: ") == 1
+            assert hanging.said.count("windows stay pending, trying again: ") == 1
             assert hanging.said.count("the lead is given away") == 1
             assert (await well.health()).body == b"ok\n"
             (tmp_path / "hang").unlink()

@@ -23,9 +23,10 @@ from idagg.flush import flusher, leader
 from idagg.flush.flusher import Flusher, Lines, Publisher, suspicious
 from idagg.flush.leader import Leadership
 from idagg.store.client import Client
+from idagg.store.election import Lease
 from idagg.store.hits import HitStore
-from idagg.store.windows import Term, WindowStore
-from idagg.window import Record, iso
+from idagg.store.windows import WindowStore
+from idagg.window import Counts, Record, iso
 
 NOON = 1_800_000_000
 LIMIT_S = 10.0  # nothing takes this long unless it fails
@@ -60,7 +61,7 @@ class Figures:
     def __init__(self) -> None:
         self.seals: list[tuple[Record, int, bool]] = []
         self.deliveries: list[tuple[Record, str, float]] = []
-        self.depths: list[tuple[int, int]] = []
+        self.counts: list[tuple[int, int]] = []
 
     def sealed(self, record: Record, *, dropped_endpoints: int, suspicious: bool) -> None:
         self.seals.append((record, dropped_endpoints, suspicious))
@@ -68,8 +69,8 @@ class Figures:
     def delivered(self, record: Record, *, sink: str, lag_s: float) -> None:
         self.deliveries.append((record, sink, lag_s))
 
-    def depth(self, *, undelivered: int, unsent: int, aside: int) -> None:
-        self.depths.append((undelivered, unsent))
+    def pending(self, counts: Counts) -> None:
+        self.counts.append((counts.deliveries, counts.messages))
 
     @property
     def told(self) -> list[tuple[int, str]]:
@@ -85,7 +86,7 @@ class Process:
         bidding, flushing = (
             WindowStore(client, namespace="t", window_s=60, exact_limit=1000) for client in clients
         )
-        self.leadership = Leadership(bidding, window_s=60)
+        self.leadership = Leadership(bidding.election, window_s=60)
         self.figures = Figures()
         self.flusher = Flusher(flushing, self.leadership, broker=broker, lines=lines, observer=self.figures)
         self.bid = asyncio.create_task(self.leadership.run())
@@ -158,12 +159,13 @@ class Bench:
         found = [line.fullmatch(text) for text in self.path.read_text().splitlines()]
         return [(match[1], int(match[2]), match[3]) for match in found if match]
 
-    async def depths(self) -> tuple[int, int]:
-        return await self.windows.depth("outbox"), await self.windows.depth("unsent")
+    async def counts(self) -> tuple[int, int]:
+        counts = await self.windows.pending.counts()
+        return counts.deliveries, counts.messages
 
     async def records(self) -> list[Any]:
         """Outbox entries that the store still has."""
-        return list(await self.client.command("KEYS", "{t:0}:o:*"))
+        return list(await self.client.command("KEYS", "{t:0}:record:*"))
 
     async def close(self) -> None:
         for process in self.processes:
@@ -202,8 +204,8 @@ async def until(condition: Callable[[], object]) -> None:
 
 async def some_looks(process: Process) -> None:
     """Let it look for work several times."""
-    seen = len(process.figures.depths)
-    await until(lambda: len(process.figures.depths) > seen + 10)
+    seen = len(process.figures.counts)
+    await until(lambda: len(process.figures.counts) > seen + 10)
 
 
 # Where a window goes
@@ -244,7 +246,7 @@ async def test_without_its_broker_the_line_comes_at_once_and_the_message_later(b
     await until(bench.logged)
     await some_looks(process)
     assert bench.logged() == [(iso(NOON), 2, "it is away")]
-    assert await bench.depths() == (0, 1)
+    assert await bench.counts() == (0, 1)
     assert process.figures.told == []
     assert queue.tried == 1
 
@@ -267,7 +269,7 @@ async def test_the_brokers_return_is_heard_at_once(bench: Bench, monkeypatch: py
         await bench.add(1)
     await bench.at(300)
     process = await bench.start(queue)
-    await until(lambda: process.figures.depths[-1:] == [(0, 5)])
+    await until(lambda: process.figures.counts[-1:] == [(0, 5)])
     queue.ready.set()
     await until(lambda: len(queue.got) == 5)
 
@@ -282,9 +284,9 @@ async def test_a_broker_that_refuses_is_not_asked_without_a_pause(
     await bench.add(1)
     await bench.at(60)
     process = await bench.start(queue)
-    await until(lambda: process.figures.depths[-1:] == [(0, 1)])
+    await until(lambda: process.figures.counts[-1:] == [(0, 1)])
     for _ in range(50):  # time enough for many turns
-        assert await bench.depths() == (0, 1)
+        assert await bench.counts() == (0, 1)
     assert queue.tried <= 3  # the window may be seen before its sealing is told, which is one more look
     assert bench.logged() == [(iso(NOON), 1, "the queue is full")]
 
@@ -353,8 +355,8 @@ async def test_endpoints_do_not_hold_up_a_window(bench: Bench) -> None:
     await bench.hits.add(1, [b"1"], [b"http://a/"])
     await bench.at(60)
     await until(lambda: process.figures.told)
-    assert [owed.record.start_s for owed in await bench.windows.uncalled()] == [NOON]
-    assert [one.endpoint for one in await bench.windows.pending_callbacks(NOON)] == ["http://a/"]
+    assert [owed.record.start_s for owed in await bench.windows.pending.with_callbacks()] == [NOON]
+    assert [one.endpoint for one in await bench.windows.pending.callbacks(NOON)] == ["http://a/"]
 
 
 # Which windows there are
@@ -428,7 +430,7 @@ async def test_a_backlog_does_not_hold_up_the_next_window(
     queue.ready.set()
     await until(lambda: queue.tried == 7)
     await bench.at(420)
-    await until(lambda: process.figures.depths[-1:] == [(1, 6)])
+    await until(lambda: process.figures.counts[-1:] == [(1, 6)])
     queue.confirms = 3
     await until(lambda: len(queue.got) == 3)
     assert [(record.start_s - NOON) // 60 for record in queue.got] == order
@@ -446,17 +448,17 @@ async def test_a_full_log_file_leaves_the_window_owed(bench: Bench, caplog: pyte
     process = await bench.start()
     await bench.add(1, 2)
     await bench.at(60)
-    await until(lambda: "windows stay owed" in caplog.text)
+    await until(lambda: "windows stay pending" in caplog.text)
     await some_looks(process)
     assert caplog.text.count("cannot be written") == 1, "told at every try"
-    assert await bench.depths() == (1, 0)
-    assert process.figures.depths[-1] == (1, 0)
+    assert await bench.counts() == (1, 0)
+    assert process.figures.counts[-1] == (1, 0)
     assert process.figures.told == []
     bench.path.unlink()
     await until(lambda: process.figures.told)
     await some_looks(process)
     assert bench.logged() == [(iso(NOON), 2, None)]
-    assert process.figures.depths[-1] == (0, 0)
+    assert process.figures.counts[-1] == (0, 0)
     assert "windows are delivered again" in caplog.text
     assert len(process.figures.seals) == 1
 
@@ -480,7 +482,7 @@ async def test_windows_are_sealed_whatever_the_sinks_do(bench: Bench) -> None:
     for minute in (1, 2, 3):
         await bench.add(minute)
         await bench.at(60 * minute)
-        await until(lambda minute=minute: process.figures.depths[-1:] == [(minute, 0)])  # type: ignore[misc]  # mypy does not infer it
+        await until(lambda minute=minute: process.figures.counts[-1:] == [(minute, 0)])  # type: ignore[misc]  # mypy does not infer it
     assert queue.tried == 1
     queue.confirms = 3
     await until(lambda: len(process.figures.told) == 3)
@@ -501,7 +503,7 @@ async def test_a_leader_that_cannot_deliver_gives_the_lead_away(
     await until(lambda: second.figures.told)
     assert (first.leadership.epoch, second.leadership.epoch) == (0, 2)
     assert first.flusher.trouble == "the disk hangs"
-    assert caplog.text.count("windows stay owed") == 1
+    assert caplog.text.count("windows stay pending") == 1
     assert caplog.text.count("the lead is given away") == 1
     assert bench.logged() == [(iso(NOON), 1, None)]
 
@@ -520,7 +522,7 @@ async def test_a_leader_that_cannot_deliver_and_is_alone(
     await until(lambda: process.leadership.epoch > 2)
     await bench.add(2, 3)
     await bench.at(120)
-    await until(lambda: process.figures.depths[-1:] == [(2, 0)])
+    await until(lambda: process.figures.counts[-1:] == [(2, 0)])
     assert process.flusher.trouble == "the disk hangs"
     disk.full = False
     await until(lambda: len(process.figures.told) == 2)
@@ -536,7 +538,7 @@ async def test_neither_broker_nor_log_file(bench: Bench, caplog: pytest.LogCaptu
     process = await bench.start(queue)
     await bench.add(1)
     await bench.at(60)
-    await until(lambda: "windows stay owed" in caplog.text)
+    await until(lambda: "windows stay pending" in caplog.text)
     queue.ready.set()
     await until(lambda: process.figures.told)
     assert process.figures.told == [(NOON, "broker")]
@@ -588,12 +590,12 @@ async def test_a_fenced_leader_seals_nothing(bench: Bench) -> None:
     zombie = await bench.start(queue)
     await zombie.freeze()
     await bench.lease_runs_out()
-    epoch = (await bench.windows.lead("another", lease_ms=60_000)).epoch
+    epoch = (await bench.windows.election.lead("another", lease_ms=60_000)).epoch
     await bench.add(1)
     await bench.at(60)
     await until(lambda: zombie.leadership.epoch == 0)
-    assert await bench.depths() == (0, 0)
-    assert await bench.windows.seal(epoch) == 0
+    assert await bench.counts() == (0, 0)
+    assert await bench.windows.sealing.seal(epoch) == 0
     assert queue.tried == 0
 
 
@@ -611,12 +613,12 @@ async def test_stop_finishes_the_step_under_way_and_no_other(bench: Bench) -> No
     process = await bench.start(queue)
     await until(lambda: queue.tried)
     stopping = asyncio.create_task(process.stop())
-    assert await bench.depths() == (3, 0)
+    assert await bench.counts() == (3, 0)
     assert not stopping.done()
     queue.confirms = 3
     await stopping
     assert [record.start_s for record in queue.got] == [NOON]
-    assert await bench.depths() == (2, 0)
+    assert await bench.counts() == (2, 0)
 
 
 async def test_stop_among_late_messages(bench: Bench) -> None:
@@ -627,7 +629,7 @@ async def test_stop_among_late_messages(bench: Bench) -> None:
     await bench.at(180)
     queue = Queue(there=False)
     process = await bench.start(queue)
-    await until(lambda: process.figures.depths[-1:] == [(0, 3)])
+    await until(lambda: process.figures.counts[-1:] == [(0, 3)])
     queue.confirms = 0
     queue.ready.set()
     await until(lambda: queue.tried == 4)
@@ -635,7 +637,7 @@ async def test_stop_among_late_messages(bench: Bench) -> None:
     queue.confirms = 3
     await process.stop()
     assert [record.start_s for record in queue.got] == [NOON]
-    assert await bench.depths() == (0, 2)
+    assert await bench.counts() == (0, 2)
 
 
 async def test_stop_ends_every_wait(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -644,20 +646,20 @@ async def test_stop_ends_every_wait(bench: Bench, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(flusher, "RETRY_S", 3600)
     leads = await bench.start()
     follows = await bench.start()
-    await until(lambda: leads.figures.depths)
+    await until(lambda: leads.figures.counts)
     await follows.stop()
     await leads.stop()
     await bench.add(1)
     await bench.at(60)
     waits_for_broker = await bench.start(Queue(there=False))
-    await until(lambda: waits_for_broker.figures.depths[-1:] == [(0, 1)])
+    await until(lambda: waits_for_broker.figures.counts[-1:] == [(0, 1)])
     await waits_for_broker.stop()
     await bench.add(2)
     bench.path.unlink()
     bench.path.symlink_to("/dev/full")
     await bench.at(120)
     fails = await bench.start()
-    await until(lambda: fails.figures.depths[-1:] == [(1, 1)])
+    await until(lambda: fails.figures.counts[-1:] == [(1, 1)])
     await fails.stop()
 
 
@@ -667,9 +669,9 @@ class Ballot:
     def __init__(self) -> None:
         self.given = asyncio.Event()
 
-    async def lead(self, name: str, *, lease_ms: int, may_change_length: bool) -> Term:
+    async def lead(self, name: str, *, lease_ms: int, may_change_length: bool) -> Lease:
         await self.given.wait()
-        return Term(1, lease_ms, 60)
+        return Lease(1, lease_ms, 60)
 
     async def resign(self, name: str) -> None:
         raise AssertionError
@@ -793,14 +795,14 @@ async def live_and_be_succeeded(bench: Bench, url: str, way: Way, fate: Fate) ->
         flushing=DoomedClient(url, fate),
     )
     if way == "log, then broker":
-        await until(lambda: doomed.flush.done() or doomed.figures.depths[-1:] == [(0, 1)])
+        await until(lambda: doomed.flush.done() or doomed.figures.counts[-1:] == [(0, 1)])
         queue.ready.set()
-    await until(lambda: doomed.flush.done() or doomed.figures.depths[-1:] == [rest])
+    await until(lambda: doomed.flush.done() or doomed.figures.counts[-1:] == [rest])
     await doomed.kill()
     await bench.lease_runs_out()
 
     successor = await bench.start(queue if way.endswith("broker") else None)
-    await until(lambda: successor.figures.depths[-1:] == [(0, 0)])
+    await until(lambda: successor.figures.counts[-1:] == [(0, 0)])
     await successor.stop()
     await successor.kill()
     assert await bench.records() == []
@@ -832,7 +834,7 @@ async def test_any_step_may_fail_or_be_the_last(
         await live_and_be_succeeded(bench, any_server.url, way, fate)
         if not fate.fulfilled:
             break
-    assert survives > 8  # so many steps are there at least
+    assert survives > 5  # so many steps are there at least
 
 
 # What is told
@@ -899,16 +901,16 @@ async def test_dropped_endpoints_are_told(bench: Bench, caplog: pytest.LogCaptur
 
 
 async def test_figures(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """Each window is told once as sealed and once as delivered, with its sink and its lag; depths follow."""
+    """Each window is told once as sealed and once as delivered, with its sink and its lag; counts follow."""
     queue = Queue(there=False)
     process = await bench.start(queue)
     await bench.add(1, 2)
     await bench.at(60)
-    await until(lambda: process.figures.depths[-1:] == [(0, 1)])
+    await until(lambda: process.figures.counts[-1:] == [(0, 1)])
     await bench.at(120)
-    await until(lambda: process.figures.depths[-1:] == [(0, 2)])
+    await until(lambda: process.figures.counts[-1:] == [(0, 2)])
     queue.ready.set()
-    await until(lambda: process.figures.depths[-1:] == [(0, 0)])
+    await until(lambda: process.figures.counts[-1:] == [(0, 0)])
     expected = [
         Record(start_s=NOON, length_s=60, unique_ids=2, estimate=2, hits=2, exact=True, epoch=1),
         Record(start_s=NOON + 60, length_s=60, unique_ids=0, estimate=0, hits=0, exact=True, epoch=1),

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 import servers
 from idagg.flush import leader
-from idagg.flush.leader import Leadership, next_bid_s
+from idagg.flush.leader import Leadership, next_try_s
 from idagg.store.client import Client
-from idagg.store.windows import Term, WindowStore
+from idagg.store.election import Lease
+from idagg.store.windows import WindowStore
 
 LIMIT_S = 10.0  # nothing takes this long unless it fails
 
@@ -31,12 +32,12 @@ class Bid:
         )
         self._task = asyncio.create_task(self.leadership.run())
 
-    async def lead(self, name: str, *, lease_ms: int, may_change_length: bool) -> Term:
+    async def lead(self, name: str, *, lease_ms: int, may_change_length: bool) -> Lease:
         self.made += 1
-        return await self.windows.lead(name, lease_ms=lease_ms, may_change_length=may_change_length)
+        return await self.windows.election.lead(name, lease_ms=lease_ms, may_change_length=may_change_length)
 
     async def resign(self, name: str) -> None:
-        await self.windows.resign(name)
+        await self.windows.election.resign(name)
 
     @property
     def epoch(self) -> int:
@@ -87,14 +88,14 @@ def test_a_leader_renews_with_two_thirds_of_its_lease_in_hand(
     epoch: int, lasts_ms: int, chance: float
 ) -> None:
     """Two bids of a leader in a row may fail before its lease is over, whatever chance says."""
-    pause_s = next_bid_s(Term(epoch, lasts_ms, 60), chance=chance)
+    pause_s = next_try_s(Lease(epoch, lasts_ms, 60), chance=chance)
     assert pause_s * 1000 == pytest.approx(lasts_ms / 3)
 
 
 @given(lasts_ms=leases, chance=chances)
 def test_those_who_do_not_lead_look_often_and_apart(lasts_ms: int, chance: float) -> None:
     """However long another's lease lasts, an early end is noticed soon; nobody bids without a pause."""
-    pause_s = next_bid_s(Term(0, lasts_ms, 60), chance=chance)
+    pause_s = next_try_s(Lease(0, lasts_ms, 60), chance=chance)
     assert leader.LOOK_S / 2 <= pause_s <= leader.LOOK_S
     assert pause_s == pytest.approx(leader.LOOK_S * (1 + chance) / 2)
 

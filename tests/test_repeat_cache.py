@@ -126,7 +126,7 @@ class Stores:
     async def hits(self) -> int:
         """Of all windows, sealed or not, of the store that answers."""
         client = self.both[0]
-        records = await client.command("KEYS", "{t:0}:o:*")
+        records = await client.command("KEYS", "{t:0}:record:*")
         sealed = [int(await client.command("HGET", name, "hits")) for name in records]
         return sum(sealed) + await open_hits(client, "{t:0}")
 
@@ -173,7 +173,7 @@ _losses = st.sampled_from(["switch", "flush", "save", "back"])
 async def _all_is_true(stores: Stores, steps: list[Send | str]) -> None:
     await stores.begin()
     windows = WindowStore(stores.both[0], namespace="t", window_s=_LENGTH_S, exact_limit=100)
-    epoch = (await windows.lead("a", lease_ms=10**6)).epoch
+    epoch = (await windows.election.lead("a", lease_ms=10**6)).epoch
     store = HitStore(stores, namespace="t", window_s=_LENGTH_S, exact_limit=100)
     group = GroupCommit(
         store,
@@ -214,7 +214,7 @@ async def _all_is_true(stores: Stores, steps: list[Send | str]) -> None:
             assert group.waiting == 0
             stores.faults = []
         elif step == "seal":
-            await windows.seal(epoch)
+            await windows.sealing.seal(epoch)
         elif step in ("switch", "flush", "save", "back"):
             is_one_store = False
             if step == "switch":

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import logging
+import os
 import socket
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from idagg.errors import CannotStartError
 from idagg.run import restart, sockets
+from idagg.run.logs import log_to_stderr
+from idagg.run.messages import CallbackStart, Heartbeat, Leads, Message, WorkerStart
 from idagg.run.restart import Restarts
-from idagg.run.status import Beat, Order
 from idagg.run.systemd import notify
 from idagg.settings import Settings
 
@@ -112,27 +119,52 @@ def test_cannot_listen(host: str, port: int, sentence: str) -> None:
     assert str(caught.value).startswith(sentence)
 
 
-def test_order() -> None:
-    """The order comes to the worker as it was given, secrets too, on one line."""
-    settings = Settings(
-        state_dir=Path("/x y/ä\n"),
-        redis_url="redis://u:p%20w@r.example",
-        amqp_url="amqp://u:hunter2@a.example",
-        callback_allow=("10.0.0.0/8", "a.example"),
-        callback_secret=f"whsec_{4 * 'hunter22'},whsec_{5 * 'hunter22'}",
-    )
-    order = Order(settings, "unix:///run/x", 3, 7, 5, 9)
-    line = order.line()
-    assert (line.count(b"\n"), line[-1:]) == (1, b"\n")
-    assert Order.parse(line) == order
+SETTINGS = Settings(
+    state_dir=Path("/x y/ä\n"),
+    redis_url="redis://u:p%20w@r.example",
+    amqp_url="amqp://u:hunter2@a.example",
+    callback_allow=("10.0.0.0/8", "a.example"),
+    callback_secret="whsec_" + "bmV3" * 8,
+)
+MESSAGES: list[Message] = [
+    WorkerStart(SETTINGS, "unix:///run/x", writer=5, stdout=9, slot=3, listener=7),
+    CallbackStart(SETTINGS, "unix:///run/x", writer=5, stdout=9),
+    Heartbeat(),
+    Heartbeat(7, 'Redis at "x"\nis away', "Ü", "full"),
+    Leads(7),
+]
 
 
-@pytest.mark.parametrize("beat", [Beat(0, None, None, None), Beat(7, 'Redis at "x"\nis away', "Ü", "full")])
-def test_beat(beat: Beat) -> None:
-    """A beat comes to the supervisor as it was sent, on one line."""
-    line = beat.line()
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_message(message: Message) -> None:
+    """A message comes as it was sent, secrets too, on one line."""
+    line = message.line()
     assert (line.count(b"\n"), line[-1:]) == (1, b"\n")
-    assert Beat.parse(line) == beat
+    assert type(message).parse(line) == message
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_message_of_another_version(message: Message) -> None:
+    """What a newer one has besides is passed over, in the settings as well."""
+    given = orjson.loads(message.line()) | {"mood": "good"}
+    if "settings" in given:
+        given["settings"]["mood"] = "good"
+    assert type(message).parse(orjson.dumps(given)) == message
+
+
+def test_message_of_an_older_version() -> None:
+    """What it does not say has its default."""
+    assert Heartbeat.parse(b"{}") == Heartbeat(epoch=0, store=None, broker=None, delivery=None)
+    older = orjson.loads(MESSAGES[0].line())
+    del older["settings"]["callbacks"], older["settings"]["amqp_queue_type"]
+    assert WorkerStart.parse(orjson.dumps(older)) == MESSAGES[0]
+
+
+@pytest.mark.parametrize("line", [b"", b"[1]", b"1", b"{", b'{"slot": 1}', b"\xff"])
+def test_no_message(line: bytes) -> None:
+    """Anything else is an error that the supervisor and its processes expect."""
+    with pytest.raises((TypeError, ValueError)):
+        WorkerStart.parse(line)
 
 
 @pytest.mark.parametrize("abstract", [False, True])
@@ -154,3 +186,31 @@ def test_notify_nobody(path: str | None, monkeypatch: pytest.MonkeyPatch) -> Non
     if path is not None:
         monkeypatch.setenv("NOTIFY_SOCKET", path)
     notify("READY=1")
+
+
+@pytest.mark.parametrize("is_journal", [False, True])
+def test_log(is_journal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times are in UTC, whatever zone the machine is in; the journal has its own."""
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    with (tmp_path / "log").open("w+") as stderr:
+        status = os.fstat(stderr.fileno())
+        if is_journal:
+            monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+        monkeypatch.setattr(sys, "stderr", stderr)
+        before = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+        log_to_stderr("worker-1")
+        logging.getLogger("idagg.x").warning("a line")
+        stderr.seek(0)
+        line = stderr.read()
+    monkeypatch.undo()
+    time.tzset()
+    if is_journal:
+        assert line == "worker-1 WARNING a line\n"
+    else:
+        stamp, _, rest = line.partition(" ")
+        assert rest == "worker-1 WARNING a line\n"
+        told = datetime.datetime.fromisoformat(stamp)
+        assert before <= told <= datetime.datetime.now(datetime.UTC)

@@ -267,7 +267,7 @@ async def test_metrics(serving: Serving) -> None:
     assert moved["idagg_batch_size_sum"] == 500
     assert moved["idagg_store_seconds_count"] == moved["idagg_batch_size_count"] > 0
     assert after["idagg_leader"] == 1
-    assert after["idagg_outbox_windows{sink}"] == after["idagg_outbox_windows{message}"] == 0
+    assert after["idagg_pending{deliveries}"] == after["idagg_pending{messages}"] == 0
     assert {"idagg_flush_lag_seconds_count", "idagg_last_sealed_window_seconds"} < after.keys()
     public = await serving.ask("/metrics")
     assert (public.status, public.body) == (404, b"failed")

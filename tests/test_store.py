@@ -64,7 +64,7 @@ async def client(store_server: servers.RedisServer) -> AsyncIterator[CrankedClie
 
 async def counts(client: Client) -> dict[int, tuple[int, int]]:
     """Unique ids and hits of the windows that wait for delivery, by start."""
-    owed = await windows_of(client).undelivered()
+    owed = await windows_of(client).pending.deliveries()
     return {entry.record.start_s: (entry.record.unique_ids, entry.record.hits) for entry in owed}
 
 
@@ -78,10 +78,10 @@ async def test_a_password_that_is_wrong_or_missing(kind: Any, login: str) -> Non
     with servers.RedisServer(kind, requirepass="s3cret") as server:
         async with connected(f"unix://{login}{server.socket}") as client:
             with pytest.raises(StoreAwayError, match="password") as error:
-                await windows_of(client).depth("outbox")
+                await windows_of(client).pending.counts()
             assert "guessed" not in str(error.value)
             with pytest.raises(StoreAwayError, match="password"):
-                await windows_of(client).lead("a", lease_ms=1000)
+                await windows_of(client).election.lead("a", lease_ms=1000)
 
 
 async def test_a_server_that_is_gone(store_server: servers.RedisServer) -> None:
@@ -166,23 +166,23 @@ async def test_another_window_length(client: CrankedClient) -> None:
 async def test_full_memory_counts_nothing_and_ends_with_the_window(client: CrankedClient) -> None:
     """A full server refuses ids, yet a leader can be elected there, and seals, which is what frees memory."""
     hits, windows = hits_of(client), windows_of(client)
-    await windows.lead("a", lease_ms=60_000)
+    await windows.election.lead("a", lease_ms=60_000)
     await hits.add(1, [b"1", b"2"], [b"http://a/"])
     await client.at(NOON + 60)
     await client.command("CONFIG", "SET", "maxmemory", "1")
     for ids in ([b"3"], []):
         with pytest.raises(StoreRefusedError, match="out of memory"):
             await hits.add(2, ids, repeats=1)
-    await windows.resign("a")
-    epoch = (await windows.lead("b", lease_ms=60_000)).epoch
+    await windows.election.resign("a")
+    epoch = (await windows.election.lead("b", lease_ms=60_000)).epoch
     assert epoch == 2
-    assert await windows.seal(epoch) == 0
+    assert await windows.sealing.seal(epoch) == 0
     assert await counts(client) == {NOON: (2, 2)}
-    await windows.mark_logged(epoch, NOON)
-    await windows.mark_delivered(epoch, NOON)
-    await windows.mark_called(epoch, NOON, ["http://a/"])
+    await windows.pending.mark_logged(epoch, NOON)
+    await windows.pending.mark_delivered(epoch, NOON)
+    await windows.pending.mark_called(epoch, NOON, ["http://a/"])
     await client.command("CONFIG", "SET", "maxmemory", "0")
-    assert await client.command("KEYS", "{t:0}:o:*") == []
+    assert await client.command("KEYS", "{t:0}:record:*") == []
     assert await client.command("KEYS", "{t:0}:w:*:ids") == []
     assert (await hits.add(2, [b"3"])).start_s == NOON + 60
 
@@ -198,17 +198,17 @@ async def test_scripts_that_the_server_forgot(client: CrankedClient) -> None:
         await forget()
         await hits.add(seq, [b"%d" % seq], [b"http://a/"])
     await forget()
-    epoch = (await windows.lead("a", lease_ms=60_000)).epoch
+    epoch = (await windows.election.lead("a", lease_ms=60_000)).epoch
     await client.at(NOON + 60)
     await forget()
-    assert await windows.seal(epoch) == 0
+    assert await windows.sealing.seal(epoch) == 0
     await forget()
-    await windows.mark_delivered(epoch, NOON)
+    await windows.pending.mark_delivered(epoch, NOON)
     await forget()
-    await windows.mark_called(epoch, NOON, ["http://a/"])
+    await windows.pending.mark_called(epoch, NOON, ["http://a/"])
     await forget()
-    await windows.resign("a")
-    assert await client.command("KEYS", "{t:0}:o:*") == []
+    await windows.election.resign("a")
+    assert await client.command("KEYS", "{t:0}:record:*") == []
     assert await client.command("EXISTS", "{t:0}:lock") == 0
 
 
@@ -220,7 +220,7 @@ async def test_a_lost_reply_counts_once_in_the_window_of_the_first_time(
 ) -> None:
     """A batch whose reply was lost is sent again after the boundary and stays where it was, counted once."""
     windows = windows_of(client)
-    epoch = (await windows.lead("a", lease_ms=60_000)).epoch
+    epoch = (await windows.election.lead("a", lease_ms=60_000)).epoch
     impatient = CrankedClient(store_server.url, timeout_s=0.1)
     hits = hits_of(impatient)
     await hits.add(1, [b"1"])
@@ -239,7 +239,7 @@ async def test_a_lost_reply_counts_once_in_the_window_of_the_first_time(
     assert (await hits.add(2, [b"2", b"3"])).start_s == NOON
     assert (await hits.add(3, [b"3"])).start_s == NOON + 60
     await client.at(NOON + 120)
-    assert [await windows.seal(epoch) for _ in range(2)] == [0, 0]
+    assert [await windows.sealing.seal(epoch) for _ in range(2)] == [0, 0]
     assert await counts(client) == {NOON: (3, 3), NOON + 60: (1, 1)}
     await impatient.close()
 
@@ -247,10 +247,10 @@ async def test_a_lost_reply_counts_once_in_the_window_of_the_first_time(
 async def test_a_repeat_after_sealing_is_a_no_op(client: CrankedClient) -> None:
     """A batch that comes again when its window is sealed already is not counted in the next one."""
     hits, windows = hits_of(client), windows_of(client)
-    epoch = (await windows.lead("a", lease_ms=60_000)).epoch
+    epoch = (await windows.election.lead("a", lease_ms=60_000)).epoch
     await hits.add(1, [b"1"])
     await client.at(NOON + 60)
-    assert await windows.seal(epoch) == 0
+    assert await windows.sealing.seal(epoch) == 0
     assert (await hits.add(1, [b"1"])).start_s == NOON
     assert await client.command("KEYS", "{t:0}:w:*:ids") == []
     assert await counts(client) == {NOON: (1, 1)}
@@ -271,8 +271,8 @@ async def test_workers_number_their_batches_apart(client: CrankedClient) -> None
     await hits_of(client).add(1, [b"2", b"3"])
     assert await client.command("SCARD", f"{{t:0}}:w:{NOON}:ids") == 3
     await client.at(NOON + 60)
-    epoch = (await windows_of(client).lead("a", lease_ms=60_000)).epoch
-    await windows_of(client).seal(epoch)
+    epoch = (await windows_of(client).election.lead("a", lease_ms=60_000)).epoch
+    await windows_of(client).sealing.seal(epoch)
     assert await counts(client) == {NOON: (3, 4)}
 
 
@@ -282,12 +282,12 @@ async def test_workers_number_their_batches_apart(client: CrankedClient) -> None
 async def test_sketches_are_kept_for_two_days_and_add_up(client: CrankedClient) -> None:
     """The sketches of sealed windows merge into the count of the longer time; all else of them goes."""
     hits, windows = hits_of(client), windows_of(client)
-    epoch = (await windows.lead("a", lease_ms=60_000)).epoch
+    epoch = (await windows.election.lead("a", lease_ms=60_000)).epoch
     await hits.add(1, [b"%d" % n for n in range(20)])
     await client.at(NOON + 60)
     await hits.add(2, [b"%d" % n for n in range(10, 30)])
     await client.at(NOON + 120)
-    assert [await windows.seal(epoch) for _ in range(2)] == [0, 0]
+    assert [await windows.sealing.seal(epoch) for _ in range(2)] == [0, 0]
     sketches = [f"{{t:0}}:w:{start}:hll" for start in (NOON, NOON + 60)]
     assert sorted(await client.command("KEYS", "{t:0}:w:*")) == [sketch.encode() for sketch in sketches]
     assert [await client.command("PFCOUNT", sketch) for sketch in sketches] == [20, 20]
@@ -302,11 +302,11 @@ async def test_tokens_of_workers_that_ended_are_kept_for_a_day(client: CrankedCl
     for start in (NOON, NOON + 60, NOON + 120):
         await client.at(start)
         await hits_of(client).add(1, [b"1"])
-    epoch = (await windows.lead("a", lease_ms=60_000)).epoch
+    epoch = (await windows.election.lead("a", lease_ms=60_000)).epoch
     await client.at(NOON + 86400 + 120)
     await hits_of(client).add(1, [b"1"])
     await client.at(NOON + 86400 + 180)
-    while not await windows.seal(epoch):
+    while not await windows.sealing.seal(epoch):
         pass
     tokens = await client.command("HVALS", "{t:0}:workers")
     assert {int(token.split()[1]) for token in tokens} == {NOON + 120, NOON + 86400 + 120}
@@ -320,41 +320,18 @@ async def test_every_key_carries_the_shard_tag(client: CrankedClient) -> None:
     async def look() -> None:
         seen.update(await client.command("KEYS", "*"))
 
-    epoch = (await windows.lead("a", lease_ms=60_000)).epoch
+    epoch = (await windows.election.lead("a", lease_ms=60_000)).epoch
     await hits.add(1, [b"1"], [b"http://a/{b}"])
     await look()
     await client.at(NOON + 60)
-    await windows.seal(epoch)
+    await windows.sealing.seal(epoch)
     await look()
-    await windows.mark_logged(epoch, NOON)
+    await windows.pending.mark_logged(epoch, NOON)
     await look()
     seen.remove(b"cranked")  # the tests' own
     assert {key for key in seen if not key.startswith(b"{t:0}:")} == set()
     kinds = {key.decode().removeprefix("{t:0}:").split(":")[0] for key in seen}
-    assert kinds == {"state", "lock", "open", "w", "outbox", "unsent", "callbacks", "o", "workers"}
-
-
-class Busy(CrankedClient):
-    """Somebody else is done with a window between two commands of ours."""
-
-    async def command(self, *args: bytes | str | int) -> Any:
-        reply = await super().command(*args)
-        if args[0] == "ZRANGE":
-            await windows_of(self).mark_delivered(1, NOON)
-        return reply
-
-
-async def test_an_entry_may_go_while_the_outbox_is_read(
-    client: CrankedClient, store_server: servers.RedisServer
-) -> None:
-    """A window that is done with while we read is left out; the others are told."""
-    windows = windows_of(client)
-    await windows.lead("a", lease_ms=60_000)
-    await client.at(NOON + 120)
-    assert [await windows.seal(1) for _ in range(2)] == [0, 0]
-    busy = Busy(store_server.url)
-    assert [owed.record.start_s for owed in await windows_of(busy).undelivered()] == [NOON + 60]
-    await busy.close()
+    assert kinds == {"state", "lock", "open", "w", "deliveries", "messages", "callbacks", "record", "workers"}
 
 
 # The embedded store

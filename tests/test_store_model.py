@@ -22,8 +22,9 @@ from hypothesis.stateful import (
 import servers
 from cranked import CrankedClient
 from idagg.errors import FencedError, StoreAwayError, StoreRefusedError
+from idagg.store.election import Lease
 from idagg.store.hits import HitStore, Stored
-from idagg.store.windows import Term, WindowStore
+from idagg.store.windows import WindowStore
 from idagg.window import PendingCallback
 
 T = TypeVar("T")
@@ -209,10 +210,10 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(name=st.sampled_from(["a", "b"]), may_change=st.booleans())
     def lead(self, name: str, may_change: bool = True) -> None:
         """The lock is had by one; a new holder begins a new epoch, and brings a new length only if it may."""
-        term = self.run(self.windows().lead(name, lease_ms=60_000, may_change_length=may_change))
+        term = self.run(self.windows().election.lead(name, lease_ms=60_000, may_change_length=may_change))
         if self.leader is None:
             if not may_change and self.store_length not in (None, self.length):
-                assert term == Term(0, 0, self.store_length)
+                assert term == Lease(0, 0, self.store_length)
                 return
             if self.store_length not in (None, self.length):
                 ends = [start + window.length for start, window in self.open.items()]
@@ -227,18 +228,18 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(name=st.sampled_from(["a", "b"]), successor=st.sampled_from(["a", "b"]))
     def resign(self, name: str, successor: str) -> None:
         """Only the holder can give the lock back; an epoch that has passed seals nothing."""
-        self.run(self.windows().resign(name))
+        self.run(self.windows().election.resign(name))
         if self.leader == name:
             self.leader = None
         self.lead(successor)
         with pytest.raises(FencedError):
-            self.run(self.windows().seal(self.epoch - 1))
+            self.run(self.windows().sealing.seal(self.epoch - 1))
 
     @rule(length=st.sampled_from([10, 7]), exact_limit=st.sampled_from([6, 9]), led=st.booleans())
     def restart(self, length: int, exact_limit: int, led: bool) -> None:
         """All processes come back, perhaps with other settings; some before there is a leader."""
         if self.leader is not None:
-            self.run(self.windows().resign(self.leader))
+            self.run(self.windows().election.resign(self.leader))
             self.leader = None
         self.length, self.exact_limit = length, exact_limit
         self.workers = [self.worker(), self.worker()]
@@ -255,7 +256,7 @@ class StoreMachine(RuleBasedStateMachine):
         if self.open and min(self.open) <= expected:
             expected = min(self.open)
         window = self.open.get(expected, Window(length))
-        wait_ms = self.run(self.windows().seal(self.epoch))
+        wait_ms = self.run(self.windows().sealing.seal(self.epoch))
         left = expected + window.length - self.now
         if left > 0:
             assert wait_ms == round(left * 1000)
@@ -265,7 +266,9 @@ class StoreMachine(RuleBasedStateMachine):
         assert expected not in self.sealed, "a sealed window was sealed again"
         self.sealed_through = max(self.sealed_through, expected + window.length)
         self.sealed[expected] = window
-        owed = {entry.record.start_s: entry for entry in self.run(self.windows().undelivered(limit=10_000))}
+        owed = {
+            entry.record.start_s: entry for entry in self.run(self.windows().pending.deliveries(limit=10_000))
+        }
         record = owed[expected].record
         exact = len(window.ids) <= self.exact_limit and not window.capped
         assert record.exact == exact
@@ -278,7 +281,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert record.unique_ids == record.estimate == len(window.ids)
         else:
             assert record.unique_ids == record.estimate >= len(window.ids) - 1
-        pending = self.run(self.windows().pending_callbacks(expected))
+        pending = self.run(self.windows().pending.callbacks(expected))
         assert {callback.endpoint.encode() for callback in pending} == window.endpoints
         assert {callback.attempts for callback in pending} <= {0}
 
@@ -290,24 +293,24 @@ class StoreMachine(RuleBasedStateMachine):
         windows = self.windows()
         step = data.draw(st.sampled_from(["logged", "delivered", "attempted", "called", "given up"]))
         if step == "logged":
-            self.run(windows.mark_logged(self.epoch, start))
+            self.run(windows.pending.mark_logged(self.epoch, start))
         elif step == "delivered":
-            self.run(windows.mark_delivered(self.epoch, start))
+            self.run(windows.pending.mark_delivered(self.epoch, start))
         elif step == "called":
-            for callback in self.run(windows.pending_callbacks(start))[:1]:
-                self.run(windows.mark_called(self.epoch, start, [callback.endpoint]))
+            for callback in self.run(windows.pending.callbacks(start))[:1]:
+                self.run(windows.pending.mark_called(self.epoch, start, [callback.endpoint]))
         elif step == "attempted":
-            for url, attempts, _ in self.run(windows.pending_callbacks(start))[:1]:
+            for url, attempts, _ in self.run(windows.pending.callbacks(start))[:1]:
                 attempt = PendingCallback(url, attempts + 1, 30)
-                assert self.run(windows.count_attempts(self.epoch, start, [attempt])) == [True]
-                found = {one.endpoint: one for one in self.run(windows.pending_callbacks(start))}[url]
+                assert self.run(windows.pending.count_attempts(self.epoch, start, [attempt])) == [True]
+                found = {one.endpoint: one for one in self.run(windows.pending.callbacks(start))}[url]
                 assert (found.attempts, 29 < found.due_in_s <= 30) == (attempts + 1, True)
             gone = PendingCallback("http://nobody/", 1, 0)
-            assert self.run(windows.count_attempts(self.epoch, start, [gone])) == [False]
+            assert self.run(windows.pending.count_attempts(self.epoch, start, [gone])) == [False]
         else:
-            self.run(windows.give_up_calls(self.epoch, start))
-        assert not {entry.record.start_s for entry in self.run(windows.undelivered(limit=10_000))} & {
-            entry.record.start_s for entry in self.run(windows.unsent(limit=10_000))
+            self.run(windows.pending.give_up_callbacks(self.epoch, start))
+        assert not {entry.record.start_s for entry in self.run(windows.pending.deliveries(limit=10_000))} & {
+            entry.record.start_s for entry in self.run(windows.pending.messages(limit=10_000))
         }
 
     @invariant()
@@ -317,11 +320,11 @@ class StoreMachine(RuleBasedStateMachine):
             return
         keys = {key.decode() for key in self.run(self.client.command("KEYS", "{t:0}:*"))}
         owed: set[int] = set()
-        for index in ("outbox", "unsent", "callbacks"):
+        for index in ("deliveries", "messages", "callbacks"):
             owed |= {
                 int(start) for start in self.run(self.client.command("ZRANGE", f"{{t:0}}:{index}", 0, -1))
             }
-        records = {int(key.split(":")[3]) for key in keys if key.startswith("{t:0}:o:")}
+        records = {int(key.split(":")[3]) for key in keys if key.startswith("{t:0}:record:")}
         assert records == owed
         assert {int(key.split(":")[3]) for key in keys if key.endswith(":ids")} <= set(self.open)
 

@@ -1,4 +1,4 @@
-"""Errors that one room raises for another, and the process's exit codes.
+"""Errors that one package raises for another, and the process's exit codes.
 
 Each error's text is one sentence for a person: what happened and, where there is something to do, what.
 """
@@ -47,7 +47,8 @@ class FencedError(StoreRefusedError):
 
 
 class DamagedError(StoreError):
-    """A member of an index in the store, or what it names, is not what we wrote, and has to be set aside."""
+    """A member of an index in the store, or what it names, is not what we wrote, and has to be
+    quarantined."""
 
     def __init__(self, index: str, member: bytes, what: str) -> None:
         super().__init__(what)

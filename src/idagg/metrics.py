@@ -21,7 +21,7 @@ from prometheus_client import (
     values,
 )
 
-from idagg.window import Record
+from idagg.window import Counts, Record
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """The library reads it when it is imported: a worker has to be started with it."""
@@ -137,11 +137,17 @@ class Metrics:
             multiprocess_mode="max",
             registry=registry,
         )
-        self._depth = Gauge(
-            "idagg_outbox_windows",
-            "Sealed windows by what is owed: any sink at all, or the message while the line is written; "
-            "LOSS: aside, set aside because the store was damaged, for a person to mend",
-            ["owed"],
+        self._pending = Gauge(
+            "idagg_pending",
+            "Sealed windows with something still to be sent: deliveries, which no sink has; messages, which "
+            "are in the log file and not in the queue; callbacks",
+            ["of"],
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self._quarantined = Gauge(
+            "idagg_quarantined",
+            "LOSS: windows that cannot be read, since the store was damaged, for a person to mend",
             multiprocess_mode="livesum",
             registry=registry,
         )
@@ -179,15 +185,16 @@ class Metrics:
         self._delivered.labels(sink).inc()
         self._lag.observe(max(lag_s, 0))
 
-    def depth(self, *, undelivered: int, unsent: int, aside: int) -> None:
-        self._depth.labels("sink").set(undelivered)
-        self._depth.labels("message").set(unsent)
-        self._depth.labels("aside").set(aside)
+    def pending(self, counts: Counts) -> None:
+        self._pending.labels("deliveries").set(counts.deliveries)
+        self._pending.labels("messages").set(counts.messages)
+        self._pending.labels("callbacks").set(counts.callbacks)
+        self._quarantined.set(counts.quarantined)
 
     def leads(self, epoch: int) -> None:
         self._leader.set(1 if epoch else 0)
         if not epoch:
-            self.depth(undelivered=0, unsent=0, aside=0)
+            self.pending(Counts(0, 0, 0, 0))
 
     def tasks(self, count: int) -> None:
         self._tasks.set(count)

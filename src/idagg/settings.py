@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
+import orjson
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -363,7 +364,10 @@ class Settings(BaseModel):
 
     @classmethod
     def from_json(cls, data: bytes) -> Settings:
-        return cls.model_validate_json(data, context=_PASSED_ON)
+        """From a supervisor's ``to_json``. What another version has and this one does not is passed over."""
+        given = orjson.loads(data)
+        known = {name: value for name, value in given.items() if name in cls.model_fields}
+        return cls.model_validate_json(orjson.dumps(known), context=_PASSED_ON)
 
     def masked(self) -> dict[str, object]:
         """The values, fit to be shown."""

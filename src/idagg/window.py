@@ -65,3 +65,12 @@ class PendingCallback(NamedTuple):
     endpoint: str
     attempts: int
     due_in_s: float
+
+
+class Counts(NamedTuple):
+    """Numbers of windows: with a pending delivery, message, or callbacks; and quarantined."""
+
+    deliveries: int
+    messages: int
+    callbacks: int
+    quarantined: int

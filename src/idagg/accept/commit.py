@@ -50,7 +50,7 @@ _RETRY_S = 0.05
 
 
 class Waiter(Protocol):
-    """Someone who is owed an answer."""
+    """Someone who waits for an answer."""
 
     def answer(self, stored: bool) -> None:
         """Called once, in turn."""

@@ -8,12 +8,12 @@ one place, the fallback app never meets one that was not, an odd request costs o
 behind it is lost.
 
 Answers leave in the order of the requests: those that wait for the store through the group commit's queue,
-those that do not wait behind them in the same queue, and an exchange begins once nothing is owed.
+those that do not wait behind them in the same queue, and an exchange begins once nothing is unanswered.
 
-Bounds. Of each connection: at most MAX_OWED requests wait, bytes are read only while all earlier ones could
-be judged, and a head has an end. Of all: MAX_UNJUDGED_BYTES. What waits behind a request that has expired, or
-has been read for half of a deadline without being judged, has been waiting, too: the connection is late, and
-its requests are refused at once, until it has caught up with its client.
+Bounds. Of each connection: at most MAX_UNANSWERED requests wait, bytes are read only while all earlier ones
+could be judged, and a head has an end. Of all: MAX_UNJUDGED_BYTES. What waits behind a request that has
+expired, or has been read for half of a deadline without being judged, has been waiting, too: the connection
+is late, and its requests are refused at once, until it has caught up with its client.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ log = logging.getLogger("idagg.accept")
 # nginx allows 60.
 REQUEST_S = 10
 # Requests of a connection that may wait for the store.
-MAX_OWED = 512
+MAX_UNANSWERED = 512
 # Requests of a connection that are judged in a row, and bytes of a body that are.
 SLICE = 32
 BODY_SLICE_BYTES = 4096
@@ -97,7 +97,7 @@ class Connection(asyncio.Protocol):
     """One client.
 
     In the plain state nothing is unjudged, held, late or about to end; the fast path looks at ``_plain``
-    alone, and ``_go_on`` decides in every other state what comes next. ``_owed`` answers are to come.
+    alone, and ``_go_on`` decides in every other state what comes next. ``_unanswered`` answers are to come.
     """
 
     __slots__ = (
@@ -112,7 +112,6 @@ class Connection(asyncio.Protocol):
         "_leaves_at_s",
         "_leaving",
         "_over",
-        "_owed",
         "_path",
         "_paused",
         "_paused_at",
@@ -123,6 +122,7 @@ class Connection(asyncio.Protocol):
         "_rest",
         "_seen_s",
         "_transport",
+        "_unanswered",
         "_unjudged",
         "_waiting",
     )
@@ -131,13 +131,13 @@ class Connection(asyncio.Protocol):
         self._path = path
         self._transport: asyncio.Transport | None = None
         self._plain = not path.leaving
-        self._owed = 0
+        self._unanswered = 0
         self._rest = b""  # what was read; judged as far as _at
         self._at = 0
         self._read_at = 0  # tick
         self._unjudged = False  # there may be a whole request in it, or more of a body
         self._waiting = False  # for its turn
-        self._pending: Head | None = None  # to be handed off once nothing is owed
+        self._pending: Head | None = None  # to be handed off once nothing is unanswered
         self._body: BodyReader | None = None
         self._reserved = 0  # bytes set aside for it
         self._exchange: Exchange | None = None
@@ -147,7 +147,7 @@ class Connection(asyncio.Protocol):
         self._late = 0  # ticks for which it has to keep up; until then its requests are refused
         self._kept_up = False  # since the last tick
         self._leaving = path.leaving  # the next answer with nothing behind it is the last
-        self._over = False  # no request is taken any more; it ends when nothing is owed
+        self._over = False  # no request is taken any more; it ends when nothing is unanswered
         self._eof = False  # the client has said all
         self._ended = False  # so have we
         self._seen_s = path.now_s
@@ -155,7 +155,7 @@ class Connection(asyncio.Protocol):
 
     def __repr__(self) -> str:
         state = "closed" if self._transport is None else "paused" if self._paused else "open"
-        return f"<Connection {state} owed={self._owed} unjudged={len(self._rest) - self._at}>"
+        return f"<Connection {state} unanswered={self._unanswered} unjudged={len(self._rest) - self._at}>"
 
     # From the transport.
 
@@ -190,14 +190,14 @@ class Connection(asyncio.Protocol):
         elif status := path.admission.hit(self, match[PLAIN]):  # type: ignore[union-attr]  # without one nothing matches
             self._reply(status, _KEEP)
         else:
-            self._owed += 1
-            if self._owed > MAX_OWED:
+            self._unanswered += 1
+            if self._unanswered > MAX_UNANSWERED:
                 self._hold()
 
     def eof_received(self) -> bool:
         self._eof = True
         self._plain = False
-        return bool(self._owed or self._unjudged or self._exchange)
+        return bool(self._unanswered or self._unjudged or self._exchange)
 
     def pause_writing(self) -> None:
         self._choked = True
@@ -211,7 +211,7 @@ class Connection(asyncio.Protocol):
 
     def answer(self, stored: bool) -> None:
         if stored and self._plain:
-            self._owed -= 1
+            self._unanswered -= 1
             self.write(self._path.replies.ok)
         else:
             self.settle(stored, _KEEP)
@@ -223,9 +223,9 @@ class Connection(asyncio.Protocol):
         self.send(OK if stored else UNAVAILABLE, style)
 
     def send(self, status: int, style: Style) -> None:
-        """Answer the oldest request that is owed one."""
-        self._owed -= 1
-        if self._leaving and not (self._owed or self._pending or self._has_begun()):
+        """Answer the oldest request that is unanswered."""
+        self._unanswered -= 1
+        if self._leaving and not (self._unanswered or self._pending or self._has_begun()):
             style, self._over = Style.CLOSE, True
         self.write(self._path.replies.by_status[status][style])
         if not self._plain:
@@ -244,7 +244,7 @@ class Connection(asyncio.Protocol):
         elif self._exchange is not None:
             if silent_s > EXCHANGE_S:
                 self.abort()
-        elif self._owed:
+        elif self._unanswered:
             pass
         elif self._choked or not (self._body or self._has_begun()):
             if silent_s > self._path.keepalive_s:
@@ -265,13 +265,13 @@ class Connection(asyncio.Protocol):
         self._plain = False
 
     def finish(self) -> None:
-        """Close once nothing is owed."""
+        """Close once nothing is unanswered."""
         self._end_input()
         self._go_on()
 
     def is_busy(self) -> bool:
         """Whether an answer is to come."""
-        return bool(self._owed or self._pending or self._exchange)
+        return bool(self._unanswered or self._pending or self._exchange)
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -356,7 +356,7 @@ class Connection(asyncio.Protocol):
         if status:
             self._reply(status, style)
         else:
-            self._owed += 1
+            self._unanswered += 1
 
     def _refuse(self, status: int) -> None:
         """The connection ends with this answer."""
@@ -366,11 +366,11 @@ class Connection(asyncio.Protocol):
 
     def _reply(self, status: int, style: Style) -> None:
         """An answer that does not wait for the store, but for those before it."""
-        self._owed += 1
-        if self._owed == 1:
+        self._unanswered += 1
+        if self._unanswered == 1:
             self.send(status, style)
         else:
-            assert self._path.admission is not None, "nothing else is owed"
+            assert self._path.admission is not None, "nothing else is unanswered"
             self._path.admission.commit.in_turn(Reply(self, style, status))
 
     def _end_input(self) -> None:
@@ -453,7 +453,7 @@ class Connection(asyncio.Protocol):
         return (
             self._over
             or self._choked
-            or self._owed > MAX_OWED
+            or self._unanswered > MAX_UNANSWERED
             or self._pending is not None
             or self._exchange is not None
         )
@@ -478,7 +478,7 @@ class Connection(asyncio.Protocol):
         """Do what can be done now, in any state but the plain one."""
         if self._transport is None:
             return
-        if not self._owed and self._exchange is None:
+        if not self._unanswered and self._exchange is None:
             if self._pending is not None:
                 head, self._pending = self._pending, None
                 self._hand_off(head)

@@ -68,15 +68,16 @@ class FastPath:
             connection.expire(self.now_s)
 
     def drain(self) -> None:
-        """From now on an answer with nothing owed behind it is its connection's last, and says so. An idle
-        connection stays for one more request: a client that is just sending it must not find it closed."""
+        """From now on an answer with nothing unanswered behind it is its connection's last, and says so. An
+        idle connection stays for one more request: a client that is just sending it must not find it
+        closed."""
         self.leaving = True
         for connection in self.connections:
             connection.leave()
 
     async def close(self, within_s: float) -> None:
-        """Close each connection once what it is owed is out. Cut off those that are owed something after that
-        time, or do not take it."""
+        """Close each connection once its answers are out. Cut off those that have unanswered requests after
+        that time, or do not take it."""
         for connection in list(self.connections):
             connection.finish()
         with contextlib.suppress(TimeoutError):

@@ -1,1 +1,1 @@
-"""Leadership, sealing and the outbox: decides what is owed."""
+"""Leadership, sealing, and what is pending."""

@@ -58,14 +58,16 @@ class Ledger:
     async def spend(self, attempts: Sequence[PendingCallback]) -> Sequence[bool]:
         counted: list[bool] = []
         for i in range(0, len(attempts), 500):
-            counted += await self._windows.count_attempts(self._epoch, self._start_s, attempts[i : i + 500])
+            counted += await self._windows.pending.count_attempts(
+                self._epoch, self._start_s, attempts[i : i + 500]
+            )
         reach("attempt")
         return counted
 
     async def done(self, endpoints: Sequence[str]) -> None:
         reach("callback")
         for i in range(0, len(endpoints), 500):
-            await self._windows.mark_called(self._epoch, self._start_s, endpoints[i : i + 500])
+            await self._windows.pending.mark_called(self._epoch, self._start_s, endpoints[i : i + 500])
 
 
 class Calls(Protocol):
@@ -98,7 +100,7 @@ class Caller:
             while True:
                 epoch = await self._leader.elected()
                 try:
-                    async with self._windows.setting_aside(epoch):
+                    async with self._windows.sealing.quarantining(epoch):
                         await self._look(epoch)
                 except FencedError:
                     self._leader.lost(epoch)
@@ -111,21 +113,21 @@ class Caller:
             await self._drop()
 
     async def _look(self, epoch: int) -> None:
-        backlog = await self._windows.depth("callbacks")
-        for owed in await self._windows.uncalled(limit=MAX_BACKLOG):
-            record = owed.record
+        backlog = (await self._windows.pending.counts()).callbacks
+        for window in await self._windows.pending.with_callbacks(limit=MAX_BACKLOG):
+            record = window.record
             if record.start_s in self._under_way:
                 continue
             if backlog > MAX_BACKLOG:
                 backlog -= 1
                 log.error("window %s: its callbacks are given up, too many windows wait", iso(record.start_s))
-                given_up = await self._windows.pending_callbacks(record.start_s)
-                await self._windows.give_up_calls(epoch, record.start_s)
+                given_up = await self._windows.pending.callbacks(record.start_s)
+                await self._windows.pending.give_up_callbacks(epoch, record.start_s)
                 self._on_given_up(len(given_up))
                 continue
             if sum(count for _, count in self._under_way.values()) >= MAX_CALLBACKS:
                 return
-            pending = await self._windows.pending_callbacks(record.start_s)
+            pending = await self._windows.pending.callbacks(record.start_s)
             if not pending:
                 continue  # the last of them was called while we looked
             task = asyncio.create_task(self._call(epoch, record, pending))

@@ -1,9 +1,9 @@
 """The leader's work: seal each window when it ends, and see to it that the count arrives.
 
-A sealed window is owed to a sink: the broker where one is configured, else the log file. Where the broker
-does not confirm in time, the line is written to the log at once and the message stays owed until the broker
-is back. Each step is marked in the store only once it is done, so whoever leads next repeats at most the step
-that was under way, with the same message id and the same count.
+A sealed window is a pending delivery until a sink has it: the broker where one is configured, else the log
+file. If the broker does not confirm in time, the line is written to the log at once and the message stays
+pending until the broker is back. Each step is marked in the store only once it is done. So the next leader
+repeats at most the step that was under way, with the same message id and the same count.
 
 Sealing and delivering are two loops under one epoch, so that windows are sealed whatever the sinks do. Each
 step of a delivery has its time limit. A leader that has not been able to deliver for CANNOT_DELIVER_S gives
@@ -22,9 +22,10 @@ from typing import Protocol
 from idagg.errors import BrokerAwayError, FencedError, LogFileError, StoreError
 from idagg.failpoints import reach
 from idagg.flush.leader import Leadership
-from idagg.store.windows import Owed, WindowStore
+from idagg.store.pending import PendingWindow
+from idagg.store.windows import WindowStore
 from idagg.tasks import end
-from idagg.window import Record, iso
+from idagg.window import Counts, Record, iso
 
 log = logging.getLogger("idagg.flush")
 
@@ -36,7 +37,7 @@ LOOK_S = 1.0
 # not hold up the next window, though the broker may take long for each.
 LATE_AT_ONCE = 20
 LATE_FOR_S = 1.0
-# For how long windows stay owed for want of a sink before the lead is given away; twice as long each time
+# For how long windows stay pending for want of a sink before the lead is given away; twice as long each time
 # that it comes back, since then nobody else is there, and callbacks under way are the price.
 CANNOT_DELIVER_S = 10.0
 MAX_CANNOT_DELIVER_S = 80.0
@@ -65,7 +66,7 @@ class Observer(Protocol):
 
     def delivered(self, record: Record, *, sink: str, lag_s: float) -> None: ...
 
-    def depth(self, *, undelivered: int, unsent: int, aside: int) -> None: ...
+    def pending(self, counts: Counts) -> None: ...
 
 
 def suspicious(record: Record) -> bool:
@@ -90,7 +91,7 @@ class Flusher:
         self._lines = lines
         self._observer = observer
         self._stopping = asyncio.Event()
-        self._sealed = asyncio.Event()  # a window, since the last look at what is owed
+        self._sealed = asyncio.Event()  # a window, since the last look at what is pending
         self._troubles: dict[str, str] = {}  # by the loop that has it
         self._told: str | None = None
         self._cannot_since: float | None = None  # deliver, by the monotonic clock
@@ -99,12 +100,14 @@ class Flusher:
 
     @property
     def trouble(self) -> str | None:
-        """Why windows stay owed, in a sentence; also while the lead is left to others for that reason."""
+        """Why windows stay pending, in a sentence; also while the lead is left to others for that reason."""
         return self._told if self._leadership.epoch or self._leadership.stands_back else None
 
     async def run(self) -> None:
         """Work while this process leads, until ``stop``; ends between two steps, never within one."""
-        loops = [asyncio.create_task(self._while_leading(turn)) for turn in (self._seal, self._deliver_owed)]
+        loops = [
+            asyncio.create_task(self._while_leading(turn)) for turn in (self._seal, self._deliver_pending)
+        ]
         try:
             # A task group would pass a cancellation on only once, and it may be lost (see `end`).
             await asyncio.gather(*loops)
@@ -123,7 +126,7 @@ class Flusher:
                 continue
             epoch = self._leadership.epoch
             try:
-                async with self._windows.setting_aside(epoch):
+                async with self._windows.sealing.quarantining(epoch):
                     await turn(epoch)
             except FencedError:
                 self._leadership.lost(epoch)
@@ -143,7 +146,7 @@ class Flusher:
             self._troubles.pop(loop, None)
         trouble = "; ".join(dict.fromkeys(self._troubles.values())) or None
         if trouble and trouble != self._told:
-            log.error("windows stay owed, trying again: %s", trouble)
+            log.error("windows stay pending, trying again: %s", trouble)
         elif self._told and not trouble:
             log.info("windows are delivered again")
         self._told = trouble
@@ -162,41 +165,36 @@ class Flusher:
     async def _seal(self, epoch: int) -> None:
         """Seal what has ended, and wait for the next window to end."""
         reach("before-seal")
-        while not (wait_ms := await self._windows.seal(epoch)):
+        while not (wait_ms := await self._windows.sealing.seal(epoch)):
             self._sealed.set()
             reach("after-seal")
-        await self._tell_depth(epoch)
+        await self._tell_counts(epoch)
         await self._first(timeout_s=min(wait_ms / 1000, LOOK_S))
 
-    async def _deliver_owed(self, epoch: int) -> None:
-        """Deliver what is owed, and wait for more."""
+    async def _deliver_pending(self, epoch: int) -> None:
+        """Deliver what is pending, and wait for more."""
         self._sealed.clear()
-        unsent_before = await self._windows.depth("unsent")
-        delivered = False
-        while owed := await self._windows.undelivered():
-            for entry in owed:
+        while windows := await self._windows.pending.deliveries():
+            for window in windows:
                 if self._stopping.is_set():
                     return
-                await self._deliver(epoch, entry)
-                delivered = True
+                await self._deliver(epoch, window)
         self._cannot_since = None
         self._patience_s = CANNOT_DELIVER_S
         self._leadership.do_not_stand_back()
         away = self._broker is not None and not self._broker.ready.is_set()
         more = not away and await self._send_late(epoch)
-        unsent = await self._windows.depth("unsent")
-        if delivered or unsent != unsent_before:
-            await self._tell_depth(epoch)
+        counts = await self._tell_counts(epoch)
         if more:
             return
         # One that refuses messages while it is there is asked again at the next look.
-        broker_back = self._broker.ready.wait() if self._broker and away and unsent else None
+        broker_back = self._broker.ready.wait() if self._broker and away and counts.messages else None
         await self._first(self._sealed.wait(), broker_back, timeout_s=LOOK_S)
 
-    async def _deliver(self, epoch: int, owed: Owed) -> None:
+    async def _deliver(self, epoch: int, window: PendingWindow) -> None:
         """To the broker; without one, or with one that does not confirm in time, to the log file."""
-        record = owed.record
-        self._look_at(owed)
+        record = window.record
+        self._look_at(window)
         if self._broker is None:
             await self._lines.window(record, reason=None)
             await self._delivered(epoch, record, sink="log")
@@ -206,50 +204,50 @@ class Flusher:
         except BrokerAwayError as error:
             await self._lines.window(record, reason=str(error))
             reach("before-mark")
-            await self._windows.mark_logged(epoch, record.start_s)
+            await self._windows.pending.mark_logged(epoch, record.start_s)
             reach("after-mark")
         else:
             reach("after-confirm")
             await self._delivered(epoch, record, sink="broker")
 
     async def _send_late(self, epoch: int) -> bool:
-        """Send messages that are owed since the broker was away; whether there may be more to send now."""
-        late = await self._windows.unsent(limit=LATE_AT_ONCE)
+        """Send messages that are pending since the broker was away; whether there may be more to send now."""
+        late = await self._windows.pending.messages(limit=LATE_AT_ONCE)
         until = time.monotonic() + LATE_FOR_S
-        for owed in late:
+        for window in late:
             if self._stopping.is_set():
                 return False
             if self._broker is not None:
                 try:
-                    await self._broker.publish(owed.record)
+                    await self._broker.publish(window.record)
                 except BrokerAwayError:
                     return False
-            # Without a broker the line, which is written, is all that is owed.
-            await self._delivered(epoch, owed.record, sink="broker" if self._broker else "log")
+            # Without a broker the line, which is written, is all that there is to do.
+            await self._delivered(epoch, window.record, sink="broker" if self._broker else "log")
             if time.monotonic() >= until:
                 return True
         return len(late) == LATE_AT_ONCE
 
     async def _delivered(self, epoch: int, record: Record, *, sink: str) -> None:
         reach("before-mark")
-        await self._windows.mark_delivered(epoch, record.start_s)
+        await self._windows.pending.mark_delivered(epoch, record.start_s)
         reach("after-mark")
         self._observer.delivered(record, sink=sink, lag_s=time.time() - record.end_s)
 
-    async def _tell_depth(self, epoch: int) -> None:
-        """Tell the observer what is owed."""
-        undelivered, unsent = await self._windows.depth("outbox"), await self._windows.depth("unsent")
-        aside = await self._windows.aside()
+    async def _tell_counts(self, epoch: int) -> Counts:
+        """Tell the observer what is pending."""
+        counts = await self._windows.pending.counts()
         if self._leadership.epoch == epoch:  # else another process tells of it by now
-            self._observer.depth(undelivered=undelivered, unsent=unsent, aside=aside)
+            self._observer.pending(counts)
+        return counts
 
-    def _look_at(self, owed: Owed) -> None:
-        record = owed.record
+    def _look_at(self, window: PendingWindow) -> None:
+        record = window.record
         if record.start_s <= self._seen_s:
             return
         self._seen_s = record.start_s
         odd = suspicious(record)
-        self._observer.sealed(record, dropped_endpoints=owed.dropped, suspicious=odd)
+        self._observer.sealed(record, dropped_endpoints=window.dropped, suspicious=odd)
         if odd:
             log.warning(
                 "window %s: %d ids and an estimate of %d: the store may have lost writes",
@@ -257,9 +255,9 @@ class Flusher:
                 record.unique_ids,
                 record.estimate,
             )
-        if owed.dropped:
+        if window.dropped:
             log.warning(
-                "window %s: %d hits named an endpoint over the limit", iso(record.start_s), owed.dropped
+                "window %s: %d hits named an endpoint over the limit", iso(record.start_s), window.dropped
             )
 
     async def _first(self, *events: Awaitable[object] | None, timeout_s: float | None) -> None:

@@ -1,14 +1,15 @@
 """Leadership: who may seal and deliver.
 
-All workers of all VMs bid for one lock in the store; the holder has an epoch, a number that rises with every
-change of leader. Nobody has to trust the lock's clock: the store's scripts refuse an epoch that has passed,
-so a leader that was stopped and wakes late can do no harm.
+All workers of all machines are candidates for one lease in the store. Its holder has an epoch, a number that
+rises with every change of leader. Nobody has to trust the lease's clock: the store's scripts refuse an epoch
+that has passed, so a leader that was stopped and wakes late can do no harm.
 
-The leader's windows are everyone's. Who would count in others takes a free lock only when nobody else has
-wanted it for PATIENCE_S: one machine with a wrong setting must not win it between two terms of the others.
+The leader's windows are everyone's. A candidate with other windows takes a free lease only when nobody else
+has wanted it for PATIENCE_S: one machine with a wrong setting must not win it between two leases of the
+others.
 
-A leader that cannot do its work stands back: it gives the lock away, and then bids so seldom that whoever
-else is there takes it first. Where nobody does, it leads again.
+A leader that cannot do its work stands back: it gives the lease away, and then asks for it so seldom that any
+other candidate takes it first. If there is none, it leads again.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from collections.abc import Callable
 from typing import Protocol
 
 from idagg.errors import StoreError
-from idagg.store.windows import Term
+from idagg.store.election import Lease
 
 log = logging.getLogger("idagg.flush")
 
 # What a leader's sudden death costs at most. Precedents: Kubernetes' leases 15 s, etcd's election 1 s.
 LEASE_MS = 5000
-# How often the others look: an orderly hand-over is noticed within it.
+# How often the others look: a resignation is noticed within it.
 LOOK_S = 0.3
 # Many looks of each of the others, and longer than they take to come back to a store that was away.
 PATIENCE_S = 3.0
@@ -39,38 +40,38 @@ BACK_LOOK_S = 1.0
 STAND_BACK_S = 60.0
 
 
-class Lock(Protocol):
-    async def lead(self, name: str, *, lease_ms: int, may_change_length: bool) -> Term: ...
+class Leases(Protocol):
+    async def lead(self, name: str, *, lease_ms: int, may_change_length: bool) -> Lease: ...
 
     async def resign(self, name: str) -> None: ...
 
 
-def next_bid_s(term: Term, *, chance: float, stands_back: bool = False) -> float:
-    """When to bid again: a leader renews with two thirds of its lease in hand, the others look often.
+def next_try_s(lease: Lease, *, chance: float, stands_back: bool = False) -> float:
+    """When to ask again: a leader renews with two thirds of its lease in hand, the others look often.
 
     ``chance`` in [0, 1) spreads those who look.
     """
-    if term.epoch:
-        return term.lasts_ms / 3000
+    if lease.epoch:
+        return lease.lasts_ms / 3000
     return (BACK_LOOK_S if stands_back else LOOK_S) * (0.5 + chance / 2)
 
 
 class Leadership:
-    """This process's bid. ``epoch`` is 0 while another leads or the store is away; ``patience_s`` may be 0
-    where nobody else can be.
+    """This process's candidacy. ``epoch`` is 0 while another leads or the store is away; ``patience_s`` may
+    be 0 where nobody else can be.
 
     ``trouble`` says why this process can take no part, in a sentence; None when it can.
     """
 
     def __init__(
         self,
-        lock: Lock,
+        leases: Leases,
         *,
         window_s: int,
         patience_s: float = PATIENCE_S,
         on_change: Callable[[int], None] = lambda epoch: None,
     ) -> None:
-        self._lock = lock
+        self._leases = leases
         self._window_s = window_s
         self._patience_s = patience_s
         self._name = secrets.token_hex(8)
@@ -80,15 +81,15 @@ class Leadership:
         self._on_change = on_change
         self.epoch = 0
         self.trouble: str | None = None
-        self.answered = asyncio.Event()  # the first bid has succeeded or failed
+        self.answered = asyncio.Event()  # the store has been asked for the first time, well or not
 
     def __repr__(self) -> str:
         return f"<Leadership {self._name} epoch={self.epoch}>"
 
     async def run(self) -> None:
-        """Bid for ever."""
+        """Stand for ever."""
         now = asyncio.get_running_loop().time
-        unwanted_since = math.inf  # the lock, by those who count in the store's windows
+        unwanted_since = math.inf  # the lease, by those who count in the store's windows
         while True:
             if self._gives_away.is_set():
                 self._gives_away.clear()
@@ -96,7 +97,7 @@ class Leadership:
                 await asyncio.sleep(BACK_LOOK_S)
             may_change_length = not self._patience_s or now() - unwanted_since >= self._patience_s
             try:
-                term = await self._lock.lead(
+                lease = await self._leases.lead(
                     self._name, lease_ms=LEASE_MS, may_change_length=may_change_length
                 )
             except StoreError as error:
@@ -108,24 +109,24 @@ class Leadership:
                 continue
             if self._gives_away.is_set():
                 continue  # this was renewed while it was given away
-            unwanted_since = math.inf if term.lasts_ms else min(unwanted_since, now())
-            if term.window_s == self._window_s:
+            unwanted_since = math.inf if lease.lasts_ms else min(unwanted_since, now())
+            if lease.window_s == self._window_s:
                 self.trouble = None
-            elif not term.lasts_ms:
+            elif not lease.lasts_ms:
                 self.trouble = (
-                    f"the store's windows are of {term.window_s} s: they become {self._window_s} s "
+                    f"the store's windows are of {lease.window_s} s: they become {self._window_s} s "
                     f"where nobody else leads within {self._patience_s:g} s"
                 )
             else:
                 self.trouble = (
-                    f"the store counts in windows of {term.window_s} s for another running instance: "
+                    f"the store counts in windows of {lease.window_s} s for another running instance: "
                     "give this one the same --window, or a --namespace of its own"
                 )
-            self._set(term.epoch)
+            self._set(lease.epoch)
             self.answered.set()
             # Spreads bids over processes; nothing secret hangs on it.
             chance = random.random()  # noqa: S311  as said above
-            pause_s = next_bid_s(term, chance=chance, stands_back=self.stands_back)
+            pause_s = next_try_s(lease, chance=chance, stands_back=self.stands_back)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._gives_away.wait()
@@ -162,9 +163,9 @@ class Leadership:
         """Let another lead at once. ``run`` must have been ended, or be who asks."""
         self._set(0)
         try:
-            await self._lock.resign(self._name)
+            await self._leases.resign(self._name)
         except StoreError as error:
-            log.warning("leadership was not handed over, the lease has to run out: %s", error)
+            log.warning("leadership was not given up, the lease has to run out: %s", error)
 
     def _set(self, epoch: int) -> None:
         if epoch == self.epoch:

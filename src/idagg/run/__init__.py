@@ -1,1 +1,1 @@
-"""The processes that hold the four rooms, and the composition root."""
+"""The processes that run accept, store, flush and deliver, and what puts them together."""

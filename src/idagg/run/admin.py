@@ -15,7 +15,7 @@ from idagg.accept.fallback import Fallback
 from idagg.accept.fast_path import FastPath
 from idagg.accept.listener import Listener
 from idagg.run import sockets
-from idagg.run.status import SINKS
+from idagg.run.messages import SINKS
 from idagg.tasks import end
 
 _KEEPALIVE_S = 75

@@ -5,7 +5,8 @@ event loop, not its memory, not its descriptors, and of the processors what othe
 the supervisor replaces it, and the attempts that it had begun are spent. It reads what is pending from the
 store itself, under the leader's epoch; so nothing of it passes through the leading worker.
 
-Run by the supervisor as ``python -m idagg.run.callback_process``; see ``idagg.run.status`` for what they say.
+Run by the supervisor as ``python -m idagg.run.callback_process``; see ``idagg.run.messages`` for what they
+say.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from idagg.deliver.signing import Signer
 from idagg.errors import Exit
 from idagg.flush.caller import Caller
 from idagg.metrics import Metrics
-from idagg.run.process import begin, take_order
-from idagg.run.status import BEAT_S, CallbackOrder, read_epoch
+from idagg.run.messages import HEARTBEAT_S, CallbackStart, Heartbeat, Leads
+from idagg.run.process import begin, first_message
 from idagg.store.client import Client
 from idagg.store.windows import WindowStore
 from idagg.tasks import end
@@ -74,13 +75,13 @@ class Assigned:
 
 
 class CallbackProcess:
-    def __init__(self, order: CallbackOrder, *, beats: int) -> None:
-        settings = order.settings
-        self._beats = beats  # a descriptor
+    def __init__(self, start: CallbackStart, *, heartbeats: int) -> None:
+        settings = start.settings
+        self._heartbeats = heartbeats  # a descriptor
         self._stop = asyncio.Event()
         self._assigned = Assigned()
         self._metrics = Metrics()
-        self._client = Client(order.redis_url, timeout_s=STORE_TIMEOUT_S)
+        self._client = Client(start.redis_url, timeout_s=STORE_TIMEOUT_S)
         windows = WindowStore(
             self._client,
             namespace=settings.namespace,
@@ -138,7 +139,7 @@ class CallbackProcess:
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, sys.stdin)
         with contextlib.closing(transport):
             while line := await reader.readline():
-                self._assigned.tell(read_epoch(line))
+                self._assigned.tell(Leads.parse(line).epoch)
             log.error("the supervisor has died, stopping")
             self._stop.set()
             await asyncio.Event().wait()
@@ -147,8 +148,8 @@ class CallbackProcess:
         while True:
             self._metrics.tasks(len(asyncio.all_tasks()))
             with contextlib.suppress(BlockingIOError):  # the supervisor is busy; the next one will do
-                os.write(self._beats, b"{}\n")
-            await asyncio.sleep(BEAT_S)
+                os.write(self._heartbeats, Heartbeat().line())
+            await asyncio.sleep(HEARTBEAT_S)
 
 
 def _tls(ca: Path | None) -> ssl.SSLContext:
@@ -170,12 +171,12 @@ def restrain() -> None:
 
 
 def main() -> int:
-    order = take_order(CallbackOrder.parse)
-    beats = begin("callbacks", writer=order.writer, stdout=order.stdout)
+    start = first_message(CallbackStart.parse)
+    heartbeats = begin("callbacks", writer=start.writer, stdout=start.stdout)
     restrain()
 
     async def serve() -> None:
-        await CallbackProcess(order, beats=beats).run()
+        await CallbackProcess(start, heartbeats=heartbeats).run()
 
     uvloop.run(serve())
     return Exit.OK

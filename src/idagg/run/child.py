@@ -30,7 +30,7 @@ STOP_S = 20.0
 class Child(Generic[T]):
     """A process: what it said last, and what became of it. Its ``life`` begins at once.
 
-    ``module`` is run by the same interpreter and given ``order``, a line. ``writer`` is no other living
+    ``module`` is run by the same interpreter and given ``start``, a line. ``writer`` is no other living
     process's, and names its metrics.
     """
 
@@ -38,7 +38,7 @@ class Child(Generic[T]):
         self,
         name: str,
         module: str,
-        order: bytes,
+        start: bytes,
         parse: Callable[[bytes], T],
         *,
         writer: int,
@@ -47,10 +47,10 @@ class Child(Generic[T]):
     ) -> None:
         self.name = name
         self.writer = writer
-        self.beat: T | None = None
+        self.said: T | None = None  # last
         self.code: int | None = None  # of its exit; None, once it has ended: it could not even be started
         self._module = module
-        self._order = order
+        self._start = start
         self._parse = parse
         self._environment = environment
         self._pass_fds = tuple(pass_fds)
@@ -60,7 +60,7 @@ class Child(Generic[T]):
         self.life = asyncio.create_task(self._live())
 
     def __repr__(self) -> str:
-        return f"<Child {self.name} pid={self._process and self._process.pid} {self.beat}>"
+        return f"<Child {self.name} pid={self._process and self._process.pid} {self.said}>"
 
     @property
     def served_s(self) -> float:
@@ -101,7 +101,7 @@ class Child(Generic[T]):
         except OSError as error:
             log.error("%s cannot be started: %s", self.name, error)
             return
-        self.send(self._order)
+        self.send(self._start)
         if self._stopping:
             self.signal(signal.SIGTERM)
         who = f"{self.name} (pid {process.pid})"
@@ -113,9 +113,9 @@ class Child(Generic[T]):
             await asyncio.wait([asyncio.create_task(process.wait())], timeout=LAST_WORDS_S)
             self.signal(signal.SIGKILL)  # a stopped process takes nothing else
         except (TypeError, ValueError) as error:
-            log.error("%s says what is not understood here, ending it: %s", who, error)
+            log.error("%s sends unreadable heartbeats (another version?), ending it: %s", who, error)
             self.signal(signal.SIGKILL)
-        self.beat = None
+        self.said = None
         self.code = await process.wait()
 
     async def _listen_to(self, process: asyncio.subprocess.Process) -> None:
@@ -126,7 +126,7 @@ class Child(Generic[T]):
                 line = await process.stdout.readline()
             if not line:
                 return
-            self.beat = self._parse(line)
+            self.said = self._parse(line)
             self._listens_since = self._listens_since or time.monotonic()
 
 

@@ -1,5 +1,5 @@
-"""What every process of the supervisor's does first: it takes its order, and lets go of the two streams that
-it hears and talks to the supervisor by."""
+"""What every process of the supervisor's does first: it takes its first message, and lets go of the two
+streams that it hears and talks to the supervisor by."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from idagg.run.logs import log_to_stderr
 T = TypeVar("T")
 
 
-def take_order(parse: Callable[[bytes], T]) -> T:
+def first_message(parse: Callable[[bytes], T]) -> T:
     """The first line of standard input, which stays open: it ends when the supervisor dies."""
-    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as orders:
-        return parse(orders.readline())
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as messages:
+        return parse(messages.readline())
 
 
 def begin(name: str, *, writer: int, stdout: int) -> int:

@@ -30,8 +30,8 @@ from idagg.run import sockets
 from idagg.run.admin import AdminListener
 from idagg.run.child import Child, end
 from idagg.run.logs import log_to_stderr
+from idagg.run.messages import SINKS, CallbackStart, Heartbeat, Leads, WorkerStart
 from idagg.run.restart import YOUNG_S, Restarts
-from idagg.run.status import SINKS, Beat, CallbackOrder, Order, epoch_line
 from idagg.run.systemd import notify
 from idagg.settings import Settings
 from idagg.store.address import shown as shown_url
@@ -61,8 +61,8 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._listeners = sockets.listen(settings.host, settings.port, settings.workers)
         self._port: int = self._listeners[0].getsockname()[1]
-        self._workers: list[Child[Beat] | None] = [None] * settings.workers  # by their slots
-        self._callbacks: Child[None] | None = None
+        self._workers: list[Child[Heartbeat] | None] = [None] * settings.workers  # by their slots
+        self._callbacks: Child[Heartbeat] | None = None
         self._alive: set[Child[Any]] = set()  # those, and whoever is yet to serve or serves no more
         self._replace = asyncio.Event()
         self._stdout = standard_output(settings)
@@ -114,16 +114,13 @@ class Supervisor:
         if self._settings.callbacks != "off" and not self._callbacks:
             found["callbacks"] = "the callback process has died: no endpoint is called until it runs again"
         for slot, worker in enumerate(self._workers):
-            beat = worker.beat if worker else None
-            if beat is None:
+            heartbeat = worker.said if worker else None
+            if heartbeat is None:
                 found[f"worker-{slot}"] = "it is not running"
                 continue
-            if beat.store:
-                found["store"] = beat.store
-            if beat.broker:
-                found["broker"] = beat.broker
-            if beat.delivery:
-                found["delivery"] = beat.delivery
+            for part in ("store", "broker", "delivery"):
+                if sentence := getattr(heartbeat, part):
+                    found[part] = sentence
         return found
 
     async def _start_store(self) -> None:
@@ -131,29 +128,29 @@ class Supervisor:
         await self._store.start()
         self._redis_url = self._store.url
 
-    def _start_worker(self, slot: int) -> Child[Beat]:
+    def _start_worker(self, slot: int) -> Child[Heartbeat]:
         writer, listener = self._free_writer(), self._listeners[slot].fileno()
-        order = Order(self._settings, self._redis_url, slot, listener, writer, self._stdout)
+        start = WorkerStart(self._settings, self._redis_url, writer, self._stdout, slot, listener)
         return self._watched(
             Child(
                 f"worker-{slot}",
                 "idagg.run.worker",
-                order.line(),
-                Beat.parse,
+                start.line(),
+                Heartbeat.parse,
                 writer=writer,
                 environment=self._environment(),
                 pass_fds=[listener, self._stdout],
             )
         )
 
-    def _start_callbacks(self) -> Child[None]:
+    def _start_callbacks(self) -> Child[Heartbeat]:
         writer = self._free_writer()
         return self._watched(
             Child(
                 "the callback process",
                 CALLBACK_MODULE,
-                CallbackOrder(self._settings, self._redis_url, writer, self._stdout).line(),
-                lambda line: None,
+                CallbackStart(self._settings, self._redis_url, writer, self._stdout).line(),
+                Heartbeat.parse,
                 writer=writer,
                 environment=self._environment(),
                 pass_fds=[self._stdout],
@@ -209,10 +206,10 @@ class Supervisor:
             told = 0
             while not child.life.done():
                 epoch = max(
-                    (worker.beat.epoch for worker in self._workers if worker and worker.beat), default=0
+                    (worker.said.epoch for worker in self._workers if worker and worker.said), default=0
                 )
                 if epoch != told and child.served_s:
-                    child.send(epoch_line(epoch))
+                    child.send(Leads(epoch).line())
                     told = epoch
                 await asyncio.wait([child.life], timeout=TELL_S)
             if self._stop.is_set() or child.code == Exit.OK:  # told to end, by a reload
@@ -251,12 +248,12 @@ class Supervisor:
         successor = self._start_worker(slot)
         while not successor.life.done() and successor.served_s < YOUNG_S:  # noqa: ASYNC110  it grows by itself
             await asyncio.sleep(0.02)
-        beat = successor.beat
-        if beat is None:
+        heartbeat = successor.said
+        if heartbeat is None:
             return f"the successor died ({successor.died_of})"
-        if beat.store:
+        if heartbeat.store:
             await end(successor)
-            return f"the successor is not ready: {beat.store}"
+            return f"the successor is not ready: {heartbeat.store}"
         worker, self._workers[slot] = self._workers[slot], successor
         if worker:
             await end(worker)
@@ -264,7 +261,7 @@ class Supervisor:
 
     async def _greet(self, admin_url: str) -> None:
         """Say what a person wants to know once all workers listen; then tell of trouble, and of its end."""
-        while not all(worker and worker.beat for worker in self._workers):  # noqa: ASYNC110  any of many sets it
+        while not all(worker and worker.said for worker in self._workers):  # noqa: ASYNC110  any of many sets it
             await asyncio.sleep(0.02)
         notify("READY=1", f"STATUS={len(self._workers)} workers listen")
         # The person at the terminal reads this; whoever reads records reads nothing else.

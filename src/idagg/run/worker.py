@@ -1,6 +1,7 @@
-"""A worker process: one event loop that accepts, and bids to lead. The composition root of the four rooms.
+"""A worker process: one event loop that accepts, and stands for leader. The composition root of accept,
+store, flush and deliver.
 
-Run by the supervisor as ``python -m idagg.run.worker``; see ``idagg.run.status`` for what they say.
+Run by the supervisor as ``python -m idagg.run.worker``; see ``idagg.run.messages`` for what they say.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from idagg.flush.flusher import Flusher
 from idagg.flush.leader import PATIENCE_S, Leadership
 from idagg.metrics import Metrics
 from idagg.run import sinks
-from idagg.run.process import begin, take_order
-from idagg.run.status import BEAT_S, Beat, Order
+from idagg.run.messages import HEARTBEAT_S, Heartbeat, WorkerStart
+from idagg.run.process import begin, first_message
 from idagg.store.client import Client
 from idagg.store.hits import MAX_BATCH, HitStore
 from idagg.store.windows import WindowStore
@@ -53,16 +54,16 @@ LAST_REQUEST_S = 1.0
 
 
 class Worker:
-    def __init__(self, order: Order, *, beats: int) -> None:
-        settings = order.settings
-        self._order = order
-        self._beats = beats  # a descriptor
+    def __init__(self, start: WorkerStart, *, heartbeats: int) -> None:
+        settings = start.settings
+        self._start = start
+        self._heartbeats = heartbeats  # a descriptor
         self._stop = asyncio.Event()
         self._metrics = Metrics()
         self._failed_at = -math.inf  # when a batch was last not stored, by the loop's clock
         loop = asyncio.get_running_loop()
 
-        self._hits = Client(order.redis_url)
+        self._hits = Client(start.redis_url)
         self._commit = GroupCommit(
             HitStore(
                 self._hits,
@@ -92,7 +93,7 @@ class Worker:
             cors_origin=settings.cors_origin,
         )
 
-        self._client = Client(order.redis_url, timeout_s=FLUSH_TIMEOUT_S)
+        self._client = Client(start.redis_url, timeout_s=FLUSH_TIMEOUT_S)
         windows = WindowStore(
             self._client,
             namespace=settings.namespace,
@@ -101,7 +102,7 @@ class Worker:
         )
         lines = LogFile(settings.log_file)
         self._leadership = Leadership(
-            windows,
+            windows.election,
             window_s=settings.window,
             patience_s=PATIENCE_S if settings.redis_url else 0,  # the embedded store is ours alone
             on_change=self._metrics.leads,
@@ -112,7 +113,7 @@ class Worker:
         )
 
     async def run(self) -> None:
-        """Serve until told to stop, then answer what was taken, hand leadership over, and return.
+        """Serve until told to stop, then answer what was taken, resign, and return.
 
         An error that escapes from any part ends the process: its successor starts from a known state.
         """
@@ -121,22 +122,22 @@ class Worker:
             loop.add_signal_handler(number, self._stop.set)
         commit = asyncio.create_task(self._commit.run(), name="commit")
         flusher = asyncio.create_task(self._flusher.run(), name="flusher")
-        bid = asyncio.create_task(self._leadership.run(), name="bid")
+        candidacy = asyncio.create_task(self._leadership.run(), name="candidacy")
         others = [
             asyncio.create_task(self._tick(), name="tick"),
             asyncio.create_task(self._connect_broker(), name="broker"),
             asyncio.create_task(self._watch_supervisor(), name="supervisor"),
         ]
         await self._fallback.start()
-        listener = Listener(socket.socket(fileno=self._order.listener), self._public)
-        others.append(asyncio.create_task(self._beat(), name="beat"))
+        listener = Listener(socket.socket(fileno=self._start.listener), self._public)
+        others.append(asyncio.create_task(self._beat(), name="heartbeat"))
         # What is alive now stays alive: the collector need not look at it again.
         gc.collect()
         gc.freeze()
 
         stop = asyncio.create_task(self._stop.wait())
         done, _ = await asyncio.wait(
-            [stop, commit, flusher, bid, *others], return_when=asyncio.FIRST_COMPLETED
+            [stop, commit, flusher, candidacy, *others], return_when=asyncio.FIRST_COMPLETED
         )
         if stop not in done:
             for task in done:
@@ -147,7 +148,7 @@ class Worker:
         await listener.close()
         self._flusher.stop()
         await flusher
-        await end(bid)
+        await end(candidacy)
         await self._leadership.resign()
         await self._last_requests()
         await self._public.close(EXCHANGE_S)
@@ -221,20 +222,22 @@ class Worker:
         await self._leadership.answered.wait()
         while True:
             broker = self._broker.trouble if self._broker and self._leadership.epoch else None
-            line = Beat(self._leadership.epoch, self._store_trouble(), broker, self._flusher.trouble).line()
+            heartbeat = Heartbeat(
+                self._leadership.epoch, self._store_trouble(), broker, self._flusher.trouble
+            )
             self._metrics.tasks(len(asyncio.all_tasks()))
             try:
-                os.write(self._beats, line)
+                os.write(self._heartbeats, heartbeat.line())
             except BlockingIOError:
-                pass  # the supervisor is busy; the next beat will do
+                pass  # the supervisor is busy; the next one will do
             except BrokenPipeError:
                 self._stop.set()
-            await asyncio.sleep(BEAT_S)
+            await asyncio.sleep(HEARTBEAT_S)
 
 
 def main() -> int:
-    order = take_order(Order.parse)
-    beats = begin(f"worker-{order.slot}", writer=order.writer, stdout=order.stdout)
+    start = first_message(WorkerStart.parse)
+    heartbeats = begin(f"worker-{start.slot}", writer=start.writer, stdout=start.stdout)
     if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
         log.error("aiohttp runs without its C parser: unset AIOHTTP_NO_EXTENSIONS, or install its wheel")
         return Exit.CANNOT_START
@@ -242,7 +245,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, MAX_FILES)), hard))
 
     async def serve() -> None:
-        await Worker(order, beats=beats).run()
+        await Worker(start, heartbeats=heartbeats).run()
 
     uvloop.run(serve())
     return Exit.OK

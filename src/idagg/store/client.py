@@ -23,8 +23,8 @@ _OPENINGS = {
     "seal": _LEADERS,
     "mark": _LEADERS,
     "attempts": _LEADERS,
-    "called": _LEADERS,
-    "aside": _LEADERS,
+    "callbacks_done": _LEADERS,
+    "quarantine": _LEADERS,
     "inspect": ("damage",),
 }
 
@@ -89,10 +89,10 @@ class Client:
         return answer
 
     async def damage(self, tag: str) -> list[str]:
-        """What is wrong in the shard, or was and is set aside, in sentences."""
+        """What is wrong in the shard, or was and is quarantined, in sentences."""
         found = [what.decode(errors="replace") for what in await self.script("inspect", tag)]
-        if not found and (aside := await self.command("HLEN", f"{tag}:aside")):
-            found.append(f"{aside} windows are set aside in {tag}:aside, see the README on how to mend them")
+        if not found and (quarantined := (await self.script("counts", tag))[-1]):
+            found.append(f"{quarantined} windows are in {tag}:quarantine, see the README on how to mend them")
         return found
 
     async def close(self) -> None:

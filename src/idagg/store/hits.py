@@ -6,6 +6,8 @@ import secrets
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from idagg.store.shards import shard_tag
+
 # What one script call carries at most: Lua's unpack() is limited to about 8,000 values, and at about 1 us
 # an id the script holds Redis for no more than some 4 ms.
 MAX_BATCH = 4096
@@ -38,10 +40,6 @@ class _Acknowledged(NamedTuple):
     seq: int = 0
     start_s: int = 0
     since: int = 0
-
-
-def shard_tag(namespace: str) -> str:
-    return f"{{{namespace}:0}}"
 
 
 class HitStore:

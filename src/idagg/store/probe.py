@@ -5,7 +5,7 @@ from __future__ import annotations
 from idagg.errors import StoreError
 from idagg.store.client import Client
 from idagg.store.embedded import OLDEST
-from idagg.store.hits import shard_tag
+from idagg.store.shards import shard_tag
 
 
 async def probe(url: str, namespace: str, *, timeout_s: float) -> str:

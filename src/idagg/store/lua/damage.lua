@@ -22,7 +22,7 @@ local function wrong_window(start)
   local ids, hll = window .. ':ids', window .. ':hll'
   local wrong = wrong_type(window, 'hash') or wrong_number(window, {'length', 'hits', 'dropped'})
     or wrong_type(ids, 'set') or wrong_type(hll, 'string') or wrong_type(window .. ':endpoints', 'set')
-    or wrong_type(key('o', start), 'hash')
+    or wrong_type(key('record', start), 'hash')
   if wrong then
     return wrong
   elseif type(redis.pcall('PFCOUNT', hll)) == 'table' then

@@ -9,20 +9,20 @@ if epoch ~= ARGV[1] then
   return redis.error_reply('FENCED ' .. (epoch or '0'))
 end
 
-for _, index in ipairs({'open', 'outbox', 'unsent', 'callbacks'}) do
+for _, index in ipairs({'open', 'deliveries', 'messages', 'callbacks'}) do
   local wrong = wrong_type(key(index), 'zset')
   if wrong then
     return redis.error_reply('DAMAGED ' .. wrong)
   end
 end
 
--- An outbox entry goes when nothing of it is owed any more, nor set aside.
+-- A record goes when nothing of its window is pending or quarantined.
 local function drop_if_done(start)
-  for _, index in ipairs({'outbox', 'unsent', 'callbacks'}) do
+  for _, index in ipairs({'deliveries', 'messages', 'callbacks'}) do
     if redis.call('ZSCORE', key(index), start)
-      or redis.call('HEXISTS', key('aside'), index .. ' ' .. start) == 1 then
+      or redis.call('HEXISTS', key('quarantine'), index .. ' ' .. start) == 1 then
       return
     end
   end
-  redis.call('UNLINK', key('o', start))
+  redis.call('UNLINK', key('record', start))
 end

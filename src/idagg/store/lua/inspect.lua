@@ -1,10 +1,10 @@
--- Says what in the store is not as prelude.lua says, but for the outbox's entries.
+-- Says what in the store is not as prelude.lua says, but for the records.
 --
 -- Returns sentences, each naming a key; none where all is well.
 
 local found = {}
-for name, wanted in pairs({state = 'hash', lock = 'string', aside = 'hash', open = 'zset', outbox = 'zset',
-    unsent = 'zset', callbacks = 'zset', workers = 'hash'}) do
+for name, wanted in pairs({state = 'hash', lock = 'string', quarantine = 'hash', open = 'zset', deliveries = 'zset',
+    messages = 'zset', callbacks = 'zset', workers = 'hash'}) do
   found[#found + 1] = wrong_type(key(name), wanted)
 end
 if #found == 0 then

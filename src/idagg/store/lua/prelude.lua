@@ -10,21 +10,21 @@
 --   TAG:w:START:ids       set     the ids, canonical decimal
 --   TAG:w:START:hll       HyperLogLog of the ids; kept 48 h after sealing
 --   TAG:w:START:endpoints set     the window's endpoints
---   TAG:outbox            zset    starts of the sealed windows that no sink has
---   TAG:unsent            zset    starts of those that are in the log file, their message still owed
---   TAG:callbacks         zset    starts of the sealed windows with endpoints still to be called
---   TAG:o:START           hash    the record: length, unique, estimate, hits, exact, dropped, epoch
---   TAG:o:START:endpoints set     the endpoints still to be called
---   TAG:o:START:attempts  hash    by endpoint still to be called, once that has begun: "ATTEMPTS DUE", how many have
---                                 begun, and when the next may (Unix time, ms)
---   TAG:aside             hash    what was taken out of an index because it cannot be read: by "INDEX MEMBER",
+--   TAG:deliveries        zset    pending deliveries: starts of the sealed windows that no sink has
+--   TAG:messages          zset    pending messages: starts of those that are in the log file and not in the queue
+--   TAG:callbacks         zset    starts of the sealed windows with pending callbacks
+--   TAG:record:START      hash    of a sealed window: length, unique, estimate, hits, exact, dropped, epoch
+--   TAG:record:START:endpoints  set   the endpoints of its pending callbacks
+--   TAG:record:START:attempts   hash  by endpoint, once an attempt has begun: "ATTEMPTS DUE", how many have, and when
+--                                 the next may (Unix time, ms)
+--   TAG:quarantine        hash    what was taken out of an index because it cannot be read: by "INDEX MEMBER",
 --                                 what is wrong with it; its keys stay where they are, for a person
 --   TAG:workers           hash    by worker its token "SEQ START SINCE HITS": the last batch, the window it went
 --                                 to, the first batch of those that were applied here without a gap, and the
 --                                 worker's hits in that window. Kept for 24 h after that window
 
 -- Of this layout; a store of another is left alone.
-local SCHEMA = '2'
+local SCHEMA = '3'
 
 -- Plain, since a script makes half a dozen: with table.concat() they were a tenth of a small batch.
 local function key(name, part)

@@ -1,4 +1,4 @@
--- Seals the oldest window that has ended: fixes its count, writes its outbox entry, drops its ids.
+-- Seals the oldest window that has ended: fixes its count, writes its record, drops its ids.
 --
 -- ARGV[2]  ids per window kept exactly
 --
@@ -32,7 +32,7 @@ if oldest and oldest <= start then
   start = oldest
 end
 
-local window, outbox = key('w', start), key('o', start)
+local window, record = key('w', start), key('record', start)
 length = tonumber(redis.pcall('HGET', window, 'length')) or length
 local left_us = (start + length) * 1000000 - now
 if left_us > 0 then
@@ -63,11 +63,11 @@ end
 local count = redis.call('SCARD', window .. ':ids')
 local estimate = redis.call('PFCOUNT', window .. ':hll')
 local exact = not meta[3] and count <= tonumber(ARGV[2])
-redis.call('HSET', outbox, 'length', length, 'unique', exact and count or estimate, 'estimate', estimate,
+redis.call('HSET', record, 'length', length, 'unique', exact and count or estimate, 'estimate', estimate,
   'hits', hits, 'exact', exact and 1 or 0, 'dropped', meta[2] or 0, 'epoch', ARGV[1])
-redis.call('ZADD', key('outbox'), start, start)
+redis.call('ZADD', key('deliveries'), start, start)
 if redis.call('EXISTS', window .. ':endpoints') == 1 then
-  redis.call('RENAME', window .. ':endpoints', outbox .. ':endpoints')
+  redis.call('RENAME', window .. ':endpoints', record .. ':endpoints')
   redis.call('ZADD', key('callbacks'), start, start)
 end
 redis.call('UNLINK', window, window .. ':ids')

@@ -5,7 +5,7 @@
 --
 -- Returns the number of endpoints still to be called.
 
-local endpoints, attempts = key('o', ARGV[2]) .. ':endpoints', key('o', ARGV[2]) .. ':attempts'
+local endpoints, attempts = key('record', ARGV[2]) .. ':endpoints', key('record', ARGV[2]) .. ':attempts'
 if #ARGV > 2 then
   redis.call('SREM', endpoints, unpack(ARGV, 3))
   redis.call('HDEL', attempts, unpack(ARGV, 3))
