@@ -22,21 +22,6 @@ _ROOT = _HERE.parent
 _MEASURED = _ROOT / "bench/results/faults/raw.json"
 
 ALERTS: dict[str, dict[str, str]] = tomllib.loads((_HERE / "alerts.toml").read_text(encoding="utf-8"))
-# What the program does not have yet under the names above: the new names, with their labels and help.
-RENAMED: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
-    "idagg_outbox_windows": [
-        (
-            "idagg_pending",
-            ("of",),
-            "Sealed windows by what is pending: deliveries (to any sink), messages (to RabbitMQ), callbacks",
-        ),
-        (
-            "idagg_quarantined",
-            (),
-            "LOSS: windows whose keys in the store cannot be read, for a person to mend",
-        ),
-    ]
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +45,12 @@ def metrics() -> list[Metric]:
         assert isinstance(metric, MetricWrapperBase)
         (family,) = metric.collect()
         name = f"{family.name}_total" if family.type == "counter" else family.name
+        alert = ALERTS[family.name]
         # The library has no public name for a metric's labels.
-        now = [(name, tuple(metric._labelnames), family.documentation)]
-        for name, labels, text in RENAMED.get(family.name, now):
-            alert = ALERTS[name.removesuffix("_total")]
-            expression, advice = alert.get("alert"), alert["advice"]
-            found.append(Metric(name, family.type, labels, text, expression, advice))
+        labels = tuple(metric._labelnames)
+        found.append(
+            Metric(name, family.type, labels, family.documentation, alert.get("alert"), alert["advice"])
+        )
     return found
 
 

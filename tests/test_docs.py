@@ -289,8 +289,16 @@ def test_every_setting_and_metric_is_listed(tmp_path: Path) -> None:
     assert loss.count("Alert:") == loss.count("\n``") + 1  # each has one
     for metric in vars(Metrics()).values():
         (family,) = metric.collect()
-        listed = family.name in tables.RENAMED or f"``{family.name}" in loss + other
-        assert listed, family.name
+        assert f"``{family.name}" in loss + other, family.name
+
+
+def test_keys_of_the_store_are_there() -> None:
+    text = "".join(file.read_text(encoding="utf-8") for file in PAGES)
+    prelude = page("src/idagg/store/lua/prelude.lua")
+    named = set(re.findall(r"\{(?:idagg|NAMESPACE):0\}:([\w:]+)", text))
+    assert named
+    for name in named:
+        assert f" TAG:{re.sub('[0-9]{10}', 'START', name)} " in prelude, name
 
 
 def test_alerts_are_about_metrics_that_are_there() -> None:
