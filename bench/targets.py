@@ -9,7 +9,7 @@ from statistics import median
 
 from bench.cost import Cost
 from bench.findings import Findings
-from bench.flushing.results import Flush
+from bench.flushing.results import Accepting, Flush, Phase
 from bench.open_loop.histogram import Summary
 from bench.traffic import IDLE
 
@@ -109,6 +109,11 @@ def _called_s(found: Findings, *, tarpits: bool) -> Sequence[float]:
     return (math.inf if calls.missing else calls.all_s,)
 
 
+def _hits_slower(found: Findings, which: Callable[[Accepting], Phase]) -> Sequence[float]:
+    accepting = found.flushing.accepting if found.flushing else None
+    return (accepting.slower(which(accepting)),) if accepting else ()
+
+
 def _delayed_s(found: Findings) -> Sequence[float]:
     both = zip(_called_s(found, tarpits=True), _called_s(found, tarpits=False), strict=False)
     return [with_them - without for with_them, without in both]
@@ -194,6 +199,14 @@ TARGETS = (
         *(15, 8, lambda found: _called_s(found, tarpits=True)),
     ),
     Target("the same, s later than without tarpits", 1, 0.5, _delayed_s),
+    Target(
+        "hits' p99 while 153 hostile endpoints are called ÷ in quiet",
+        *(1.5, 1.2, lambda found: _hits_slower(found, lambda accepting: accepting.hostile)),
+    ),
+    Target(
+        "hits' p99 while 10,000 https endpoints are called ÷ in quiet",
+        *(1.5, 1.2, lambda found: _hits_slower(found, lambda accepting: accepting.https)),
+    ),
     Target("CPU with Redis, 6 million ids in the window ÷ 0.1 million", 1.10, 1.05, _total_us_by_ids),
 )
 # All that the targets need.

@@ -71,7 +71,11 @@ async def calls(folder: Path, endpoints: int, tarpits: int) -> Calls:
     urls += [f"http://{host}:{dead_port}/" for host in tarpit_hosts]
     with idagg(folder, "--callback-allow=127.0.0.0/8", window_s=_WINDOW_S) as service:
         service.ready()
-        ends_s = await _put(service, [url.encode() for url in urls])
+        start_s = next_window(_WINDOW_S)
+        say(f"a window with {len(urls):,} endpoints, from {iso(start_s)[11:19]}")
+        await asyncio.sleep(start_s + 0.1 - time.time())
+        await put(service, [url.encode() for url in urls])
+        ends_s = start_s + _WINDOW_S
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ends_s + _PATIENCE_S - time.time()):
                 await arrivals.all.wait()
@@ -88,14 +92,11 @@ async def calls(folder: Path, endpoints: int, tarpits: int) -> Calls:
     )
 
 
-async def _put(service: Service, urls: list[bytes]) -> int:
-    """Have them called at the end of a window; returns that."""
-    start_s = next_window(_WINDOW_S)
-    say(f"a window with {len(urls):,} endpoints, from {iso(start_s)[11:19]}")
-    await asyncio.sleep(start_s + 0.1 - time.time())
+async def put(service: Service, urls: list[bytes], *, at_a_time: int = MAX_BATCH, pause_s: float = 0) -> None:
+    """Have them called at the end of the window that is open now."""
     link = Client(service.store.url)
-    hits = HitStore(link, namespace="idagg", window_s=_WINDOW_S, exact_limit=1)
-    for seq, first in enumerate(range(0, len(urls), MAX_BATCH), 1):
-        await hits.add(seq, [b"1"], urls[first : first + MAX_BATCH])
+    hits = HitStore(link, namespace="idagg", window_s=service.window_s, exact_limit=1)
+    for seq, first in enumerate(range(0, len(urls), at_a_time), 1):
+        await hits.add(seq, [b"1"], urls[first : first + at_a_time])
+        await asyncio.sleep(pause_s)
     await link.close()
-    return start_s + _WINDOW_S

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import median
 
-from bench.flushing.results import Flushing
+from bench.flushing.results import Accepting, Flushing
 from bench.tables import number, section, table
 
 
@@ -34,5 +34,28 @@ def sections(found: Flushing) -> list[str]:
             "Callbacks",
             table(["endpoints", "tarpits", "half s", "all s", "missing", "repeated"], calls),
         ),
+        *([_beside(found.accepting)] if found.accepting else []),
         section("From the start to the first ok", table(["store", "median s", "min", "max"], starts)),
     ]
+
+
+def _beside(found: Accepting) -> str:
+    phases = (found.quiet, found.hostile, found.https)
+    rows = [
+        [
+            f"{phase.what}, {phase.seconds} s",
+            *map(number, (phase.latencies.p50_ms, phase.latencies.p99_ms, phase.latencies.p99_9_ms)),
+            f"{phase.failed}",
+            *map(number, phase.cpu_s.values()),
+        ]
+        for phase in phases
+    ]
+    head = ["hits", "p50 ms", "p99", "p99.9", "failed", *(f"{part}, CPU s" for part in found.quiet.cpu_s)]
+    calls = [[kind, f"{of:,}", f"{most}"] for kind, (of, most) in found.calls.items()]
+    memory = f"The callback process took {number(found.peak_mib)} MiB at most."
+    return section(
+        "Hits beside callbacks",
+        "\n\n".join(
+            [table(head, rows), table(["endpoints", "callbacks", "most calls of one"], calls), memory]
+        ),
+    )

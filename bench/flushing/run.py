@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from bench.flushing import start
+from bench.flushing.accepting import accepting
 from bench.flushing.broker import flushes
 from bench.flushing.callbacks import calls
 from bench.flushing.results import Flushing
@@ -42,6 +43,9 @@ def measure(found: Flushing, options: argparse.Namespace) -> list[str]:
         for some in [tarpits] if options.quick else sorted({0, tarpits}):
             found.calls.append(asyncio.run(calls(folder / f"{some}", options.endpoints - some, some)))
             say(f"{found.calls[-1]}")
+        if not options.quick:
+            found.accepting = asyncio.run(accepting(folder, options.endpoints))
+            say(f"{found.accepting}")
         say("starting and stopping")
         numbers = range(options.starts)
         found.starts["beside Redis"] = [start.beside_redis(folder / f"start-{number}") for number in numbers]
