@@ -43,6 +43,8 @@ from idagg.tasks import end
 log = logging.getLogger("idagg.callbacks")
 
 STORE_TIMEOUT_S = 5.0
+# Nobody waits for its lines, and at its niceness it may wait long for a processor itself.
+LOG_TIMEOUT_S = 30.0
 # Of other processes' 0: a seventieth of a processor that others want, and all of one that is idle.
 NICENESS = 19
 # The kernel kills it before any other of ours when memory runs out.
@@ -97,7 +99,7 @@ class CallbackProcess:
                 has_proxy=proxy is not None,
             ),
             poster=Poster(tls=_tls(settings.callback_ca), proxy=proxy),
-            log=LogFile(settings.log_file),
+            log=LogFile(settings.log_file, timeout_s=LOG_TIMEOUT_S),
             namespace=settings.namespace,
             signer=Signer(settings.callback_secret.split(",") if settings.callback_secret else ()),
             rate=settings.callback_rate,
