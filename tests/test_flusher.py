@@ -23,7 +23,7 @@ from idagg.flush import flusher, leader
 from idagg.flush.flusher import Flusher, Lines, Publisher, suspicious
 from idagg.flush.leader import Leadership
 from idagg.store.client import Client
-from idagg.store.election import Lease
+from idagg.store.election import Lease, Successor
 from idagg.store.hits import HitStore
 from idagg.store.windows import WindowStore
 from idagg.window import Counts, Record, iso
@@ -669,9 +669,9 @@ class Ballot:
     def __init__(self) -> None:
         self.given = asyncio.Event()
 
-    async def lead(self, name: str, *, lease_ms: int, may_change_length: bool) -> Lease:
+    async def lead(self, name: str, *, lease_ms: int, may_change_after: Successor) -> Lease:
         await self.given.wait()
-        return Lease(1, lease_ms, 60)
+        return Lease(1, lease_ms, 60, 1)
 
     async def resign(self, name: str) -> None:
         raise AssertionError

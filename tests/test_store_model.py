@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Coroutine, Iterator
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -207,13 +207,15 @@ class StoreMachine(RuleBasedStateMachine):
             with pytest.raises(StoreRefusedError, match="STALE"):
                 self.run(worker.store.add(worker.seq - 1, [b"98"]))
 
-    @rule(name=st.sampled_from(["a", "b"]), may_change=st.booleans())
-    def lead(self, name: str, may_change: bool = True) -> None:
-        """The lock is had by one; a new holder begins a new epoch, and brings a new length only if it may."""
-        term = self.run(self.windows().election.lead(name, lease_ms=60_000, may_change_length=may_change))
+    @rule(name=st.sampled_from(["a", "b"]), seen=st.sampled_from(["none", "any", 0, -1]))
+    def lead(self, name: str, seen: Literal["none", "any"] | int = "any") -> None:
+        """The lock is had by one; a new holder begins a new epoch, and brings a new length only if it may, or
+        nobody has led since the epoch that it has seen."""
+        after = self.epoch + seen if isinstance(seen, int) else seen
+        term = self.run(self.windows().election.lead(name, lease_ms=60_000, may_change_after=after))
         if self.leader is None:
-            if not may_change and self.store_length not in (None, self.length):
-                assert term == Lease(0, 0, self.store_length)
+            if seen in ("none", -1) and self.store_length not in (None, self.length):
+                assert term == Lease(0, 0, self.store_length, self.epoch)
                 return
             if self.store_length not in (None, self.length):
                 ends = [start + window.length for start, window in self.open.items()]
@@ -222,7 +224,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.since = int(self.now)
             self.store_length = self.length
         assert term.epoch == (self.epoch if self.leader == name else 0)
-        assert term.window_s == self.store_length
+        assert (term.window_s, term.last_epoch) == (self.store_length, self.epoch)
         assert 0 < term.lasts_ms <= 60_000
 
     @rule(name=st.sampled_from(["a", "b"]), successor=st.sampled_from(["a", "b"]))

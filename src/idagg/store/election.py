@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from idagg.store.client import Client
+
+# Whose leader may be succeeded by one that brings windows of another length: the one of the epoch of this
+# number, of any, or of none.
+Successor = int | Literal["any", "none"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -12,12 +17,14 @@ class Lease:
     """The answer to a candidate.
 
     ``epoch`` is 0 where the candidate does not lead; ``lasts_ms`` is what is left of the present lease,
-    whoever holds it, 0 where nobody does; ``window_s`` is the length of the store's windows.
+    whoever holds it, 0 where nobody does; ``window_s`` is the length of the store's windows. ``last_epoch``
+    is the one that began last, whose ever: between two answers with the same, nobody has taken the lease.
     """
 
     epoch: int
     lasts_ms: int
     window_s: int
+    last_epoch: int
 
 
 class Election:
@@ -28,12 +35,13 @@ class Election:
         self._tag = tag
         self._window_s = window_s
 
-    async def lead(self, name: str, *, lease_ms: int, may_change_length: bool = False) -> Lease:
-        """Take or keep the lease as ``name``; with windows of our length, if we may."""
-        epoch, lasts_ms, window_s = await self._client.script(
-            "lead", self._tag, name, lease_ms, self._window_s, int(may_change_length)
+    async def lead(self, name: str, *, lease_ms: int, may_change_after: Successor = "none") -> Lease:
+        """Take or keep the lease as ``name``. Where our windows are of another length than the store's, it is
+        taken only if it was last held in the epoch ``may_change_after``."""
+        answer = await self._client.script(
+            "lead", self._tag, name, lease_ms, self._window_s, may_change_after
         )
-        return Lease(epoch, lasts_ms, window_s)
+        return Lease(*answer)
 
     async def resign(self, name: str) -> None:
         await self._client.script("resign", self._tag, name)

@@ -3,10 +3,12 @@
 -- ARGV[1]  the caller's name
 -- ARGV[2]  lease, ms
 -- ARGV[3]  window length, s
--- ARGV[4]  1: the length may be changed; 0: the lock is left to those who have the store's
+-- ARGV[4]  the epoch whose leader may be succeeded by one that changes the length; 'any': every epoch's; 'none': the
+--          lock is left to those who have the store's length
 --
--- Returns {epoch, ms, length}: the epoch, 0 where the caller does not lead; how long the present lease lasts, 0
--- where nobody leads; the length of the store's windows, s. Taking the lock begins a new epoch.
+-- Returns {epoch, ms, length, last}: the epoch, 0 where the caller does not lead; how long the present lease lasts, 0
+-- where nobody leads; the length of the store's windows, s; the epoch that began last, 0 before the first. Taking the
+-- lock begins a new epoch: while that number stays, nobody has taken it.
 --
 -- Where the length is changed, windows of the old one stay open until their own end, and those of the new one
 -- begin after it.
@@ -15,16 +17,16 @@
 
 local holder = redis.call('GET', key('lock'))
 local state = redis.call('HMGET', key('state'), 'schema', 'epoch', 'length', 'sealed_through')
-local length = tonumber(ARGV[3])
+local length, last = tonumber(ARGV[3]), state[2] or '0'
 if state[1] and state[1] ~= SCHEMA then
   return redis.error_reply('SCHEMA ' .. state[1])
 elseif holder and holder ~= ARGV[1] then
-  return {0, redis.call('PTTL', key('lock')), tonumber(state[3] or length)}
+  return {0, redis.call('PTTL', key('lock')), tonumber(state[3] or length), tonumber(last)}
 elseif holder and state[2] then
   redis.call('PEXPIRE', key('lock'), ARGV[2])
-  return {tonumber(state[2]), tonumber(ARGV[2]), tonumber(state[3])}
-elseif state[3] and tonumber(state[3]) ~= length and ARGV[4] == '0' then
-  return {0, 0, tonumber(state[3])}
+  return {tonumber(last), tonumber(ARGV[2]), tonumber(state[3]), tonumber(last)}
+elseif state[3] and tonumber(state[3]) ~= length and ARGV[4] ~= 'any' and ARGV[4] ~= last then
+  return {0, 0, tonumber(state[3]), tonumber(last)}
 end
 
 local sealed_through = tonumber(state[4] or 0)
@@ -40,4 +42,5 @@ redis.call('DEL', key('lock'))
 redis.call('SET', key('lock'), ARGV[1], 'PX', ARGV[2])
 redis.call('HSET', key('state'), 'schema', SCHEMA, 'length', length, 'sealed_through', sealed_through,
   'since', math.floor(now_us() / 1000000))
-return {redis.call('HINCRBY', key('state'), 'epoch', 1), tonumber(ARGV[2]), length}
+local epoch = redis.call('HINCRBY', key('state'), 'epoch', 1)
+return {epoch, tonumber(ARGV[2]), length, epoch}
