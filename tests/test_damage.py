@@ -291,6 +291,20 @@ async def test_a_state_that_is_spoilt(store: Store, field: str) -> None:
     assert await store.deliver() == {BEFORE: 1, SPOILT: 2, AFTER: 3}
 
 
+async def test_a_bridge_that_is_spoilt(store: Store) -> None:
+    """What is no window is named, and nothing is done."""
+    await store.client.command("HSET", "{t:0}:state", "bridge", "theirs")
+    await store.client.at(AFTER + 60)
+    wrong = r"is damaged: \{t:0}:state has no window as bridge, but theirs"
+    for step in (store.windows.sealing.seal(store.epoch), store.hits.add(4, [b"9"])):
+        with pytest.raises(StoreRefusedError, match=wrong):
+            await step
+    assert len(await store.client.damage("{t:0}")) == 1
+    await store.client.command("HDEL", "{t:0}:state", "bridge")
+    await store.seal()
+    assert await store.deliver() == {BEFORE: 1, SPOILT: 2, AFTER: 3}
+
+
 async def test_a_token_that_is_spoilt(store: Store) -> None:
     """It is named, and costs its own worker's hits alone: windows are sealed, and others count."""
     (worker,) = await store.client.command("HKEYS", "{t:0}:workers")

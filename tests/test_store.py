@@ -276,6 +276,58 @@ async def test_workers_number_their_batches_apart(client: CrankedClient) -> None
     assert await counts(client) == {NOON: (3, 4)}
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "windows"),
+    [
+        (60, 2, {0: 60, 60: 2, 62: 2}),
+        (2, 60, {6: 2, 8: 52, 60: 60}),
+        (60, 7, {0: 60, 60: 2, 62: 7}),  # noon is no multiple of 7 s
+    ],
+)
+async def test_a_change_of_the_length_moves_no_id_into_a_window_to_come(
+    client: CrankedClient, before: int, after: int, windows: dict[int, int]
+) -> None:
+    """The window that is open then takes ids until its own end. The next goes to where one of the new length
+    ends, and no id goes to a window that has not begun."""
+    await windows_of(client, window_s=before).election.lead("a", lease_ms=60_000)
+    await client.at(NOON + 7)
+    await hits_of(client, window_s=before).add(1, [b"0"])
+    await windows_of(client).election.resign("a")
+    store = windows_of(client, window_s=after)
+    epoch = (await store.election.lead("b", lease_ms=60_000, may_change_after="any")).epoch
+    hits = hits_of(client, window_s=after)
+    starts: list[int] = []
+    for second in range(7, 70):
+        await client.at(NOON + second + 0.5)
+        start = (await hits.add(second, [b"%d" % second])).start_s - NOON
+        assert start <= second
+        if start not in starts:
+            starts.append(start)
+    assert starts[: len(windows)] == list(windows)
+    while not await store.sealing.seal(epoch):
+        pass
+    records = [owed.record for owed in await store.pending.deliveries()]
+    sealed = {record.start_s - NOON: record.length_s for record in records}
+    assert windows.items() - sealed.items() <= {(60, 60), (62, 7)}  # of which some have not ended
+    assert all(length == windows.get(start, after) for start, length in sealed.items())
+    ends = [record.end_s for record in records]
+    assert [record.start_s for record in records[1:]] == ends[:-1]
+    state = await client.command("HKEYS", "{t:0}:state")
+    assert b"bridge" not in state
+
+
+async def test_a_length_changes_at_once_where_nothing_is_open(client: CrankedClient) -> None:
+    """Nobody waits for the end of an old window that holds nothing."""
+    await windows_of(client, window_s=60).election.lead("a", lease_ms=60_000)
+    await windows_of(client).election.resign("a")
+    await client.at(NOON + 8)
+    await windows_of(client, window_s=5).election.lead("b", lease_ms=60_000, may_change_after="any")
+    hits = hits_of(client, window_s=5)
+    assert (await hits.add(1, [b"1"])).start_s == NOON + 8
+    await client.at(NOON + 10)
+    assert (await hits.add(2, [b"1"])).start_s == NOON + 10
+
+
 # What is kept
 
 

@@ -93,10 +93,21 @@ class StoreMachine(RuleBasedStateMachine):
         self.open: dict[int, Window] = {}
         self.sealed: dict[int, Window] = {}
         self.sealed_through = 0
+        self.bridge = (0, 0)  # the window in which the length was changed last
         self.epoch = 0
         self.leader: str | None = None
         self.since = 0
         self.workers: list[Worker] = []
+
+    def window_at(self, second: int) -> tuple[int, int]:
+        """Start and end of the first window that ends after the second and is not sealed."""
+        assert self.store_length is not None
+        second = max(second, self.sealed_through)
+        start, end = self.bridge
+        if second >= end:
+            start = max(second // self.store_length * self.store_length, end)
+            end = (second // self.store_length + 1) * self.store_length
+        return max(start, self.sealed_through), end
 
     def run(self, call: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(call)
@@ -143,7 +154,7 @@ class StoreMachine(RuleBasedStateMachine):
         is_lost=st.sampled_from([False, False, False, True]),
     )
     def add(self, which: int, ids: list[bytes], repeats: int, endpoints: set[bytes], is_lost: bool) -> None:
-        """A new batch goes to the first window that is not sealed, at or after now; the answer says how many
+        """A new batch goes to the first window that is not sealed and ends after now; the answer says how many
         of its ids were not there. Its repeats are hits if the window still is the one of the last batch whose
         answer came, and no answer was lost since."""
         worker = self.workers[which]
@@ -157,10 +168,8 @@ class StoreMachine(RuleBasedStateMachine):
                 self.run(worker.store.add(worker.seq, ids, sorted(endpoints)))
             worker.seq -= 1
             return
-        length = worker.length
-        start = int(self.now) // length * length
-        if start < self.sealed_through:
-            start = -(-self.sealed_through // length) * length
+        start, end = self.window_at(int(self.now))
+        assert start <= self.now < end or self.now < max(self.sealed_through, self.bridge[0])
         worker.continued = worker.acknowledged == worker.seq - 1 and start == worker.went_to
         worker.ids, worker.repeats, worker.went_to = ids, repeats, start
         exactly = start not in self.open or len(self.open[start].ids) <= worker.exact_limit
@@ -177,7 +186,7 @@ class StoreMachine(RuleBasedStateMachine):
             worker.hear()
         if not ids and start not in self.open:
             return
-        window = self.open.setdefault(start, Window(length))
+        window = self.open.setdefault(start, Window(end - start))
         window.hits += len(ids) + (repeats if worker.continued else 0)
         if exactly:
             window.ids |= set(ids)
@@ -218,8 +227,11 @@ class StoreMachine(RuleBasedStateMachine):
                 assert term == Lease(0, 0, self.store_length, self.epoch)
                 return
             if self.store_length not in (None, self.length):
-                ends = [start + window.length for start, window in self.open.items()]
-                self.sealed_through = max([self.sealed_through, *ends])
+                start, end = self.window_at(int(self.now))
+                if start in self.open:
+                    self.bridge = (start, end)
+                else:
+                    self.sealed_through = max(self.sealed_through, int(self.now))
             self.leader, self.epoch = name, self.epoch + 1
             self.since = int(self.now)
             self.store_length = self.length
@@ -253,11 +265,10 @@ class StoreMachine(RuleBasedStateMachine):
         """The oldest window that has ended is sealed, with what the replies said went into it."""
         if self.store_length != self.length:
             return
-        length = self.length
-        expected = max(-(-self.sealed_through // length) * length, self.since // length * length)
+        expected, end = self.window_at(self.since)
         if self.open and min(self.open) <= expected:
             expected = min(self.open)
-        window = self.open.get(expected, Window(length))
+        window = self.open.get(expected, Window(end - expected))
         wait_ms = self.run(self.windows().sealing.seal(self.epoch))
         left = expected + window.length - self.now
         if left > 0:

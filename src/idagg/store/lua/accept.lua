@@ -1,6 +1,6 @@
 -- Counts a batch of ids in the window that is open now. Applied at most once, however often it is sent.
 --
--- ARGV[1]  window length, s
+-- ARGV[1]  window length, s; where it was changed, the window that was open then keeps its own
 -- ARGV[2]  ids per window kept exactly
 -- ARGV[3]  endpoints per window kept
 -- ARGV[4]  the worker's incarnation
@@ -24,7 +24,7 @@
 --         SCHEMA  the store was written by another version; nothing was done
 
 local length = tonumber(ARGV[1])
-local state = redis.call('HMGET', key('state'), 'length', 'sealed_through', 'schema')
+local state = redis.call('HMGET', key('state'), 'length', 'sealed_through', 'schema', 'bridge')
 if state[3] and state[3] ~= SCHEMA then
   return redis.error_reply('SCHEMA ' .. state[3])
 elseif state[1] and tonumber(state[1]) ~= length then
@@ -40,7 +40,7 @@ elseif last.seq > seq then
   return redis.error_reply('STALE ' .. last.seq)
 end
 
-local start = open_window(length, tonumber(state[2] or 0))
+local start, finish = open_window(length, tonumber(state[2] or 0), state[4])
 local window = key('w', start)
 local is_known = last.mark == ARGV[6]
 local new, hits = #ids, #ids
@@ -55,7 +55,7 @@ if #ids > 0 then
   if not redis.call('ZSCORE', key('open'), start) then
     -- First: nothing may go into a window that nobody would seal.
     redis.call('ZADD', key('open'), start, start)
-    redis.call('HSET', window, 'length', length)
+    redis.call('HSET', window, 'length', finish - start)
   end
   if redis.call('SCARD', window .. ':ids') <= tonumber(ARGV[2]) then
     new = redis.call('SADD', window .. ':ids', unpack(ids))

@@ -14,8 +14,8 @@
 -- Of workers that have ended. A batch that comes again does so within its deadline, of seconds.
 local TOKENS_KEPT_S = 86400
 
-local state = redis.call('HMGET', key('state'), 'length', 'sealed_through', 'since')
-local length, since = tonumber(state[1]), tonumber(state[3])
+local state = redis.call('HMGET', key('state'), 'length', 'sealed_through', 'since', 'bridge')
+local sealed_through, bridge = tonumber(state[2]), state[4]
 local now = now_us()
 
 local first = redis.call('ZRANGE', key('open'), 0, 0)[1]
@@ -23,18 +23,14 @@ local oldest = tonumber(first)
 if first and not string.find(first, '^[1-9]%d*$') then
   return {-1, first, key('open') .. ' names a window that is no number: ' .. first}
 end
-local start = on_grid(tonumber(state[2]), length)
-local attended = since - since % length
-if start < attended then
-  start = attended
-end
+local start, finish = window_at(tonumber(state[3]), tonumber(state[1]), sealed_through, bridge)
 if oldest and oldest <= start then
-  start = oldest
+  local length = tonumber(redis.pcall('HGET', key('w', oldest), 'length'))
+  start, finish = oldest, oldest + (length or state[1])
 end
 
 local window, record = key('w', start), key('record', start)
-length = tonumber(redis.pcall('HGET', window, 'length')) or length
-local left_us = (start + length) * 1000000 - now
+local left_us = finish * 1000000 - now
 if left_us > 0 then
   return {math.ceil(left_us / 1000)}
 end
@@ -63,7 +59,7 @@ end
 local count = redis.call('SCARD', window .. ':ids')
 local estimate = redis.call('PFCOUNT', window .. ':hll')
 local exact = not meta[3] and count <= tonumber(ARGV[2])
-redis.call('HSET', record, 'length', length, 'unique', exact and count or estimate, 'estimate', estimate,
+redis.call('HSET', record, 'length', finish - start, 'unique', exact and count or estimate, 'estimate', estimate,
   'hits', hits, 'exact', exact and 1 or 0, 'dropped', meta[2] or 0, 'epoch', ARGV[1])
 redis.call('ZADD', key('deliveries'), start, start)
 if redis.call('EXISTS', window .. ':endpoints') == 1 then
@@ -72,5 +68,9 @@ if redis.call('EXISTS', window .. ':endpoints') == 1 then
 end
 redis.call('UNLINK', window, window .. ':ids')
 redis.call('EXPIRE', window .. ':hll', 172800)
-redis.call('HSET', key('state'), 'sealed_through', math.max(tonumber(state[2]), start + length))
+sealed_through = math.max(sealed_through, finish)
+redis.call('HSET', key('state'), 'sealed_through', sealed_through)
+if bridge and sealed_through >= tonumber(string.match(bridge, '%d+$')) then
+  redis.call('HDEL', key('state'), 'bridge')
+end
 return {0}
