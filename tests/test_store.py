@@ -328,6 +328,26 @@ async def test_a_length_changes_at_once_where_nothing_is_open(client: CrankedCli
     assert (await hits.add(2, [b"1"])).start_s == NOON + 10
 
 
+@pytest.mark.parametrize("window_s", [60, 1])
+async def test_a_step_of_the_clock_is_no_presence(client: CrankedClient, window_s: int) -> None:
+    """A leader that was there before and after a step by a year was not there at the end of the windows
+    between: none of them is delivered as 0, and what was open is."""
+    hits, windows = hits_of(client, window_s=window_s), windows_of(client, window_s=window_s)
+    epoch = (await windows.election.lead("a", lease_ms=60_000)).epoch
+    await hits.add(1, [b"1"])
+    await client.at(NOON + 2 * window_s)
+    assert [await windows.sealing.seal(epoch) for _ in range(2)] == [0, 0]  # the other is empty, and attended
+    year = NOON + 366 * 86400
+    await client.at(year)
+    await client.command("DEL", "{t:0}:lock")  # its time has run out, by the stepped clock
+    assert await windows.sealing.seal(epoch) == window_s * 1000
+    assert (await windows.election.lead("a", lease_ms=60_000)).epoch == epoch + 1
+    await client.at(year + window_s)
+    assert await windows.sealing.seal(epoch + 1) == 0
+    assert await windows.sealing.seal(epoch + 1) > 0
+    assert await counts(client) == {NOON: (1, 1), NOON + window_s: (0, 0), year: (0, 0)}
+
+
 # What is kept
 
 
@@ -348,20 +368,37 @@ async def test_sketches_are_kept_for_two_days_and_add_up(client: CrankedClient) 
         assert 48 * 3600 - LIMIT_S < await client.command("TTL", sketch) <= 48 * 3600
 
 
-async def test_tokens_of_workers_that_ended_are_kept_for_a_day(client: CrankedClient) -> None:
-    """They go when a window is sealed that is later by more than that."""
+async def test_tokens_of_workers_that_ended_go_by_number(client: CrankedClient) -> None:
+    """1024 of windows before the one that is sealed are kept, the youngest, and all others."""
     windows = windows_of(client)
-    for start in (NOON, NOON + 60, NOON + 120):
+    for number, start in enumerate((NOON, NOON + 60, NOON + 120)):
         await client.at(start)
         await hits_of(client).add(1, [b"1"])
+        tokens = (text for i in range(700) for text in (f"{number}-{i}", f"1 {start} 1 1"))
+        await client.command("HSET", "{t:0}:workers", *tokens)
     epoch = (await windows.election.lead("a", lease_ms=60_000)).epoch
-    await client.at(NOON + 86400 + 120)
-    await hits_of(client).add(1, [b"1"])
-    await client.at(NOON + 86400 + 180)
+    await client.at(NOON + 180)
     while not await windows.sealing.seal(epoch):
         pass
-    tokens = await client.command("HVALS", "{t:0}:workers")
-    assert {int(token.split()[1]) for token in tokens} == {NOON + 120, NOON + 86400 + 120}
+    kept = [int(token.split()[1]) for token in await client.command("HVALS", "{t:0}:workers")]
+    assert {start: kept.count(start) for start in kept} == {NOON: 1024 - 701, NOON + 60: 701, NOON + 120: 701}
+
+
+@pytest.mark.parametrize("step_s", [25 * 3600, 366 * 86400, -25 * 3600])
+async def test_a_step_of_the_clock_before_a_retry(client: CrankedClient, step_s: int) -> None:
+    """A batch whose answer was lost is counted once, however far the store's clock moves before it comes
+    again, and whatever is sealed meanwhile."""
+    hits, windows = hits_of(client), windows_of(client)
+    epoch = (await windows.election.lead("a", lease_ms=60_000)).epoch
+    await hits.add(1, [b"1"])
+    await client.at(NOON + step_s)
+    await client.command("DEL", "{t:0}:lock")  # its time has run out, by the stepped clock
+    await hits_of(client).add(1, [b"2"])
+    await client.at(NOON + max(step_s, 0) + 60)
+    while not await windows.sealing.seal(epoch):
+        pass
+    assert (await hits.add(1, [b"1"])).start_s == NOON
+    assert await client.command("KEYS", "{t:0}:w:*:ids") == []
 
 
 async def test_every_key_carries_the_shard_tag(client: CrankedClient) -> None:

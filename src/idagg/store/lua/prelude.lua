@@ -23,7 +23,7 @@
 --                                 what is wrong with it; its keys stay where they are, for a person
 --   TAG:workers           hash    by worker its token "SEQ START SINCE HITS": the last batch, the window it went
 --                                 to, the first batch of those that were applied here without a gap, and the
---                                 worker's hits in that window. Kept for 24 h after that window
+--                                 worker's hits in that window. Kept until there are 1024 of later windows
 
 -- Of this layout; a store of another is left alone.
 local SCHEMA = '3'

@@ -9,10 +9,12 @@
 -- Errors: DAMAGED  what: the workers' tokens are no hash; nothing was done
 --
 -- An empty window is sealed where the leader was there at its end. Those that nobody was there for are passed
--- over: they hold nothing, and after a year away there are half a million of them.
+-- over: they hold nothing, and after a year away there are half a million of them. Who was there still has the lock: a
+-- step of the clock makes no presence, it ends the lease.
 
--- Of workers that have ended. A batch that comes again does so within its deadline, of seconds.
-local TOKENS_KEPT_S = 86400
+-- Beside those of the window that is sealed and of later ones; some 100 KB. By number, since a token has to be there as
+-- long as its batch may come again, and no clock says how long that was: the store's may have been stepped meanwhile.
+local TOKENS_KEPT = 1024
 
 local state = redis.call('HMGET', key('state'), 'length', 'sealed_through', 'since', 'bridge')
 local sealed_through, bridge = tonumber(state[2]), state[4]
@@ -23,7 +25,11 @@ local oldest = tonumber(first)
 if first and not string.find(first, '^[1-9]%d*$') then
   return {-1, first, key('open') .. ' names a window that is no number: ' .. first}
 end
-local start, finish = window_at(tonumber(state[3]), tonumber(state[1]), sealed_through, bridge)
+local since = tonumber(state[3])
+if redis.call('EXISTS', key('lock')) == 0 then
+  since = math.floor(now / 1000000)
+end
+local start, finish = window_at(since, tonumber(state[1]), sealed_through, bridge)
 if oldest and oldest <= start then
   local length = tonumber(redis.pcall('HGET', key('w', oldest), 'length'))
   start, finish = oldest, oldest + (length or state[1])
@@ -48,12 +54,19 @@ redis.call('ZREM', key('open'), start)
 local meta = redis.call('HMGET', window, 'hits', 'dropped', 'capped')
 local hits = tonumber(meta[1] or 0)
 local tokens = redis.call('HGETALL', key('workers'))
+local earlier = {}
 for i = 1, #tokens, 2 do
   local token = read_token(tokens[i + 1])
   if token and token.start == start then
     hits = hits + token.hits
-  elseif token and token.start < start - TOKENS_KEPT_S then
-    redis.call('HDEL', key('workers'), tokens[i])
+  elseif token and token.start < start then
+    earlier[#earlier + 1] = {token.start, tokens[i]}
+  end
+end
+if #earlier > TOKENS_KEPT then
+  table.sort(earlier, function(one, other) return one[1] < other[1] end)
+  for i = 1, #earlier - TOKENS_KEPT do
+    redis.call('HDEL', key('workers'), earlier[i][2])
   end
 end
 local count = redis.call('SCARD', window .. ':ids')
