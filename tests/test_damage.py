@@ -274,7 +274,7 @@ async def test_a_key_of_another_type(store: Store, key: str, belongs: str) -> No
     assert await store.deliver() == {BEFORE: 1, SPOILT: 2, AFTER: 3, AFTER + 60: 1}
 
 
-@pytest.mark.parametrize("field", ["length", "sealed_through", "since"])
+@pytest.mark.parametrize("field", ["length", "exact_limit", "sealed_through", "since"])
 async def test_a_state_that_is_spoilt(store: Store, field: str) -> None:
     """What is no number is named, and nothing is done."""
     good = await store.client.command("HGET", "{t:0}:state", field)

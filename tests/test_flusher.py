@@ -23,7 +23,7 @@ from idagg.flush import flusher, leader
 from idagg.flush.flusher import Flusher, Lines, Publisher, suspicious
 from idagg.flush.leader import Leadership
 from idagg.store.client import Client
-from idagg.store.election import Lease, Successor
+from idagg.store.election import Agreed, Lease, Successor
 from idagg.store.hits import HitStore
 from idagg.store.windows import WindowStore
 from idagg.window import Counts, Record, iso
@@ -86,7 +86,7 @@ class Process:
         bidding, flushing = (
             WindowStore(client, namespace="t", window_s=60, exact_limit=1000) for client in clients
         )
-        self.leadership = Leadership(bidding.election, window_s=60)
+        self.leadership = Leadership(bidding.election, bidding.election.agreed)
         self.figures = Figures()
         self.flusher = Flusher(flushing, self.leadership, broker=broker, lines=lines, observer=self.figures)
         self.bid = asyncio.create_task(self.leadership.run())
@@ -671,7 +671,7 @@ class Ballot:
 
     async def lead(self, name: str, *, lease_ms: int, may_change_after: Successor) -> Lease:
         await self.given.wait()
-        return Lease(1, lease_ms, 60, 1)
+        return Lease(1, lease_ms, 1, Agreed(60, 1000))
 
     async def resign(self, name: str) -> None:
         raise AssertionError
@@ -691,7 +691,7 @@ async def test_a_cancellation_is_never_lost(tmp_path: Path, steps: int) -> None:
         SilentClient("unix:///nowhere", timeout_s=1), namespace="t", window_s=60, exact_limit=1
     )
     ballot = Ballot()
-    leadership = Leadership(ballot, window_s=60)
+    leadership = Leadership(ballot, Agreed(60, 1000))
     bid = asyncio.create_task(leadership.run())
     flush = asyncio.create_task(
         Flusher(windows, leadership, broker=None, lines=LogFile(tmp_path / "log"), observer=Figures()).run()

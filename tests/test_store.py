@@ -163,6 +163,18 @@ async def test_another_window_length(client: CrankedClient) -> None:
     assert await client.command("SMEMBERS", f"{{t:0}}:w:{NOON}:ids") == [b"1"]
 
 
+async def test_another_exact_limit(client: CrankedClient) -> None:
+    """It is refused like another length: with another limit on the leader than on the rest, windows came out
+    above the number of hits."""
+    await hits_of(client).add(1, [b"1"])
+    other = HitStore(client, namespace="t", window_s=60, exact_limit=0)
+    with pytest.raises(StoreRefusedError, match=r"up to 1000 ids .* --exact-limit, or a --namespace"):
+        await other.add(1, [b"2"])
+    assert await client.command("SMEMBERS", f"{{t:0}}:w:{NOON}:ids") == [b"1"]
+    stranger = WindowStore(client, namespace="t", window_s=60, exact_limit=0)
+    assert (await stranger.election.lead("a", lease_ms=1000)).epoch == 0
+
+
 async def test_full_memory_counts_nothing_and_ends_with_the_window(client: CrankedClient) -> None:
     """A full server refuses ids, yet a leader can be elected there, and seals, which is what frees memory."""
     hits, windows = hits_of(client), windows_of(client)

@@ -151,6 +151,13 @@ class Metrics:
             multiprocess_mode="livesum",
             registry=registry,
         )
+        self._differs = Gauge(
+            "idagg_differing_workers",
+            "LOSS: workers whose --window or --exact-limit is not the one that the store's others agree on: they "
+            "answer 503 and do not lead",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
         self._tasks = Gauge(
             "idagg_tasks",
             "Tasks of all event loops: about ten each, and one for each callback under way",
@@ -195,6 +202,9 @@ class Metrics:
         self._leader.set(1 if epoch else 0)
         if not epoch:
             self.pending(Counts(0, 0, 0, 0))
+
+    def differs(self, does: bool) -> None:
+        self._differs.set(does)
 
     def tasks(self, count: int) -> None:
         self._tasks.set(count)

@@ -4,8 +4,8 @@ All workers of all machines are candidates for one lease in the store. Its holde
 rises with every change of leader. Nobody has to trust the lease's clock: the store's scripts refuse an epoch
 that has passed, so a leader that was stopped and wakes late can do no harm.
 
-The leader's windows are everyone's. A candidate with other windows takes a free lease only when nobody else
-has wanted it for PATIENCE_S: one machine with a wrong setting must not win it between two leases of the
+The leader's settings are everyone's, as far as counts hang on them (``Agreed``). A candidate with others
+takes a free lease only when nobody else has wanted it for PATIENCE_S: one machine with a wrong setting must not win it between two leases of the
 others. It has to have looked all that time: others may have stood still when it did. And the store gives the
 lease to it only if nobody has held it since, however late its bid arrives.
 
@@ -25,7 +25,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from idagg.errors import StoreError
-from idagg.store.election import Lease, Successor
+from idagg.store.election import Agreed, Lease, Successor
 
 log = logging.getLogger("idagg.flush")
 
@@ -78,7 +78,7 @@ def unwanted(before: Unwanted | None, lease: Lease, *, now: float) -> Unwanted |
 
 
 def may_change_after(seen: Unwanted | None, *, patience_s: float) -> Successor:
-    """The epoch whose leader may be succeeded by one with other windows."""
+    """The epoch whose leader may be succeeded by one with other settings."""
     if not patience_s:
         return "any"
     return seen.epoch if seen and seen.seen_at - seen.since >= patience_s else "none"
@@ -88,19 +88,20 @@ class Leadership:
     """This process's candidacy. ``epoch`` is 0 while another leads or the store is away; ``patience_s`` may
     be 0 where nobody else can be.
 
-    ``trouble`` says why this process can take no part, in a sentence; None when it can.
+    ``trouble`` says why this process can take no part, in a sentence; None when it can. ``differs``: since
+    its settings are not the store's.
     """
 
     def __init__(
         self,
         leases: Leases,
+        agreed: Agreed,
         *,
-        window_s: int,
         patience_s: float = PATIENCE_S,
         on_change: Callable[[int], None] = lambda epoch: None,
     ) -> None:
         self._leases = leases
-        self._window_s = window_s
+        self._agreed = agreed
         self._patience_s = patience_s
         self._name = secrets.token_hex(8)
         self._changed = asyncio.Event()
@@ -109,6 +110,7 @@ class Leadership:
         self._on_change = on_change
         self.epoch = 0
         self.trouble: str | None = None
+        self.differs = False
         self.answered = asyncio.Event()  # the store has been asked for the first time, well or not
 
     def __repr__(self) -> str:
@@ -136,17 +138,19 @@ class Leadership:
             if self._gives_away.is_set():
                 continue  # this was renewed while it was given away
             seen = unwanted(seen, lease, now=now())
-            if lease.window_s == self._window_s:
+            flags = self._agreed.differing_flags(lease.store)
+            self.differs = bool(flags)
+            if not flags:
                 self.trouble = None
             elif not lease.lasts_ms:
                 self.trouble = (
-                    f"the store's windows are of {lease.window_s} s: they become {self._window_s} s "
-                    f"where nobody else leads within {self._patience_s:g} s"
+                    f"the store counts {lease.store}: it will count {self._agreed} where nobody else leads "
+                    f"within {self._patience_s:g} s"
                 )
             else:
                 self.trouble = (
-                    f"the store counts in windows of {lease.window_s} s for another running instance: "
-                    "give this one the same --window, or a --namespace of its own"
+                    f"the store counts {lease.store} for another running instance, and nothing of this one: "
+                    f"give it the same {flags}, or a --namespace of its own"
                 )
             self._set(lease.epoch)
             self.answered.set()

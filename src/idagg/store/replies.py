@@ -52,10 +52,15 @@ def refusal(where: str, reply: str) -> StoreError:
         )
     if code == "DAMAGED":
         return StoreRefusedError(f"Redis at {where} is damaged: {rest}")
-    if code == "LENGTH" and rest.isdecimal():
+    if code == "DIFFERS" and rest.rpartition(" ")[2].isdecimal():
+        name, _, value = rest.partition(" ")
+        what, flag = {
+            "length": (f"counts in windows of {value} s", "--window"),
+            "exact_limit": (f"counts exactly up to {value} ids a window", "--exact-limit"),
+        }[name]
         return StoreRefusedError(
-            f"Redis at {where} counts in windows of {rest} s for another instance: "
-            "give this one the same --window, or a --namespace of its own"
+            f"Redis at {where} {what} for another instance: "
+            f"give this one the same {flag}, or a --namespace of its own"
         )
     unknown = WrongTypeError if code == "WRONGTYPE" else UnknownRefusalError
     return unknown(f"Redis at {where} refused: {reply}")

@@ -8,7 +8,7 @@ for name, wanted in pairs({state = 'hash', lock = 'string', quarantine = 'hash',
   found[#found + 1] = wrong_type(key(name), wanted)
 end
 if #found == 0 then
-  found[#found + 1] = wrong_number(key('state'), {'length', 'sealed_through', 'epoch', 'since'})
+  found[#found + 1] = wrong_number(key('state'), {'length', 'exact_limit', 'sealed_through', 'epoch', 'since'})
   local bridge = redis.call('HGET', key('state'), 'bridge')
   if bridge and not string.find(bridge, '^%d+ %d+$') then
     found[#found + 1] = key('state') .. ' has no window as bridge, but ' .. bridge

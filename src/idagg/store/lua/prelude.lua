@@ -3,7 +3,7 @@
 -- KEYS[1] is the shard's tag, e.g. {idagg:0}. Every key is made from it, so that all of a shard's keys hash
 -- to one slot of a cluster:
 --
---   TAG:state             hash    schema, length (s), sealed_through (s), epoch, since (s; the epoch's begin),
+--   TAG:state             hash    schema, length (s) and exact_limit, which all processes agree on; sealed_through (s), epoch, since (s; the epoch's begin),
 --                                 bridge ("START END" of the window in which the length was changed last: the windows of
 --                                 the present length come after it. Gone once it is sealed)
 --   TAG:lock              string  the leader's name, with a time to live

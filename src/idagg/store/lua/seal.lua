@@ -1,7 +1,5 @@
 -- Seals the oldest window that has ended: fixes its count, writes its record, drops its ids.
 --
--- ARGV[2]  ids per window kept exactly
---
 -- Returns {ms}: nothing has ended; the next window does so in that time, by the store's clock; or
 -- {0}: a window was sealed; or
 -- {-1, member, what}: the oldest window cannot be read, for what reason; nothing was done.
@@ -16,8 +14,9 @@
 -- long as its batch may come again, and no clock says how long that was: the store's may have been stepped meanwhile.
 local TOKENS_KEPT = 1024
 
-local state = redis.call('HMGET', key('state'), 'length', 'sealed_through', 'since', 'bridge')
+local state = redis.call('HMGET', key('state'), 'length', 'sealed_through', 'since', 'bridge', 'exact_limit')
 local sealed_through, bridge = tonumber(state[2]), state[4]
+local exact_limit = (state[5] or math.huge) + 0
 local now = now_us()
 
 local first = redis.call('ZRANGE', key('open'), 0, 0)[1]
@@ -71,7 +70,7 @@ if #earlier > TOKENS_KEPT then
 end
 local count = redis.call('SCARD', window .. ':ids')
 local estimate = redis.call('PFCOUNT', window .. ':hll')
-local exact = not meta[3] and count <= tonumber(ARGV[2])
+local exact = not meta[3] and count <= exact_limit
 redis.call('HSET', record, 'length', finish - start, 'unique', exact and count or estimate, 'estimate', estimate,
   'hits', hits, 'exact', exact and 1 or 0, 'dropped', meta[2] or 0, 'epoch', ARGV[1])
 redis.call('ZADD', key('deliveries'), start, start)
