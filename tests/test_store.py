@@ -25,6 +25,7 @@ from idagg.store.embedded import EmbeddedStore
 from idagg.store.hits import HitStore
 from idagg.store.replies import refusal as in_our_words
 from idagg.store.windows import WindowStore
+from idagg.window import Record
 
 NOON = 1_800_000_000
 LIMIT_S = 10.0  # nothing takes this long unless it fails
@@ -358,6 +359,60 @@ async def test_a_step_of_the_clock_is_no_presence(client: CrankedClient, window_
     assert await windows.sealing.seal(epoch + 1) == 0
     assert await windows.sealing.seal(epoch + 1) > 0
     assert await counts(client) == {NOON: (1, 1), NOON + window_s: (0, 0), year: (0, 0)}
+
+
+# What a count is worth
+
+
+async def sealed(
+    client: CrankedClient, ids: int, *, lost: int = 0, foreign: int = 0, limit: int = 1000
+) -> Record:
+    """The record of a window with ids some of which the store lost, or came into its sketch by themselves."""
+    windows = WindowStore(client, namespace="t", window_s=60, exact_limit=limit)
+    epoch = (await windows.election.lead("a", lease_ms=60_000)).epoch
+    hits = HitStore(client, namespace="t", window_s=60, exact_limit=limit)
+    for i in range(0, ids, 1000):
+        await hits.add(i + 1, [b"%d" % n for n in range(i, i + min(1000, ids - i))])
+    if lost:
+        await client.command("SPOP", f"{{t:0}}:w:{NOON}:ids", lost)
+    if foreign:
+        await client.command("PFADD", f"{{t:0}}:w:{NOON}:hll", *range(-foreign, 0))
+    await client.at(NOON + 60)
+    assert await windows.sealing.seal(epoch) == 0
+    ((record, _),) = await windows.pending.deliveries()
+    return record
+
+
+@pytest.mark.parametrize(("lost", "is_suspect"), [(0, False), (8, False), (60, True), (90, True)])
+async def test_a_window_that_lost_ids_is_suspect(client: CrankedClient, lost: int, is_suspect: bool) -> None:
+    """Where ids and sketch differ by more than chance, the larger is the count, and the record says so."""
+    record = await sealed(client, 100 + lost, lost=lost)
+    if is_suspect:
+        assert (record.exact, record.suspect) == (False, True)
+        assert record.unique_ids == record.estimate > 130 > 100
+    else:
+        assert (record.exact, record.suspect, record.unique_ids) == (True, False, 100)
+
+
+async def test_a_sketch_that_lost_ids_makes_suspect(client: CrankedClient) -> None:
+    """The ids are the larger then."""
+    windows, hits = windows_of(client), hits_of(client)
+    epoch = (await windows.election.lead("a", lease_ms=60_000)).epoch
+    await hits.add(1, [b"%d" % n for n in range(100)])
+    await client.command("DEL", f"{{t:0}}:w:{NOON}:hll")
+    await client.command("PFADD", f"{{t:0}}:w:{NOON}:hll", "1")
+    await client.at(NOON + 60)
+    assert await windows.sealing.seal(epoch) == 0
+    ((record, _),) = await windows.pending.deliveries()
+    assert (record.unique_ids, record.estimate, record.exact, record.suspect) == (100, 1, False, True)
+
+
+@pytest.mark.parametrize("limit", [1000, 10])
+async def test_an_estimate_is_never_above_hits(client: CrankedClient, limit: int) -> None:
+    """What chance adds beyond the number of hits is known to be wrong."""
+    record = await sealed(client, 1000, foreign=30, limit=limit)
+    assert record.hits == record.estimate == record.unique_ids == 1000
+    assert (record.exact, record.suspect) == (limit == 1000, False)
 
 
 # What is kept

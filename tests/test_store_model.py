@@ -224,8 +224,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(["a", "b"]), seen=st.sampled_from(["none", "any", 0, -1]))
     def lead(self, name: str, seen: Literal["none", "any"] | int = "any") -> None:
-        """The lock is had by one; a new holder begins a new epoch, and brings its own settings only if it may, or
-        nobody has led since the epoch that it has seen."""
+        """The lock is had by one; a new holder begins a new epoch, and brings its own settings only if it
+        may, or nobody has led since the epoch that it has seen."""
         after = self.epoch + seen if isinstance(seen, int) else seen
         term = self.run(self.windows().election.lead(name, lease_ms=60_000, may_change_after=after))
         if self.leader is None:

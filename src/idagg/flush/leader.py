@@ -5,9 +5,10 @@ rises with every change of leader. Nobody has to trust the lease's clock: the st
 that has passed, so a leader that was stopped and wakes late can do no harm.
 
 The leader's settings are everyone's, as far as counts hang on them (``Agreed``). A candidate with others
-takes a free lease only when nobody else has wanted it for PATIENCE_S: one machine with a wrong setting must not win it between two leases of the
-others. It has to have looked all that time: others may have stood still when it did. And the store gives the
-lease to it only if nobody has held it since, however late its bid arrives.
+takes a free lease only when nobody else has wanted it for PATIENCE_S: one machine with a wrong setting must
+not win it between two leases of the others. It has to have looked all that time: others may have stood still
+when it did. And the store gives the lease to it only if nobody has held it since, however late its bid
+arrives.
 
 A leader that cannot do its work stands back: it gives the lease away, and then asks for it so seldom that any
 other candidate takes it first. If there is none, it leads again.

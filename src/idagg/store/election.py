@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 
 from idagg.store.client import Client
 
-# Whose leader may be succeeded by one that brings settings of its own: the one of the epoch of this number, of
-# any, or of none.
+# Whose leader may be succeeded by one that brings settings of its own: that of the epoch of this number, any
+# epoch's, or none.
 Successor = int | Literal["any", "none"]
 
 
@@ -52,8 +52,8 @@ class Election:
         self.agreed = agreed
 
     async def lead(self, name: str, *, lease_ms: int, may_change_after: Successor = "none") -> Lease:
-        """Take or keep the lease as ``name``. Where our settings are not the store's, it is taken only if it was
-        last held in the epoch ``may_change_after``; they are the store's then."""
+        """Take or keep the lease as ``name``. Where our settings are not the store's, it is taken only if it
+        was last held in the epoch ``may_change_after``; they are the store's then."""
         epoch, lasts_ms, last_epoch, *store = await self._client.script(
             "lead", self._tag, name, lease_ms, *self.agreed, may_change_after
         )

@@ -15,7 +15,7 @@
 --   TAG:deliveries        zset    pending deliveries: starts of the sealed windows that no sink has
 --   TAG:messages          zset    pending messages: starts of those that are in the log file and not in the queue
 --   TAG:callbacks         zset    starts of the sealed windows with pending callbacks
---   TAG:record:START      hash    of a sealed window: length, unique, estimate, hits, exact, dropped, epoch
+--   TAG:record:START      hash    of a sealed window: length, unique, estimate, hits, exact, suspect, dropped, epoch
 --   TAG:record:START:endpoints  set   the endpoints of its pending callbacks
 --   TAG:record:START:attempts   hash  by endpoint, once an attempt has begun: "ATTEMPTS DUE", how many have, and when
 --                                 the next may (Unix time, ms)

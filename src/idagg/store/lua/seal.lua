@@ -14,6 +14,10 @@
 -- long as its batch may come again, and no clock says how long that was: the store's may have been stepped meanwhile.
 local TOKENS_KEPT = 1024
 
+-- By how much ids and sketch may differ by chance: five of the sketch's standard errors, of 1.04/sqrt(2^14), and some
+-- room for very small counts. Beyond, the store has lost writes.
+local CHANCE, SLACK = 5 * 0.0081, 5
+
 local state = redis.call('HMGET', key('state'), 'length', 'sealed_through', 'since', 'bridge', 'exact_limit')
 local sealed_through, bridge = tonumber(state[2]), state[4]
 local exact_limit = (state[5] or math.huge) + 0
@@ -70,9 +74,17 @@ if #earlier > TOKENS_KEPT then
 end
 local count = redis.call('SCARD', window .. ':ids')
 local estimate = redis.call('PFCOUNT', window .. ':hll')
-local exact = not meta[3] and count <= exact_limit
-redis.call('HSET', record, 'length', finish - start, 'unique', exact and count or estimate, 'estimate', estimate,
-  'hits', hits, 'exact', exact and 1 or 0, 'dropped', meta[2] or 0, 'epoch', ARGV[1])
+local is_exact = not meta[3] and count <= exact_limit
+local is_suspect = is_exact and math.abs(count - estimate) > CHANCE * count + SLACK
+local unique
+if is_suspect then
+  unique, is_exact = math.max(count, estimate), false
+else
+  estimate = math.min(estimate, math.max(count, hits))
+  unique = is_exact and count or estimate
+end
+redis.call('HSET', record, 'length', finish - start, 'unique', unique, 'estimate', estimate, 'hits', hits,
+  'exact', is_exact and 1 or 0, 'suspect', is_suspect and 1 or 0, 'dropped', meta[2] or 0, 'epoch', ARGV[1])
 redis.call('ZADD', key('deliveries'), start, start)
 if redis.call('EXISTS', window .. ':endpoints') == 1 then
   redis.call('RENAME', window .. ':endpoints', record .. ':endpoints')
