@@ -18,16 +18,18 @@ import pytest
 
 import servers
 from cranked import CrankedClient
-from idagg.errors import CannotStartError, StoreAwayError, StoreRefusedError
-from idagg.store import embedded
+from idagg.errors import CannotStartError, StoreAwayError, StoreError, StoreRefusedError
+from idagg.store import embedded, replies
 from idagg.store.client import Client
 from idagg.store.embedded import EmbeddedStore
 from idagg.store.hits import HitStore
+from idagg.store.probe import probe
 from idagg.store.replies import refusal as in_our_words
 from idagg.store.windows import WindowStore
 from idagg.window import Record
 
 NOON = 1_800_000_000
+LUA = Path(replies.__file__).parent / "lua"
 LIMIT_S = 10.0  # nothing takes this long unless it fails
 
 
@@ -154,6 +156,66 @@ def test_a_command_that_is_refused_within_a_script(answer: str, kind: type[Excep
     error = in_our_words("here", reply)
     assert isinstance(error, kind)
     assert words in str(error)
+
+
+COMMANDS = sorted(
+    {name for script in LUA.iterdir() for name in re.findall(r"redis\.p?call\('(\w+)'", script.read_text())}
+)
+
+
+@contextlib.asynccontextmanager
+async def permitted(server: servers.RedisServer, *rules: str) -> AsyncIterator[Client]:
+    """A client whose user is permitted no more."""
+    async with connected(server.url) as admin:
+        await admin.command("ACL", "SETUSER", "u", "reset", "on", ">p", *rules)
+    async with connected(f"unix://u:p@{server.socket}") as client:
+        yield client
+
+
+ALL = ("~{t:0}*", "+evalsha", "+eval", *(f"+{command.lower()}" for command in COMMANDS))
+
+
+async def test_a_permission_that_is_missing_is_named(store_server: servers.RedisServer) -> None:
+    """Each, before anything is counted: a command that is refused in the middle of a script would leave ids
+    counted and their hits not."""
+    assert len(COMMANDS) > 30
+    async with connected(store_server.url) as admin:
+        for command in map(str.lower, COMMANDS):
+            async with permitted(store_server, *ALL, f"-{command}") as client:
+                with pytest.raises(
+                    StoreAwayError, match=rf"nothing is counted: ACL SETUSER with \+{command}$"
+                ):
+                    await hits_of(client).add(1, [b"1"])
+                with pytest.raises(StoreAwayError, match=rf"\+{command}$"):
+                    await windows_of(client).election.lead("a", lease_ms=1000)
+            await admin.command("DEL", "{t:0}:scratch")  # where it could be set, and not deleted
+            assert await admin.command("KEYS", "*") == []
+    for rules, words in (((*ALL, "-eval", "-evalsha"), "'evalsha'"), ((*ALL, "resetkeys"), r"~\{t:0}\*$")):
+        async with permitted(store_server, *rules) as client:
+            with pytest.raises(StoreAwayError, match=f"nothing is counted: .*{words}"):
+                await hits_of(client).add(1, [b"1"])
+    async with permitted(store_server, *ALL) as client:
+        await hits_of(client).add(1, [b"1"])
+    url = f"unix://u:p@{store_server.socket}"
+    async with permitted(store_server, *ALL, "-pfadd", "+info"):
+        with pytest.raises(StoreError, match=r"ACL SETUSER with \+pfadd$"):
+            await probe(url, "t", timeout_s=LIMIT_S)
+
+
+async def test_a_permission_that_is_withdrawn(store_server: servers.RedisServer) -> None:
+    """One batch is counted in part, and told so; no other is, until the permission is there again."""
+    async with connected(store_server.url) as admin, permitted(store_server, *ALL) as client:
+        hits = hits_of(client)
+        start = (await hits.add(1, [b"1"])).start_s
+        await admin.command("ACL", "SETUSER", "u", "-pfadd")
+        with pytest.raises(StoreAwayError, match="the last batch is counted in part"):
+            await hits.add(2, [b"2"])
+        for _ in range(2):
+            with pytest.raises(StoreAwayError, match=r"nothing is counted: ACL SETUSER with \+pfadd"):
+                await hits.add(3, [b"3"])
+        assert set(await admin.command("SMEMBERS", f"{{t:0}}:w:{start}:ids")) == {b"1", b"2"}
+        await admin.command("ACL", "SETUSER", "u", "+pfadd")
+        await hits.add(3, [b"3"])
 
 
 async def test_another_window_length(client: CrankedClient) -> None:
