@@ -94,7 +94,9 @@ async def _put(service: Service, urls: list[bytes]) -> int:
     say(f"a window with {len(urls):,} endpoints, from {iso(start_s)[11:19]}")
     await asyncio.sleep(start_s + 0.1 - time.time())
     link = Client(service.store.url)
-    hits = HitStore(link, namespace="idagg", window_s=_WINDOW_S, exact_limit=1)
+    hits = HitStore(
+        link, namespace="idagg", window_s=_WINDOW_S, exact_limit=10_000_000
+    )  # as the service has it
     for seq, first in enumerate(range(0, len(urls), MAX_BATCH), 1):
         await hits.add(seq, [b"1"], urls[first : first + MAX_BATCH])
     await link.close()

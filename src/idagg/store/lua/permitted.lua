@@ -1,5 +1,6 @@
--- Runs what the scripts need, on a scratch key that is gone afterwards. A command that is refused in the middle of a
--- script leaves the half of it done: better to know before.
+-- Runs what the scripts need, on a scratch key that is gone afterwards.
+--
+-- A command that is refused in the middle of a script leaves the half of it done: better to know before.
 --
 -- Returns what the user is not permitted, in the words of ACL SETUSER: +command, or ~keys.
 
