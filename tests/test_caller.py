@@ -97,7 +97,7 @@ class Process:
         self.given_up: list[int] = []
         self._client = CrankedClient(url)
         windows = WindowStore(self._client, namespace="t", window_s=60, exact_limit=1000)
-        self.leadership = Leadership(windows.election, window_s=60)
+        self.leadership = Leadership(windows.election, windows.election.agreed)
         self.bid = asyncio.create_task(self.leadership.run())
         work = Caller(windows, self.leadership, calls, on_given_up=self.given_up.append)
         self.calling = asyncio.create_task(work.run())

@@ -274,7 +274,7 @@ async def test_a_key_of_another_type(store: Store, key: str, belongs: str) -> No
     assert await store.deliver() == {BEFORE: 1, SPOILT: 2, AFTER: 3, AFTER + 60: 1}
 
 
-@pytest.mark.parametrize("field", ["length", "sealed_through", "since"])
+@pytest.mark.parametrize("field", ["length", "exact_limit", "sealed_through", "since"])
 async def test_a_state_that_is_spoilt(store: Store, field: str) -> None:
     """What is no number is named, and nothing is done."""
     good = await store.client.command("HGET", "{t:0}:state", field)
@@ -287,6 +287,20 @@ async def test_a_state_that_is_spoilt(store: Store, field: str) -> None:
         with pytest.raises(StoreRefusedError, match=wrong):
             await store.hits.add(4, [b"9"])
     await store.client.command("HSET", "{t:0}:state", field, good)
+    await store.seal()
+    assert await store.deliver() == {BEFORE: 1, SPOILT: 2, AFTER: 3}
+
+
+async def test_a_bridge_that_is_spoilt(store: Store) -> None:
+    """What is no window is named, and nothing is done."""
+    await store.client.command("HSET", "{t:0}:state", "bridge", "theirs")
+    await store.client.at(AFTER + 60)
+    wrong = r"is damaged: \{t:0}:state has no window as bridge, but theirs"
+    for step in (store.windows.sealing.seal(store.epoch), store.hits.add(4, [b"9"])):
+        with pytest.raises(StoreRefusedError, match=wrong):
+            await step
+    assert len(await store.client.damage("{t:0}")) == 1
+    await store.client.command("HDEL", "{t:0}:state", "bridge")
     await store.seal()
     assert await store.deliver() == {BEFORE: 1, SPOILT: 2, AFTER: 3}
 

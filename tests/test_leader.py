@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,11 +10,12 @@ from hypothesis import strategies as st
 
 import servers
 from idagg.flush import leader
-from idagg.flush.leader import Leadership, next_try_s
+from idagg.flush.leader import CLOSE_S, Leadership, may_change_after, next_try_s, unwanted
 from idagg.store.client import Client
-from idagg.store.election import Lease
+from idagg.store.election import Agreed, Lease, Successor
 from idagg.store.windows import WindowStore
 
+OURS = Agreed(60, 1000)
 LIMIT_S = 10.0  # nothing takes this long unless it fails
 
 
@@ -21,20 +23,26 @@ class Bid:
     """A process that bids, on a connection of its own."""
 
     def __init__(
-        self, url: str, *, window_s: int = 60, timeout_s: float = 5.0, patience_s: float = leader.PATIENCE_S
+        self,
+        url: str,
+        *,
+        window_s: int = 60,
+        exact_limit: int = 1000,
+        timeout_s: float = 5.0,
+        patience_s: float = leader.PATIENCE_S,
     ) -> None:
         self.client = Client(url, timeout_s=timeout_s)
-        self.windows = WindowStore(self.client, namespace="t", window_s=window_s, exact_limit=1000)
+        self.windows = WindowStore(self.client, namespace="t", window_s=window_s, exact_limit=exact_limit)
         self.heard: list[int] = []
         self.made = 0
         self.leadership = Leadership(
-            self, window_s=window_s, patience_s=patience_s, on_change=self.heard.append
+            self, self.windows.election.agreed, patience_s=patience_s, on_change=self.heard.append
         )
         self._task = asyncio.create_task(self.leadership.run())
 
-    async def lead(self, name: str, *, lease_ms: int, may_change_length: bool) -> Lease:
+    async def lead(self, name: str, *, lease_ms: int, may_change_after: Successor) -> Lease:
         self.made += 1
-        return await self.windows.election.lead(name, lease_ms=lease_ms, may_change_length=may_change_length)
+        return await self.windows.election.lead(name, lease_ms=lease_ms, may_change_after=may_change_after)
 
     async def resign(self, name: str) -> None:
         await self.windows.election.resign(name)
@@ -58,8 +66,8 @@ Start = Callable[..., Bid]
 async def start(any_server: servers.RedisServer) -> AsyncIterator[Start]:
     bids = []
 
-    def start(*, window_s: int = 60, timeout_s: float = 5.0, patience_s: float = leader.PATIENCE_S) -> Bid:
-        bids.append(Bid(any_server.url, window_s=window_s, timeout_s=timeout_s, patience_s=patience_s))
+    def start(**options: Any) -> Bid:
+        bids.append(Bid(any_server.url, **options))
         return bids[-1]
 
     yield start
@@ -88,14 +96,14 @@ def test_a_leader_renews_with_two_thirds_of_its_lease_in_hand(
     epoch: int, lasts_ms: int, chance: float
 ) -> None:
     """Two bids of a leader in a row may fail before its lease is over, whatever chance says."""
-    pause_s = next_try_s(Lease(epoch, lasts_ms, 60), chance=chance)
+    pause_s = next_try_s(Lease(epoch, lasts_ms, epoch, OURS), chance=chance)
     assert pause_s * 1000 == pytest.approx(lasts_ms / 3)
 
 
 @given(lasts_ms=leases, chance=chances)
 def test_those_who_do_not_lead_look_often_and_apart(lasts_ms: int, chance: float) -> None:
     """However long another's lease lasts, an early end is noticed soon; nobody bids without a pause."""
-    pause_s = next_try_s(Lease(0, lasts_ms, 60), chance=chance)
+    pause_s = next_try_s(Lease(0, lasts_ms, 7, OURS), chance=chance)
     assert leader.LOOK_S / 2 <= pause_s <= leader.LOOK_S
     assert pause_s == pytest.approx(leader.LOOK_S * (1 + chance) / 2)
 
@@ -220,11 +228,67 @@ async def test_a_wrong_window_length_does_not_win_the_lock(start: Start) -> None
     for epoch in (2, 3, 4):
         await first.die()
         await first.leadership.resign()
-        await until(lambda: "they become 10 s" in str(wrong.leadership.trouble))
+        await until(lambda: "it will count in windows of 10 s" in str(wrong.leadership.trouble))
         first = start(window_s=60)
         await until(lambda first=first, epoch=epoch: first.epoch == epoch)  # type: ignore[misc]  # mypy does not infer it
         await until(lambda: "for another running instance" in str(wrong.leadership.trouble))
     assert wrong.epoch == 0
+
+
+FREE = Lease(0, 0, 7, OURS)
+
+
+def patient(looks: Iterable[tuple[float, Lease]]) -> list[Successor]:
+    """After each of the looks, at these times: whose leader may be succeeded by one with other windows."""
+    seen, may = None, []
+    for at, lease in looks:
+        seen = unwanted(seen, lease, now=at)
+        may.append(may_change_after(seen, patience_s=3))
+    return may
+
+
+@given(
+    at=st.lists(st.floats(0, 1000).map(lambda at: round(at, 3)), min_size=1, max_size=40).map(sorted),
+    others=st.lists(st.booleans(), min_size=40, max_size=40),
+)
+def test_only_time_in_which_one_looked_is_time_in_which_nobody_wanted_the_lease(
+    at: list[float], others: list[bool]
+) -> None:
+    """Before other windows may come, all looks of the last seconds were close and saw the lease free."""
+    looks = [(when, Lease(0, 100, 7, OURS) if held else FREE) for when, held in zip(at, others, strict=False)]
+    for number, may in enumerate(patient(looks)):
+        run = [number]
+        while (first := run[0]) and at[first] - at[first - 1] <= CLOSE_S and looks[first - 1][1] == FREE:
+            run.insert(0, first - 1)
+        is_free = looks[number][1] == FREE and at[number] - at[run[0]] >= 3
+        assert may == (7 if is_free else "none")
+
+
+def test_who_stood_still_has_not_waited() -> None:
+    """Neither the time of a stop counts nor the time before it: others may have stood still as well."""
+    assert patient((at, FREE) for at in (0, 1, 2, 3)) == ["none", "none", "none", 7]
+    assert patient((at, FREE) for at in (0, 4, 5, 6)) == ["none"] * 4
+    another = Lease(0, 0, 8, OURS)
+    assert patient([(0, FREE), (1, FREE), (2, another), (3, another), (4, another)]) == ["none"] * 5
+
+
+async def test_a_bid_that_comes_late_does_not_bring_its_windows(start: Start) -> None:
+    """Who has seen a lease free, and stood still while another had it, has to wait anew: its bid names the
+    epoch that it saw, and the store knows a later one."""
+    first = start(window_s=60)
+    await answered(first)
+    await first.die()
+    await first.leadership.resign()
+    late = WindowStore(first.client, namespace="t", window_s=10, exact_limit=1000).election
+    seen = await late.lead("late", lease_ms=1000)
+    assert (seen.epoch, seen.lasts_ms, seen.last_epoch) == (0, 0, 1)
+    for _ in range(2):
+        second = start(window_s=60)
+        await answered(second)
+        await second.die()
+        await second.leadership.resign()
+        assert (await late.lead("late", lease_ms=1000, may_change_after=1)).epoch == 0
+    assert (await late.lead("late", lease_ms=1000, may_change_after=3)).epoch == 4
 
 
 async def test_another_window_length_is_said(start: Start) -> None:
@@ -244,6 +308,25 @@ async def test_another_window_length_is_said(start: Start) -> None:
     third = start(window_s=60)
     await answered(third)
     assert "windows of 10 s" in str(third.leadership.trouble)
+
+
+async def test_another_exact_limit_is_said(start: Start) -> None:
+    """It is as with the window's length: what all agree on is the leader's."""
+    first = start(exact_limit=1000)
+    await answered(first)
+    second = start(exact_limit=10, patience_s=0.5)
+    await answered(second)
+    assert (first.leadership.differs, second.leadership.differs) == (False, True)
+    assert "exactly up to 1000 ids" in str(second.leadership.trouble)
+    assert "the same --exact-limit, or" in str(second.leadership.trouble)
+    assert second.epoch == 0
+    await first.die()
+    await first.leadership.resign()
+    await until(lambda: second.epoch == 2)
+    assert (second.leadership.trouble, second.leadership.differs) == (None, False)
+    third = start(window_s=5)
+    await answered(third)
+    assert "the same --window and --exact-limit, or" in str(third.leadership.trouble)
 
 
 async def test_who_is_alone_brings_its_windows_at_once(start: Start) -> None:

@@ -59,6 +59,8 @@ def test_window_line() -> None:
         "time=2026-11-22T10:54:00.012Z level=INFO event=window window=2026-11-22T10:53:00Z"
         " unique_ids=4000 estimate=3988 hits=10000 exact=true sink=log"
     )
+    suspect = dataclasses.replace(RECORD, exact=False, suspect=True)
+    assert " exact=false suspect=true sink=log" in window_line(suspect, time_s=TIME_S)
 
 
 def test_window_line_says_why_the_broker_did_not_get_it() -> None:

@@ -18,15 +18,18 @@ import pytest
 
 import servers
 from cranked import CrankedClient
-from idagg.errors import CannotStartError, StoreAwayError, StoreRefusedError
-from idagg.store import embedded
+from idagg.errors import CannotStartError, StoreAwayError, StoreError, StoreRefusedError
+from idagg.store import embedded, replies
 from idagg.store.client import Client
 from idagg.store.embedded import EmbeddedStore
 from idagg.store.hits import HitStore
+from idagg.store.probe import probe
 from idagg.store.replies import refusal as in_our_words
 from idagg.store.windows import WindowStore
+from idagg.window import Record
 
 NOON = 1_800_000_000
+LUA = Path(replies.__file__).parent / "lua"
 LIMIT_S = 10.0  # nothing takes this long unless it fails
 
 
@@ -155,12 +158,84 @@ def test_a_command_that_is_refused_within_a_script(answer: str, kind: type[Excep
     assert words in str(error)
 
 
+COMMANDS = sorted(
+    {name for script in LUA.iterdir() for name in re.findall(r"redis\.p?call\('(\w+)'", script.read_text())}
+)
+
+
+@contextlib.asynccontextmanager
+async def permitted(server: servers.RedisServer, *rules: str) -> AsyncIterator[Client]:
+    """A client whose user is permitted no more."""
+    async with connected(server.url) as admin:
+        await admin.command("ACL", "SETUSER", "u", "reset", "on", ">p", *rules)
+    async with connected(f"unix://u:p@{server.socket}") as client:
+        yield client
+
+
+ALL = ("~{t:0}*", "+evalsha", "+eval", *(f"+{command.lower()}" for command in COMMANDS))
+
+
+async def test_a_permission_that_is_missing_is_named(store_server: servers.RedisServer) -> None:
+    """Each, before anything is counted: a command that is refused in the middle of a script would leave ids
+    counted and their hits not."""
+    assert len(COMMANDS) > 30
+    async with connected(store_server.url) as admin:
+        for command in map(str.lower, COMMANDS):
+            async with permitted(store_server, *ALL, f"-{command}") as client:
+                with pytest.raises(
+                    StoreAwayError, match=rf"nothing is counted: ACL SETUSER with \+{command}$"
+                ):
+                    await hits_of(client).add(1, [b"1"])
+                with pytest.raises(StoreAwayError, match=rf"\+{command}$"):
+                    await windows_of(client).election.lead("a", lease_ms=1000)
+            await admin.command("DEL", "{t:0}:scratch")  # where it could be set, and not deleted
+            assert await admin.command("KEYS", "*") == []
+    for rules, words in (((*ALL, "-eval", "-evalsha"), "'evalsha'"), ((*ALL, "resetkeys"), r"~\{t:0}\*$")):
+        async with permitted(store_server, *rules) as client:
+            with pytest.raises(StoreAwayError, match=f"nothing is counted: .*{words}"):
+                await hits_of(client).add(1, [b"1"])
+    async with permitted(store_server, *ALL) as client:
+        await hits_of(client).add(1, [b"1"])
+    url = f"unix://u:p@{store_server.socket}"
+    async with permitted(store_server, *ALL, "-pfadd", "+info"):
+        with pytest.raises(StoreError, match=r"ACL SETUSER with \+pfadd$"):
+            await probe(url, "t", timeout_s=LIMIT_S)
+
+
+async def test_a_permission_that_is_withdrawn(store_server: servers.RedisServer) -> None:
+    """One batch is counted in part, and told so; no other is, until the permission is there again."""
+    async with connected(store_server.url) as admin, permitted(store_server, *ALL) as client:
+        hits = hits_of(client)
+        start = (await hits.add(1, [b"1"])).start_s
+        await admin.command("ACL", "SETUSER", "u", "-pfadd")
+        with pytest.raises(StoreAwayError, match="the last batch is counted in part"):
+            await hits.add(2, [b"2"])
+        for _ in range(2):
+            with pytest.raises(StoreAwayError, match=r"nothing is counted: ACL SETUSER with \+pfadd"):
+                await hits.add(3, [b"3"])
+        assert set(await admin.command("SMEMBERS", f"{{t:0}}:w:{start}:ids")) == {b"1", b"2"}
+        await admin.command("ACL", "SETUSER", "u", "+pfadd")
+        await hits.add(3, [b"3"])
+
+
 async def test_another_window_length(client: CrankedClient) -> None:
     """The sentence says which length the store has and what to do, and nothing is counted."""
     await hits_of(client, window_s=60).add(1, [b"1"])
     with pytest.raises(StoreRefusedError, match=r"windows of 60 s .* --window, or a --namespace"):
         await hits_of(client, window_s=10).add(1, [b"2"])
     assert await client.command("SMEMBERS", f"{{t:0}}:w:{NOON}:ids") == [b"1"]
+
+
+async def test_another_exact_limit(client: CrankedClient) -> None:
+    """It is refused like another length: with another limit on the leader than on the rest, windows came out
+    above the number of hits."""
+    await hits_of(client).add(1, [b"1"])
+    other = HitStore(client, namespace="t", window_s=60, exact_limit=0)
+    with pytest.raises(StoreRefusedError, match=r"up to 1000 ids .* --exact-limit, or a --namespace"):
+        await other.add(1, [b"2"])
+    assert await client.command("SMEMBERS", f"{{t:0}}:w:{NOON}:ids") == [b"1"]
+    stranger = WindowStore(client, namespace="t", window_s=60, exact_limit=0)
+    assert (await stranger.election.lead("a", lease_ms=1000)).epoch == 0
 
 
 async def test_full_memory_counts_nothing_and_ends_with_the_window(client: CrankedClient) -> None:
@@ -276,6 +351,132 @@ async def test_workers_number_their_batches_apart(client: CrankedClient) -> None
     assert await counts(client) == {NOON: (3, 4)}
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "windows"),
+    [
+        (60, 2, {0: 60, 60: 2, 62: 2}),
+        (2, 60, {6: 2, 8: 52, 60: 60}),
+        (60, 7, {0: 60, 60: 2, 62: 7}),  # noon is no multiple of 7 s
+    ],
+)
+async def test_a_change_of_the_length_moves_no_id_into_a_window_to_come(
+    client: CrankedClient, before: int, after: int, windows: dict[int, int]
+) -> None:
+    """The window that is open then takes ids until its own end. The next goes to where one of the new length
+    ends, and no id goes to a window that has not begun."""
+    await windows_of(client, window_s=before).election.lead("a", lease_ms=60_000)
+    await client.at(NOON + 7)
+    await hits_of(client, window_s=before).add(1, [b"0"])
+    await windows_of(client).election.resign("a")
+    store = windows_of(client, window_s=after)
+    epoch = (await store.election.lead("b", lease_ms=60_000, may_change_after="any")).epoch
+    hits = hits_of(client, window_s=after)
+    starts: list[int] = []
+    for second in range(7, 70):
+        await client.at(NOON + second + 0.5)
+        start = (await hits.add(second, [b"%d" % second])).start_s - NOON
+        assert start <= second
+        if start not in starts:
+            starts.append(start)
+    assert starts[: len(windows)] == list(windows)
+    while not await store.sealing.seal(epoch):
+        pass
+    records = [owed.record for owed in await store.pending.deliveries()]
+    sealed = {record.start_s - NOON: record.length_s for record in records}
+    assert windows.items() - sealed.items() <= {(60, 60), (62, 7)}  # of which some have not ended
+    assert all(length == windows.get(start, after) for start, length in sealed.items())
+    ends = [record.end_s for record in records]
+    assert [record.start_s for record in records[1:]] == ends[:-1]
+    state = await client.command("HKEYS", "{t:0}:state")
+    assert b"bridge" not in state
+
+
+async def test_a_length_changes_at_once_where_nothing_is_open(client: CrankedClient) -> None:
+    """Nobody waits for the end of an old window that holds nothing."""
+    await windows_of(client, window_s=60).election.lead("a", lease_ms=60_000)
+    await windows_of(client).election.resign("a")
+    await client.at(NOON + 8)
+    await windows_of(client, window_s=5).election.lead("b", lease_ms=60_000, may_change_after="any")
+    hits = hits_of(client, window_s=5)
+    assert (await hits.add(1, [b"1"])).start_s == NOON + 8
+    await client.at(NOON + 10)
+    assert (await hits.add(2, [b"1"])).start_s == NOON + 10
+
+
+@pytest.mark.parametrize("window_s", [60, 1])
+async def test_a_step_of_the_clock_is_no_presence(client: CrankedClient, window_s: int) -> None:
+    """A leader that was there before and after a step by a year was not there at the end of the windows
+    between: none of them is delivered as 0, and what was open is."""
+    hits, windows = hits_of(client, window_s=window_s), windows_of(client, window_s=window_s)
+    epoch = (await windows.election.lead("a", lease_ms=60_000)).epoch
+    await hits.add(1, [b"1"])
+    await client.at(NOON + 2 * window_s)
+    assert [await windows.sealing.seal(epoch) for _ in range(2)] == [0, 0]  # the other is empty, and attended
+    year = NOON + 366 * 86400
+    await client.at(year)
+    await client.command("DEL", "{t:0}:lock")  # its time has run out, by the stepped clock
+    assert await windows.sealing.seal(epoch) == window_s * 1000
+    assert (await windows.election.lead("a", lease_ms=60_000)).epoch == epoch + 1
+    await client.at(year + window_s)
+    assert await windows.sealing.seal(epoch + 1) == 0
+    assert await windows.sealing.seal(epoch + 1) > 0
+    assert await counts(client) == {NOON: (1, 1), NOON + window_s: (0, 0), year: (0, 0)}
+
+
+# What a count is worth
+
+
+async def sealed(
+    client: CrankedClient, ids: int, *, lost: int = 0, foreign: int = 0, limit: int = 1000
+) -> Record:
+    """The record of a window with ids some of which the store lost, or came into its sketch by themselves."""
+    windows = WindowStore(client, namespace="t", window_s=60, exact_limit=limit)
+    epoch = (await windows.election.lead("a", lease_ms=60_000)).epoch
+    hits = HitStore(client, namespace="t", window_s=60, exact_limit=limit)
+    for i in range(0, ids, 1000):
+        await hits.add(i + 1, [b"%d" % n for n in range(i, i + min(1000, ids - i))])
+    if lost:
+        await client.command("SPOP", f"{{t:0}}:w:{NOON}:ids", lost)
+    if foreign:
+        await client.command("PFADD", f"{{t:0}}:w:{NOON}:hll", *range(-foreign, 0))
+    await client.at(NOON + 60)
+    assert await windows.sealing.seal(epoch) == 0
+    ((record, _),) = await windows.pending.deliveries()
+    return record
+
+
+@pytest.mark.parametrize(("lost", "is_suspect"), [(0, False), (8, False), (60, True), (90, True)])
+async def test_a_window_that_lost_ids_is_suspect(client: CrankedClient, lost: int, is_suspect: bool) -> None:
+    """Where ids and sketch differ by more than chance, the larger is the count, and the record says so."""
+    record = await sealed(client, 100 + lost, lost=lost)
+    if is_suspect:
+        assert (record.exact, record.suspect) == (False, True)
+        assert record.unique_ids == record.estimate > 130 > 100
+    else:
+        assert (record.exact, record.suspect, record.unique_ids) == (True, False, 100)
+
+
+async def test_a_sketch_that_lost_ids_makes_suspect(client: CrankedClient) -> None:
+    """The ids are the larger then."""
+    windows, hits = windows_of(client), hits_of(client)
+    epoch = (await windows.election.lead("a", lease_ms=60_000)).epoch
+    await hits.add(1, [b"%d" % n for n in range(100)])
+    await client.command("DEL", f"{{t:0}}:w:{NOON}:hll")
+    await client.command("PFADD", f"{{t:0}}:w:{NOON}:hll", "1")
+    await client.at(NOON + 60)
+    assert await windows.sealing.seal(epoch) == 0
+    ((record, _),) = await windows.pending.deliveries()
+    assert (record.unique_ids, record.estimate, record.exact, record.suspect) == (100, 1, False, True)
+
+
+@pytest.mark.parametrize("limit", [1000, 10])
+async def test_an_estimate_is_never_above_hits(client: CrankedClient, limit: int) -> None:
+    """What chance adds beyond the number of hits is known to be wrong."""
+    record = await sealed(client, 1000, foreign=30, limit=limit)
+    assert record.hits == record.estimate == record.unique_ids == 1000
+    assert (record.exact, record.suspect) == (limit == 1000, False)
+
+
 # What is kept
 
 
@@ -296,20 +497,37 @@ async def test_sketches_are_kept_for_two_days_and_add_up(client: CrankedClient) 
         assert 48 * 3600 - LIMIT_S < await client.command("TTL", sketch) <= 48 * 3600
 
 
-async def test_tokens_of_workers_that_ended_are_kept_for_a_day(client: CrankedClient) -> None:
-    """They go when a window is sealed that is later by more than that."""
+async def test_tokens_of_workers_that_ended_go_by_number(client: CrankedClient) -> None:
+    """1024 of windows before the one that is sealed are kept, the youngest, and all others."""
     windows = windows_of(client)
-    for start in (NOON, NOON + 60, NOON + 120):
+    for number, start in enumerate((NOON, NOON + 60, NOON + 120)):
         await client.at(start)
         await hits_of(client).add(1, [b"1"])
+        tokens = (text for i in range(700) for text in (f"{number}-{i}", f"1 {start} 1 1"))
+        await client.command("HSET", "{t:0}:workers", *tokens)
     epoch = (await windows.election.lead("a", lease_ms=60_000)).epoch
-    await client.at(NOON + 86400 + 120)
-    await hits_of(client).add(1, [b"1"])
-    await client.at(NOON + 86400 + 180)
+    await client.at(NOON + 180)
     while not await windows.sealing.seal(epoch):
         pass
-    tokens = await client.command("HVALS", "{t:0}:workers")
-    assert {int(token.split()[1]) for token in tokens} == {NOON + 120, NOON + 86400 + 120}
+    kept = [int(token.split()[1]) for token in await client.command("HVALS", "{t:0}:workers")]
+    assert {start: kept.count(start) for start in kept} == {NOON: 1024 - 701, NOON + 60: 701, NOON + 120: 701}
+
+
+@pytest.mark.parametrize("step_s", [25 * 3600, 366 * 86400, -25 * 3600])
+async def test_a_step_of_the_clock_before_a_retry(client: CrankedClient, step_s: int) -> None:
+    """A batch whose answer was lost is counted once, however far the store's clock moves before it comes
+    again, and whatever is sealed meanwhile."""
+    hits, windows = hits_of(client), windows_of(client)
+    epoch = (await windows.election.lead("a", lease_ms=60_000)).epoch
+    await hits.add(1, [b"1"])
+    await client.at(NOON + step_s)
+    await client.command("DEL", "{t:0}:lock")  # its time has run out, by the stepped clock
+    await hits_of(client).add(1, [b"2"])
+    await client.at(NOON + max(step_s, 0) + 60)
+    while not await windows.sealing.seal(epoch):
+        pass
+    assert (await hits.add(1, [b"1"])).start_s == NOON
+    assert await client.command("KEYS", "{t:0}:w:*:ids") == []
 
 
 async def test_every_key_carries_the_shard_tag(client: CrankedClient) -> None:

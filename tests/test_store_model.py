@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Coroutine, Iterator
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 import servers
 from cranked import CrankedClient
 from idagg.errors import FencedError, StoreAwayError, StoreRefusedError
-from idagg.store.election import Lease
+from idagg.store.election import Agreed, Lease
 from idagg.store.hits import HitStore, Stored
 from idagg.store.windows import WindowStore
 from idagg.window import PendingCallback
@@ -49,8 +49,7 @@ class Worker:
     """``seq`` is that of the last batch applied; its answer came, or it did not."""
 
     store: HitStore
-    length: int
-    exact_limit: int
+    agreed: Agreed
     seq: int = 0
     ids: list[bytes] = dataclasses.field(default_factory=list)
     repeats: int = 0
@@ -89,14 +88,26 @@ class StoreMachine(RuleBasedStateMachine):
         self.now = float(_NOON)
         self.length = 10  # --window and --exact-limit of whoever starts now
         self.exact_limit = 6
-        self.store_length: int | None = None
+        self.store: Agreed | None = None
         self.open: dict[int, Window] = {}
         self.sealed: dict[int, Window] = {}
         self.sealed_through = 0
+        self.bridge = (0, 0)  # the window in which the length was changed last
         self.epoch = 0
         self.leader: str | None = None
         self.since = 0
         self.workers: list[Worker] = []
+
+    def window_at(self, second: int) -> tuple[int, int]:
+        """Start and end of the first window that ends after the second and is not sealed."""
+        assert self.store is not None
+        length = self.store.window_s
+        second = max(second, self.sealed_through)
+        start, end = self.bridge
+        if second >= end:
+            start = max(second // length * length, end)
+            end = (second // length + 1) * length
+        return max(start, self.sealed_through), end
 
     def run(self, call: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(call)
@@ -120,16 +131,22 @@ class StoreMachine(RuleBasedStateMachine):
             exact_limit=self.exact_limit,
             endpoint_limit=_ENDPOINTS,
         )
-        return Worker(store, self.length, self.exact_limit)
+        return Worker(store, Agreed(self.length, self.exact_limit))
 
     def teardown(self) -> None:
         self.run(self.client.close())
         self.loop.close()
 
-    @rule(seconds=st.sampled_from([0.25, 3.0, 9.75, 25.0, 95.0, -3.0, -12.0, -95.0]), seals=st.integers(0, 4))
+    @rule(
+        seconds=st.sampled_from([0.25, 3.0, 9.75, 25.0, 95.0, 90_000.0, -3.0, -12.0, -95.0]),
+        seals=st.integers(0, 4),
+    )
     def crank(self, seconds: float, seals: int) -> None:
         self.now += seconds
         self.run(self.client.at(self.now))
+        if seconds > 60:  # the lease, whose end is by the same clock
+            self.run(self.client.command("DEL", "{t:0}:lock"))
+            self.leader = None
         for _ in range(seals):
             self.seal()
 
@@ -143,27 +160,25 @@ class StoreMachine(RuleBasedStateMachine):
         is_lost=st.sampled_from([False, False, False, True]),
     )
     def add(self, which: int, ids: list[bytes], repeats: int, endpoints: set[bytes], is_lost: bool) -> None:
-        """A new batch goes to the first window that is not sealed, at or after now; the answer says how many
-        of its ids were not there. Its repeats are hits if the window still is the one of the last batch whose
-        answer came, and no answer was lost since."""
+        """A new batch goes to the first window that is not sealed and ends after now; the answer says how
+        many of its ids were not there. Its repeats are hits if the window still is the one of the last batch
+        whose answer came, and no answer was lost since."""
         worker = self.workers[which]
         worker.seq += 1
         endpoints = endpoints if ids else set()
         repeats = repeats if worker.went_to in worker.holds else 0
-        if self.store_length is None:
-            self.store_length = worker.length
-        if self.store_length != worker.length:
-            with pytest.raises(StoreRefusedError, match=f"windows of {self.store_length} s"):
+        if self.store is None:
+            self.store = worker.agreed
+        if self.store != worker.agreed:
+            with pytest.raises(StoreRefusedError, match="for another instance"):
                 self.run(worker.store.add(worker.seq, ids, sorted(endpoints)))
             worker.seq -= 1
             return
-        length = worker.length
-        start = int(self.now) // length * length
-        if start < self.sealed_through:
-            start = -(-self.sealed_through // length) * length
+        start, end = self.window_at(int(self.now))
+        assert start <= self.now < end or self.now < max(self.sealed_through, self.bridge[0])
         worker.continued = worker.acknowledged == worker.seq - 1 and start == worker.went_to
         worker.ids, worker.repeats, worker.went_to = ids, repeats, start
-        exactly = start not in self.open or len(self.open[start].ids) <= worker.exact_limit
+        exactly = start not in self.open or len(self.open[start].ids) <= worker.agreed.exact_limit
         held = self.open[start].ids if start in self.open else set()
         new_ids = len(set(ids) - held) if exactly else len(ids)
         self.client.loses = is_lost
@@ -177,7 +192,7 @@ class StoreMachine(RuleBasedStateMachine):
             worker.hear()
         if not ids and start not in self.open:
             return
-        window = self.open.setdefault(start, Window(length))
+        window = self.open.setdefault(start, Window(end - start))
         window.hits += len(ids) + (repeats if worker.continued else 0)
         if exactly:
             window.ids |= set(ids)
@@ -194,7 +209,7 @@ class StoreMachine(RuleBasedStateMachine):
         """A batch whose answer was lost comes again. It changes nothing, and its answer is that of the first
         time."""
         worker = self.workers[which]
-        if worker.acknowledged < worker.seq and worker.length == self.store_length:
+        if worker.acknowledged < worker.seq and worker.agreed == self.store:
             answer = self.run(worker.store.add(worker.seq, worker.ids, repeats=worker.repeats))
             assert answer == Stored(worker.went_to, len(worker.ids), worker.continued)
             worker.hear()
@@ -203,26 +218,32 @@ class StoreMachine(RuleBasedStateMachine):
     def come_late(self, which: int) -> None:
         """A batch that comes after its successor is refused."""
         worker = self.workers[which]
-        if worker.seq > 1 and worker.length == self.store_length:
+        if worker.seq > 1 and worker.agreed == self.store:
             with pytest.raises(StoreRefusedError, match="STALE"):
                 self.run(worker.store.add(worker.seq - 1, [b"98"]))
 
-    @rule(name=st.sampled_from(["a", "b"]), may_change=st.booleans())
-    def lead(self, name: str, may_change: bool = True) -> None:
-        """The lock is had by one; a new holder begins a new epoch, and brings a new length only if it may."""
-        term = self.run(self.windows().election.lead(name, lease_ms=60_000, may_change_length=may_change))
+    @rule(name=st.sampled_from(["a", "b"]), seen=st.sampled_from(["none", "any", 0, -1]))
+    def lead(self, name: str, seen: Literal["none", "any"] | int = "any") -> None:
+        """The lock is had by one; a new holder begins a new epoch, and brings its own settings only if it
+        may, or nobody has led since the epoch that it has seen."""
+        after = self.epoch + seen if isinstance(seen, int) else seen
+        term = self.run(self.windows().election.lead(name, lease_ms=60_000, may_change_after=after))
         if self.leader is None:
-            if not may_change and self.store_length not in (None, self.length):
-                assert term == Lease(0, 0, self.store_length)
+            ours = Agreed(self.length, self.exact_limit)
+            if seen in ("none", -1) and self.store and self.store != ours:
+                assert term == Lease(0, 0, self.epoch, self.store)
                 return
-            if self.store_length not in (None, self.length):
-                ends = [start + window.length for start, window in self.open.items()]
-                self.sealed_through = max([self.sealed_through, *ends])
+            if self.store and self.store.window_s != self.length:
+                start, end = self.window_at(int(self.now))
+                if start in self.open:
+                    self.bridge = (start, end)
+                else:
+                    self.sealed_through = max(self.sealed_through, int(self.now))
             self.leader, self.epoch = name, self.epoch + 1
             self.since = int(self.now)
-            self.store_length = self.length
+            self.store = ours
         assert term.epoch == (self.epoch if self.leader == name else 0)
-        assert term.window_s == self.store_length
+        assert (term.store, term.last_epoch) == (self.store, self.epoch)
         assert 0 < term.lasts_ms <= 60_000
 
     @rule(name=st.sampled_from(["a", "b"]), successor=st.sampled_from(["a", "b"]))
@@ -249,13 +270,12 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def seal(self) -> None:
         """The oldest window that has ended is sealed, with what the replies said went into it."""
-        if self.store_length != self.length:
+        if self.store is None:
             return
-        length = self.length
-        expected = max(-(-self.sealed_through // length) * length, self.since // length * length)
+        expected, end = self.window_at(self.since if self.leader else int(self.now))
         if self.open and min(self.open) <= expected:
             expected = min(self.open)
-        window = self.open.get(expected, Window(length))
+        window = self.open.get(expected, Window(end - expected))
         wait_ms = self.run(self.windows().sealing.seal(self.epoch))
         left = expected + window.length - self.now
         if left > 0:
@@ -270,7 +290,7 @@ class StoreMachine(RuleBasedStateMachine):
             entry.record.start_s: entry for entry in self.run(self.windows().pending.deliveries(limit=10_000))
         }
         record = owed[expected].record
-        exact = len(window.ids) <= self.exact_limit and not window.capped
+        exact = len(window.ids) <= self.store.exact_limit and not window.capped
         assert record.exact == exact
         assert record.hits == window.hits
         assert record.length_s == window.length

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import orjson
 
 from idagg.window import Record, iso
@@ -30,6 +32,13 @@ def test_record_as_json() -> None:
         "hits": 10_000,
         "exact": True,
     }
+
+
+def test_a_suspect_record_says_so() -> None:
+    """Only there is the field named."""
+    suspect = dataclasses.replace(RECORD, exact=False, suspect=True)
+    exact = orjson.loads(RECORD.as_json())
+    assert orjson.loads(suspect.as_json()) == exact | {"exact": False, "suspect": True}
 
 
 def test_message_id_names_namespace_and_window() -> None:

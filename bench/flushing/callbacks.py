@@ -95,7 +95,7 @@ async def calls(folder: Path, endpoints: int, tarpits: int) -> Calls:
 async def put(service: Service, urls: list[bytes], *, at_a_time: int = MAX_BATCH, pause_s: float = 0) -> None:
     """Have them called at the end of the window that is open now."""
     link = Client(service.store.url)
-    hits = HitStore(link, namespace="idagg", window_s=service.window_s, exact_limit=1)
+    hits = HitStore(link, namespace="idagg", window_s=service.window_s, exact_limit=10_000_000)
     for seq, first in enumerate(range(0, len(urls), at_a_time), 1):
         await hits.add(seq, [b"1"], urls[first : first + at_a_time])
         await asyncio.sleep(pause_s)

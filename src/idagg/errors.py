@@ -38,6 +38,10 @@ class StoreAwayError(StoreError):
     """The store could not be reached or is not ready; whether the command was carried out is unknown."""
 
 
+class HalfDoneError(StoreAwayError):
+    """The store refused a command in the middle of a script: what came before it was done."""
+
+
 class StoreRefusedError(StoreError):
     """The store answered no: the command was not carried out, and asking again will not help by itself."""
 

@@ -108,9 +108,9 @@ class Metrics:
             buckets=[0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3600],
             registry=registry,
         )
-        self._suspicious = Counter(
-            "idagg_windows_suspicious",
-            "LOSS: windows whose exact count and estimate differ by more than the sketch explains",
+        self._suspect = Counter(
+            "idagg_windows_suspect",
+            "LOSS: windows whose ids and sketch differ by more than chance, since the store has lost writes",
             registry=registry,
         )
         self._dropped = Counter(
@@ -151,6 +151,13 @@ class Metrics:
             multiprocess_mode="livesum",
             registry=registry,
         )
+        self._differs = Gauge(
+            "idagg_differing_workers",
+            "LOSS: workers whose --window or --exact-limit is not what the others agree on: they answer 503 "
+            "and do not lead",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
         self._tasks = Gauge(
             "idagg_tasks",
             "Tasks of all event loops: about ten each, and one for each callback under way",
@@ -175,11 +182,11 @@ class Metrics:
         self._connections.set(connections)
         self._in_flight.set(waiting)
 
-    def sealed(self, record: Record, *, dropped_endpoints: int, suspicious: bool) -> None:
+    def sealed(self, record: Record, *, dropped_endpoints: int) -> None:
         self._sealed.inc()
         self._last.set(record.start_s)
         self._dropped.inc(dropped_endpoints)
-        self._suspicious.inc(suspicious)
+        self._suspect.inc(record.suspect)
 
     def delivered(self, record: Record, *, sink: str, lag_s: float) -> None:
         self._delivered.labels(sink).inc()
@@ -195,6 +202,9 @@ class Metrics:
         self._leader.set(1 if epoch else 0)
         if not epoch:
             self.pending(Counts(0, 0, 0, 0))
+
+    def differs(self, does: bool) -> None:
+        self._differs.set(does)
 
     def tasks(self, count: int) -> None:
         self._tasks.set(count)

@@ -23,9 +23,10 @@ def iso(epoch_s: int) -> str:
 class Record:
     """What is known of a sealed window; the same at each of its deliveries.
 
-    ``unique_ids`` is exact where ``exact`` is true, else it is ``estimate``, the HyperLogLog's count.
-    ``hits`` are accepted requests, repeats included. ``epoch`` is the fencing number of the leader that
-    sealed it.
+    ``unique_ids`` is exact where ``exact`` is true, else it is ``estimate``, the HyperLogLog's count, which
+    is taken for no more than ``hits``. ``suspect``: the store had lost writes, and ``unique_ids`` is the
+    larger of ids and estimate. ``hits`` are accepted requests, repeats included. ``epoch`` is the fencing
+    number of the leader that sealed it.
     """
 
     start_s: int
@@ -35,6 +36,7 @@ class Record:
     hits: int
     exact: bool
     epoch: int
+    suspect: bool = False
 
     @property
     def end_s(self) -> int:
@@ -55,6 +57,7 @@ class Record:
                 "hits": self.hits,
                 "exact": self.exact,
             }
+            | ({"suspect": True} if self.suspect else {})
         )
 
 

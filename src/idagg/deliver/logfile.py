@@ -36,7 +36,7 @@ def window_line(record: Record, *, time_s: float, reason: str | None = None) -> 
     line = (
         f"time={_iso_ms(time_s)} level=INFO event=window window={iso(record.start_s)}"
         f" unique_ids={record.unique_ids} estimate={record.estimate} hits={record.hits}"
-        f" exact={'true' if record.exact else 'false'} sink=log"
+        f" exact={'true' if record.exact else 'false'}{' suspect=true' if record.suspect else ''} sink=log"
     )
     return line if reason is None else f"{line} reason={_quoted(reason)}"
 

@@ -41,9 +41,6 @@ LATE_FOR_S = 1.0
 # that it comes back, since then nobody else is there, and callbacks under way are the price.
 CANNOT_DELIVER_S = 10.0
 MAX_CANNOT_DELIVER_S = 80.0
-# The sketch's standard error, 1.04/sqrt(2**14); five of them, and some room for very small counts.
-SKETCH_ERROR = 0.0081
-SKETCH_SLACK = 5
 
 
 class Publisher(Protocol):
@@ -62,17 +59,11 @@ class Lines(Protocol):
 
 
 class Observer(Protocol):
-    def sealed(self, record: Record, *, dropped_endpoints: int, suspicious: bool) -> None: ...
+    def sealed(self, record: Record, *, dropped_endpoints: int) -> None: ...
 
     def delivered(self, record: Record, *, sink: str, lag_s: float) -> None: ...
 
     def pending(self, counts: Counts) -> None: ...
-
-
-def suspicious(record: Record) -> bool:
-    """Whether exact count and estimate differ by more than the sketch explains: a sign of lost writes."""
-    off = abs(record.unique_ids - record.estimate)
-    return record.exact and off > 5 * SKETCH_ERROR * record.unique_ids + SKETCH_SLACK
 
 
 class Flusher:
@@ -246,14 +237,14 @@ class Flusher:
         if record.start_s <= self._seen_s:
             return
         self._seen_s = record.start_s
-        odd = suspicious(record)
-        self._observer.sealed(record, dropped_endpoints=window.dropped, suspicious=odd)
-        if odd:
+        self._observer.sealed(record, dropped_endpoints=window.dropped)
+        if record.suspect:
             log.warning(
-                "window %s: %d ids and an estimate of %d: the store may have lost writes",
+                "window %s: its ids and its sketch differ by more than chance, since the store has lost "
+                "writes: the count, %d, is the larger of the two and not exact; see whether Redis evicts "
+                "keys or was restored from a copy",
                 iso(record.start_s),
                 record.unique_ids,
-                record.estimate,
             )
         if window.dropped:
             log.warning(

@@ -4,9 +4,11 @@ All workers of all machines are candidates for one lease in the store. Its holde
 rises with every change of leader. Nobody has to trust the lease's clock: the store's scripts refuse an epoch
 that has passed, so a leader that was stopped and wakes late can do no harm.
 
-The leader's windows are everyone's. A candidate with other windows takes a free lease only when nobody else
-has wanted it for PATIENCE_S: one machine with a wrong setting must not win it between two leases of the
-others.
+The leader's settings are everyone's, as far as counts hang on them (``Agreed``). A candidate with others
+takes a free lease only when nobody else has wanted it for PATIENCE_S: one machine with a wrong setting must
+not win it between two leases of the others. It has to have looked all that time: others may have stood still
+when it did. And the store gives the lease to it only if nobody has held it since, however late its bid
+arrives.
 
 A leader that cannot do its work stands back: it gives the lease away, and then asks for it so seldom that any
 other candidate takes it first. If there is none, it leads again.
@@ -21,10 +23,10 @@ import math
 import random
 import secrets
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from idagg.errors import StoreError
-from idagg.store.election import Lease
+from idagg.store.election import Agreed, Lease, Successor
 
 log = logging.getLogger("idagg.flush")
 
@@ -34,6 +36,9 @@ LEASE_MS = 5000
 LOOK_S = 0.3
 # Many looks of each of the others, and longer than they take to come back to a store that was away.
 PATIENCE_S = 3.0
+# Two looks further apart than this do not say that the lease was free between them. Above BACK_LOOK_S, with
+# some time for the store to answer.
+CLOSE_S = 1.5
 # How often a process looks that stands back: several looks of each of the others, well within PATIENCE_S.
 BACK_LOOK_S = 1.0
 # Enough turns that a machine on which no worker can deliver does not go on giving the lead to itself.
@@ -41,7 +46,7 @@ STAND_BACK_S = 60.0
 
 
 class Leases(Protocol):
-    async def lead(self, name: str, *, lease_ms: int, may_change_length: bool) -> Lease: ...
+    async def lead(self, name: str, *, lease_ms: int, may_change_after: Successor) -> Lease: ...
 
     async def resign(self, name: str) -> None: ...
 
@@ -56,23 +61,48 @@ def next_try_s(lease: Lease, *, chance: float, stands_back: bool = False) -> flo
     return (BACK_LOOK_S if stands_back else LOOK_S) * (0.5 + chance / 2)
 
 
+class Unwanted(NamedTuple):
+    """A lease that nobody wants: the epoch in which it was held last, and when it was first and last seen."""
+
+    epoch: int
+    since: float
+    seen_at: float
+
+
+def unwanted(before: Unwanted | None, lease: Lease, *, now: float) -> Unwanted | None:
+    """What is known after one more look; None: somebody holds the lease."""
+    if lease.lasts_ms:
+        return None
+    if before and before.epoch == lease.last_epoch and now - before.seen_at <= CLOSE_S:
+        return before._replace(seen_at=now)
+    return Unwanted(lease.last_epoch, now, now)
+
+
+def may_change_after(seen: Unwanted | None, *, patience_s: float) -> Successor:
+    """The epoch whose leader may be succeeded by one with other settings."""
+    if not patience_s:
+        return "any"
+    return seen.epoch if seen and seen.seen_at - seen.since >= patience_s else "none"
+
+
 class Leadership:
     """This process's candidacy. ``epoch`` is 0 while another leads or the store is away; ``patience_s`` may
     be 0 where nobody else can be.
 
-    ``trouble`` says why this process can take no part, in a sentence; None when it can.
+    ``trouble`` says why this process can take no part, in a sentence; None when it can. ``differs``: since
+    its settings are not the store's.
     """
 
     def __init__(
         self,
         leases: Leases,
+        agreed: Agreed,
         *,
-        window_s: int,
         patience_s: float = PATIENCE_S,
         on_change: Callable[[int], None] = lambda epoch: None,
     ) -> None:
         self._leases = leases
-        self._window_s = window_s
+        self._agreed = agreed
         self._patience_s = patience_s
         self._name = secrets.token_hex(8)
         self._changed = asyncio.Event()
@@ -81,6 +111,7 @@ class Leadership:
         self._on_change = on_change
         self.epoch = 0
         self.trouble: str | None = None
+        self.differs = False
         self.answered = asyncio.Event()  # the store has been asked for the first time, well or not
 
     def __repr__(self) -> str:
@@ -89,19 +120,17 @@ class Leadership:
     async def run(self) -> None:
         """Stand for ever."""
         now = asyncio.get_running_loop().time
-        unwanted_since = math.inf  # the lease, by those who count in the store's windows
+        seen: Unwanted | None = None
         while True:
             if self._gives_away.is_set():
                 self._gives_away.clear()
                 await self.resign()
                 await asyncio.sleep(BACK_LOOK_S)
-            may_change_length = not self._patience_s or now() - unwanted_since >= self._patience_s
+            after = may_change_after(seen, patience_s=self._patience_s)
             try:
-                lease = await self._leases.lead(
-                    self._name, lease_ms=LEASE_MS, may_change_length=may_change_length
-                )
+                lease = await self._leases.lead(self._name, lease_ms=LEASE_MS, may_change_after=after)
             except StoreError as error:
-                unwanted_since = math.inf
+                seen = None
                 self.trouble = str(error)
                 self._set(0)
                 self.answered.set()
@@ -109,18 +138,20 @@ class Leadership:
                 continue
             if self._gives_away.is_set():
                 continue  # this was renewed while it was given away
-            unwanted_since = math.inf if lease.lasts_ms else min(unwanted_since, now())
-            if lease.window_s == self._window_s:
+            seen = unwanted(seen, lease, now=now())
+            flags = self._agreed.differing_flags(lease.store)
+            self.differs = bool(flags)
+            if not flags:
                 self.trouble = None
             elif not lease.lasts_ms:
                 self.trouble = (
-                    f"the store's windows are of {lease.window_s} s: they become {self._window_s} s "
-                    f"where nobody else leads within {self._patience_s:g} s"
+                    f"the store counts {lease.store}: it will count {self._agreed} where nobody else leads "
+                    f"within {self._patience_s:g} s"
                 )
             else:
                 self.trouble = (
-                    f"the store counts in windows of {lease.window_s} s for another running instance: "
-                    "give this one the same --window, or a --namespace of its own"
+                    f"the store counts {lease.store} for another running instance, and nothing of this one: "
+                    f"give it the same {flags}, or a --namespace of its own"
                 )
             self._set(lease.epoch)
             self.answered.set()

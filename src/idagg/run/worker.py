@@ -103,7 +103,7 @@ class Worker:
         lines = LogFile(settings.log_file)
         self._leadership = Leadership(
             windows.election,
-            window_s=settings.window,
+            windows.election.agreed,
             patience_s=PATIENCE_S if settings.redis_url else 0,  # the embedded store is ours alone
             on_change=self._metrics.leads,
         )
@@ -226,6 +226,7 @@ class Worker:
                 self._leadership.epoch, self._store_trouble(), broker, self._flusher.trouble
             )
             self._metrics.tasks(len(asyncio.all_tasks()))
+            self._metrics.differs(self._leadership.differs)
             try:
                 os.write(self._heartbeats, heartbeat.line())
             except BlockingIOError:

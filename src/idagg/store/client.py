@@ -11,7 +11,7 @@ from typing import Any
 
 import hiredis
 
-from idagg.errors import StoreAwayError, StoreError, StoreRefusedError, UnknownRefusalError
+from idagg.errors import HalfDoneError, StoreAwayError, StoreError, StoreRefusedError, UnknownRefusalError
 from idagg.store.address import Address, shown
 from idagg.store.connection import Argument, Connection, open_connection
 from idagg.store.replies import refusal, unreachable
@@ -51,7 +51,8 @@ class Script:
 
 
 class Client:
-    """Connects when it is used, and again when the connection was lost. A command is sent once.
+    """Connects when it is used, and again when the connection was lost. A command is sent once. No script is
+    run before the server has shown that it permits what they need.
 
     ``timeout_s`` bounds each command; what took longer costs the connection, and has an unknown outcome. A
     caller that is cancelled leaves its command on its way: what is sent later comes later. Without
@@ -64,16 +65,16 @@ class Client:
         self._timeout_s = timeout_s
         self._connection: Connection | None = None
         self._connecting = asyncio.Lock()
+        self._is_permitted = False  # what scripts need
 
     async def script(self, name: str, tag: str, *args: Argument) -> Any:
         """Run ``store/lua/NAME.lua`` on the shard TAG.
 
         Raises StoreAwayError where the outcome is unknown, StoreRefusedError where nothing was done.
         """
-        script = self._script(name)
-        answer = await self._ask("EVALSHA", script.sha, 1, tag, *args)
-        if isinstance(answer, hiredis.ReplyError) and str(answer).startswith("NOSCRIPT"):
-            answer = await self._ask("EVAL", script.text, 1, tag, *args)
+        if not self._is_permitted:
+            await self._prove(tag)
+        answer = await self._run(name, tag, *args)
         if isinstance(answer, hiredis.ReplyError):
             raise await self._explained(self._refused(answer), name, tag)
         return answer
@@ -102,6 +103,28 @@ class Client:
 
     def _script(self, name: str) -> Script:
         return Script.load(name)
+
+    async def _prove(self, tag: str) -> None:
+        """Raises StoreAwayError where the user may not run what the scripts need."""
+        denied = await self._run("permitted", tag)
+        if isinstance(denied, hiredis.ReplyError):
+            if not str(denied).startswith("NOPERM") or "key" not in str(denied):
+                raise self._refused(denied)
+            denied = [f"~{tag}*".encode()]
+        if denied:
+            raise StoreAwayError(
+                f"Redis at {self.address} does not permit this user what counting needs, and nothing is "
+                f"counted: ACL SETUSER with {b' '.join(denied).decode()}"
+            )
+        self._is_permitted = True
+
+    async def _run(self, name: str, tag: str, *args: Argument) -> Any:
+        """The script's answer, an error reply included."""
+        script = self._script(name)
+        answer = await self._ask("EVALSHA", script.sha, 1, tag, *args)
+        if isinstance(answer, hiredis.ReplyError) and str(answer).startswith("NOSCRIPT"):
+            answer = await self._ask("EVAL", script.text, 1, tag, *args)
+        return answer
 
     async def _ask(self, *args: Argument) -> Any:
         """The answer, an error reply included."""
@@ -155,6 +178,8 @@ class Client:
 
     def _refused(self, answer: hiredis.ReplyError) -> StoreError:
         error = refusal(self.address, str(answer))
+        if isinstance(error, HalfDoneError):
+            self._is_permitted = False
         if isinstance(error, StoreAwayError):  # as a replica says, for good: another may be there by now
             self._drop()
         return error

@@ -3,8 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal, NamedTuple
 
 from idagg.store.client import Client
+
+# Whose leader may be succeeded by one that brings settings of its own: that of the epoch of this number, any
+# epoch's, or none.
+Successor = int | Literal["any", "none"]
+
+
+class Agreed(NamedTuple):
+    """The settings that all processes of a namespace must have alike, or a window's count would depend on who
+    counts and who seals."""
+
+    window_s: int
+    exact_limit: int
+
+    def __str__(self) -> str:
+        return f"in windows of {self.window_s} s, exactly up to {self.exact_limit} ids"
+
+    def differing_flags(self, other: Agreed) -> str:
+        """``--window and --exact-limit``; nothing where they are the same."""
+        flags = zip(("--window", "--exact-limit"), self, other, strict=True)
+        return " and ".join(flag for flag, ours, theirs in flags if ours != theirs)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -12,28 +33,31 @@ class Lease:
     """The answer to a candidate.
 
     ``epoch`` is 0 where the candidate does not lead; ``lasts_ms`` is what is left of the present lease,
-    whoever holds it, 0 where nobody does; ``window_s`` is the length of the store's windows.
+    whoever holds it, 0 where nobody does. ``last_epoch`` is the one that began last, whose ever: between two
+    answers with the same, nobody has taken the lease. ``store`` is what the store's processes agree on.
     """
 
     epoch: int
     lasts_ms: int
-    window_s: int
+    last_epoch: int
+    store: Agreed
 
 
 class Election:
     """Raises StoreAwayError (outcome unknown; all calls are safe to repeat), StoreRefusedError."""
 
-    def __init__(self, client: Client, tag: str, *, window_s: int) -> None:
+    def __init__(self, client: Client, tag: str, agreed: Agreed) -> None:
         self._client = client
         self._tag = tag
-        self._window_s = window_s
+        self.agreed = agreed
 
-    async def lead(self, name: str, *, lease_ms: int, may_change_length: bool = False) -> Lease:
-        """Take or keep the lease as ``name``; with windows of our length, if we may."""
-        epoch, lasts_ms, window_s = await self._client.script(
-            "lead", self._tag, name, lease_ms, self._window_s, int(may_change_length)
+    async def lead(self, name: str, *, lease_ms: int, may_change_after: Successor = "none") -> Lease:
+        """Take or keep the lease as ``name``. Where our settings are not the store's, it is taken only if it
+        was last held in the epoch ``may_change_after``; they are the store's then."""
+        epoch, lasts_ms, last_epoch, *store = await self._client.script(
+            "lead", self._tag, name, lease_ms, *self.agreed, may_change_after
         )
-        return Lease(epoch, lasts_ms, window_s)
+        return Lease(epoch, lasts_ms, last_epoch, Agreed(*store))
 
     async def resign(self, name: str) -> None:
         await self._client.script("resign", self._tag, name)

@@ -98,7 +98,7 @@ def _window(index: str, member: bytes, wrong: bytes, *values: bytes) -> PendingW
     if wrong or not member.isdigit():
         what = wrong.decode(errors="replace") or f"{index} has a member that is no window"
         raise DamagedError(index, member, what)
-    length_s, unique_ids, estimate, hits, exact, dropped, epoch = map(int, values)
+    length_s, unique_ids, estimate, hits, exact, suspect, dropped, epoch = map(int, values)
     record = Record(
         start_s=int(member),
         length_s=length_s,
@@ -106,6 +106,7 @@ def _window(index: str, member: bytes, wrong: bytes, *values: bytes) -> PendingW
         estimate=estimate,
         hits=hits,
         exact=bool(exact),
+        suspect=bool(suspect),
         epoch=epoch,
     )
     return PendingWindow(record, dropped)

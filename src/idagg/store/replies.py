@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from idagg.errors import (
     FencedError,
+    HalfDoneError,
     StoreAwayError,
     StoreError,
     StoreRefusedError,
@@ -20,10 +21,11 @@ _NOT_NOW = {
     "TRYAGAIN": "is part of a cluster that moves its data",
     "NOAUTH": "wants a password",
     "WRONGPASS": "refuses the password or the user",
-    "NOPERM": "does not permit this user what is needed",
 }
 # What servers before ACLs, and some hosted ones, say of a password in place of WRONGPASS.
 _PASSWORD = ("username-password pair", "invalid password", "without any password configured")
+# What a user's missing permission is called in the middle of a script, by Redis and by Valkey.
+_DENIED = ("user executing the script can't", "ACL failure in script")
 
 
 def unreachable(where: str, why: str) -> StoreAwayError:
@@ -34,11 +36,20 @@ def refusal(where: str, reply: str) -> StoreError:
     """An error reply, code and all, as the error to raise."""
     if "Error running script" in reply:  # Redis 6.2's, around what a command in the script was answered
         reply = reply.rpartition(": -")[2]
+    if any(part in reply for part in _DENIED):
+        return HalfDoneError(
+            f"Redis at {where} does not permit this user any more what counting needs: the last batch is "
+            "counted in part, its hits can be missing; `idagg check` names what has to be permitted"
+        )
     code, _, rest = reply.partition(" ")
     if "unauthenticated" in rest:  # said in place of NOAUTH to commands of more than ten words
         code = "NOAUTH"
     elif any(part in reply for part in _PASSWORD):
         code = "WRONGPASS"
+    if code == "NOPERM":
+        return StoreAwayError(
+            f"Redis at {where} does not permit this user what counting needs, and nothing is counted: {rest}"
+        )
     if code in _NOT_NOW:
         return StoreAwayError(f"Redis at {where} {_NOT_NOW[code]}")
     if code == "OOM":
@@ -52,10 +63,15 @@ def refusal(where: str, reply: str) -> StoreError:
         )
     if code == "DAMAGED":
         return StoreRefusedError(f"Redis at {where} is damaged: {rest}")
-    if code == "LENGTH" and rest.isdecimal():
+    if code == "DIFFERS" and rest.rpartition(" ")[2].isdecimal():
+        name, _, value = rest.partition(" ")
+        what, flag = {
+            "length": (f"counts in windows of {value} s", "--window"),
+            "exact_limit": (f"counts exactly up to {value} ids a window", "--exact-limit"),
+        }[name]
         return StoreRefusedError(
-            f"Redis at {where} counts in windows of {rest} s for another instance: "
-            "give this one the same --window, or a --namespace of its own"
+            f"Redis at {where} {what} for another instance: "
+            f"give this one the same {flag}, or a --namespace of its own"
         )
     unknown = WrongTypeError if code == "WRONGTYPE" else UnknownRefusalError
     return unknown(f"Redis at {where} refused: {reply}")

@@ -15,10 +15,9 @@ log = logging.getLogger("idagg.store")
 class Sealing:
     """Raises StoreAwayError (outcome unknown; all calls are safe to repeat), FencedError (another leads)."""
 
-    def __init__(self, client: Client, tag: str, *, exact_limit: int) -> None:
+    def __init__(self, client: Client, tag: str) -> None:
         self._client = client
         self._tag = tag
-        self._exact_limit = exact_limit
 
     async def seal(self, epoch: int) -> int:
         """Seal the oldest window that has ended; returns 0, or the ms until the next one ends.
@@ -27,7 +26,7 @@ class Sealing:
         quarantined.
         """
         wait_ms: int
-        wait_ms, *damage = await self._client.script("seal", self._tag, epoch, self._exact_limit)
+        wait_ms, *damage = await self._client.script("seal", self._tag, epoch)
         if damage:
             member, what = damage
             raise DamagedError("open", member, what.decode(errors="replace"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from idagg.store.client import Client
-from idagg.store.election import Election
+from idagg.store.election import Agreed, Election
 from idagg.store.pending import Pending
 from idagg.store.sealing import Sealing
 from idagg.store.shards import shard_tag
@@ -12,6 +12,6 @@ from idagg.store.shards import shard_tag
 class WindowStore:
     def __init__(self, client: Client, *, namespace: str, window_s: int, exact_limit: int) -> None:
         tag = shard_tag(namespace)
-        self.election = Election(client, tag, window_s=window_s)
-        self.sealing = Sealing(client, tag, exact_limit=exact_limit)
+        self.election = Election(client, tag, Agreed(window_s, exact_limit))
+        self.sealing = Sealing(client, tag)
         self.pending = Pending(client, tag)

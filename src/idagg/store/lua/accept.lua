@@ -1,6 +1,6 @@
 -- Counts a batch of ids in the window that is open now. Applied at most once, however often it is sent.
 --
--- ARGV[1]  window length, s
+-- ARGV[1]  window length, s; where it was changed, the window that was open then keeps its own
 -- ARGV[2]  ids per window kept exactly
 -- ARGV[3]  endpoints per window kept
 -- ARGV[4]  the worker's incarnation
@@ -19,16 +19,17 @@
 -- The hits of ARGV[7] are counted where START and SINCE are those of ARGV[6], and nowhere else.
 -- When a batch comes again, nothing is done. The start and since are those of the first time, and new is all ids.
 --
--- Errors: STALE   a later batch of this worker was applied already; nothing was done
---         LENGTH  the store's windows are of another length; nothing was done
---         SCHEMA  the store was written by another version; nothing was done
+-- Errors: STALE    a later batch of this worker was applied already; nothing was done
+--         DIFFERS  length or exact_limit, and the store's: it is not the worker's; nothing was done
+--         SCHEMA   the store was written by another version; nothing was done
 
-local length = tonumber(ARGV[1])
-local state = redis.call('HMGET', key('state'), 'length', 'sealed_through', 'schema')
+local state = redis.call('HMGET', key('state'), 'length', 'sealed_through', 'schema', 'bridge', 'exact_limit')
 if state[3] and state[3] ~= SCHEMA then
   return redis.error_reply('SCHEMA ' .. state[3])
-elseif state[1] and tonumber(state[1]) ~= length then
-  return redis.error_reply('LENGTH ' .. state[1])
+elseif state[1] and state[1] ~= ARGV[1] then
+  return redis.error_reply('DIFFERS length ' .. state[1])
+elseif state[5] and state[5] ~= ARGV[2] then
+  return redis.error_reply('DIFFERS exact_limit ' .. state[5])
 end
 
 local seq = tonumber(ARGV[5])
@@ -40,7 +41,7 @@ elseif last.seq > seq then
   return redis.error_reply('STALE ' .. last.seq)
 end
 
-local start = open_window(length, tonumber(state[2] or 0))
+local start, finish = open_window(tonumber(ARGV[1]), tonumber(state[2] or 0), state[4])
 local window = key('w', start)
 local is_known = last.mark == ARGV[6]
 local new, hits = #ids, #ids
@@ -49,13 +50,13 @@ if is_known and last.start == start then
 end
 
 if not state[1] then
-  redis.call('HSET', key('state'), 'length', length, 'schema', SCHEMA)
+  redis.call('HSET', key('state'), 'length', ARGV[1], 'exact_limit', ARGV[2], 'schema', SCHEMA)
 end
 if #ids > 0 then
   if not redis.call('ZSCORE', key('open'), start) then
     -- First: nothing may go into a window that nobody would seal.
     redis.call('ZADD', key('open'), start, start)
-    redis.call('HSET', window, 'length', length)
+    redis.call('HSET', window, 'length', finish - start)
   end
   if redis.call('SCARD', window .. ':ids') <= tonumber(ARGV[2]) then
     new = redis.call('SADD', window .. ':ids', unpack(ids))

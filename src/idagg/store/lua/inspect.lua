@@ -8,15 +8,19 @@ for name, wanted in pairs({state = 'hash', lock = 'string', quarantine = 'hash',
   found[#found + 1] = wrong_type(key(name), wanted)
 end
 if #found == 0 then
-  found[#found + 1] = wrong_number(key('state'), {'length', 'sealed_through', 'epoch', 'since'})
+  found[#found + 1] = wrong_number(key('state'), {'length', 'exact_limit', 'sealed_through', 'epoch', 'since'})
+  local bridge = redis.call('HGET', key('state'), 'bridge')
+  if bridge and not string.find(bridge, '^%d+ %d+$') then
+    found[#found + 1] = key('state') .. ' has no window as bridge, but ' .. bridge
+  end
 end
 if #found > 0 then
   return found
 end
 
 local starts = redis.call('ZRANGE', key('open'), 0, 99)
-local state = redis.call('HMGET', key('state'), 'length', 'sealed_through')
-local now = state[1] and open_window(tonumber(state[1]), tonumber(state[2] or 0))
+local state = redis.call('HMGET', key('state'), 'length', 'sealed_through', 'bridge')
+local now = state[1] and open_window(tonumber(state[1]), tonumber(state[2] or 0), state[3])
 if now and not redis.call('ZSCORE', key('open'), now) then
   table.insert(starts, now)
 end

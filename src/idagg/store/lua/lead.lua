@@ -3,41 +3,58 @@
 -- ARGV[1]  the caller's name
 -- ARGV[2]  lease, ms
 -- ARGV[3]  window length, s
--- ARGV[4]  1: the length may be changed; 0: the lock is left to those who have the store's
+-- ARGV[4]  ids per window kept exactly
+-- ARGV[5]  the epoch whose leader may be succeeded by one that changes one of these; 'any': every epoch's; 'none': the
+--          lock is left to those who have the store's
 --
--- Returns {epoch, ms, length}: the epoch, 0 where the caller does not lead; how long the present lease lasts, 0
--- where nobody leads; the length of the store's windows, s. Taking the lock begins a new epoch.
+-- Returns {epoch, ms, last, length, exact_limit}: the epoch, 0 where the caller does not lead; how long the present
+-- lease lasts, 0 where nobody leads; the epoch that began last, 0 before the first; the store's window length and limit.
+-- Taking the lock begins a new epoch: while the last one stays, nobody has taken it.
 --
--- Where the length is changed, windows of the old one stay open until their own end, and those of the new one
--- begin after it.
+-- Where the length is changed, the window that takes ids goes on until its own end, and those of the new length come
+-- after it; if it holds none, they come at once.
 --
 -- Errors: SCHEMA  the store was written by another version; nothing was done
 
 local holder = redis.call('GET', key('lock'))
-local state = redis.call('HMGET', key('state'), 'schema', 'epoch', 'length', 'sealed_through')
-local length = tonumber(ARGV[3])
+local state = redis.call('HMGET', key('state'), 'schema', 'epoch', 'length', 'sealed_through', 'bridge',
+  'exact_limit')
+local last, length, exact_limit = tonumber(state[2] or 0), state[3] or ARGV[3], state[6] or ARGV[4]
+local is_other_length = length ~= ARGV[3]
+
+local function answer(epoch, ms)
+  return {epoch, ms, last, tonumber(length), tonumber(exact_limit)}
+end
+
 if state[1] and state[1] ~= SCHEMA then
   return redis.error_reply('SCHEMA ' .. state[1])
 elseif holder and holder ~= ARGV[1] then
-  return {0, redis.call('PTTL', key('lock')), tonumber(state[3] or length)}
+  return answer(0, redis.call('PTTL', key('lock')))
 elseif holder and state[2] then
   redis.call('PEXPIRE', key('lock'), ARGV[2])
-  return {tonumber(state[2]), tonumber(ARGV[2]), tonumber(state[3])}
-elseif state[3] and tonumber(state[3]) ~= length and ARGV[4] == '0' then
-  return {0, 0, tonumber(state[3])}
+  return answer(last, tonumber(ARGV[2]))
+elseif (is_other_length or exact_limit ~= ARGV[4]) and ARGV[5] ~= 'any' and tonumber(ARGV[5]) ~= last then
+  return answer(0, 0)
 end
 
-local sealed_through = tonumber(state[4] or 0)
-if state[3] and tonumber(state[3]) ~= length then
-  for _, start in ipairs(redis.call('ZRANGE', key('open'), 0, -1)) do
-    -- What cannot be read is for seal.lua to find.
-    local theirs = tonumber(redis.pcall('HGET', key('w', start), 'length'))
-    sealed_through = math.max(sealed_through, (tonumber(start) or 0) + (theirs or 0))
+local sealed_through, now_s = tonumber(state[4] or 0), math.floor(now_us() / 1000000)
+local bridge = state[5]
+if is_other_length then
+  local start, finish = open_window(tonumber(length), sealed_through, bridge)
+  if redis.call('ZSCORE', key('open'), start) then
+    bridge = start .. ' ' .. finish
+  else
+    sealed_through = math.max(sealed_through, now_s)
   end
 end
 -- First: a server that is full refuses a script whose first write takes memory, and needs a leader to seal.
 redis.call('DEL', key('lock'))
 redis.call('SET', key('lock'), ARGV[1], 'PX', ARGV[2])
-redis.call('HSET', key('state'), 'schema', SCHEMA, 'length', length, 'sealed_through', sealed_through,
-  'since', math.floor(now_us() / 1000000))
-return {redis.call('HINCRBY', key('state'), 'epoch', 1), tonumber(ARGV[2]), length}
+length, exact_limit = ARGV[3], ARGV[4]
+redis.call('HSET', key('state'), 'schema', SCHEMA, 'length', length, 'exact_limit', exact_limit,
+  'sealed_through', sealed_through, 'since', now_s)
+if bridge then
+  redis.call('HSET', key('state'), 'bridge', bridge)
+end
+last = redis.call('HINCRBY', key('state'), 'epoch', 1)
+return answer(last, tonumber(ARGV[2]))

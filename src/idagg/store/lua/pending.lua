@@ -3,10 +3,10 @@
 -- ARGV[1]  deliveries, messages or callbacks
 -- ARGV[2]  at most so many
 --
--- Returns a list of {start, wrong, length, unique, estimate, hits, exact, dropped, epoch}, oldest first. Where wrong is
--- not empty, it says why the record cannot be read, and nothing follows.
+-- Returns a list of {start, wrong, length, unique, estimate, hits, exact, suspect, dropped, epoch}, oldest first. Where
+-- wrong is not empty, it says why the record cannot be read, and nothing follows.
 
-local fields = {'length', 'unique', 'estimate', 'hits', 'exact', 'dropped', 'epoch'}
+local fields = {'length', 'unique', 'estimate', 'hits', 'exact', 'suspect', 'dropped', 'epoch'}
 
 local function read(start)
   local name = key('record', start)

@@ -3,7 +3,9 @@
 -- KEYS[1] is the shard's tag, e.g. {idagg:0}. Every key is made from it, so that all of a shard's keys hash
 -- to one slot of a cluster:
 --
---   TAG:state             hash    schema, length (s), sealed_through (s), epoch, since (s; the epoch's begin)
+--   TAG:state             hash    schema, length (s) and exact_limit, which all processes agree on; sealed_through (s), epoch, since (s; the epoch's begin),
+--                                 bridge ("START END" of the window in which the length was changed last: the windows of
+--                                 the present length come after it. Gone once it is sealed)
 --   TAG:lock              string  the leader's name, with a time to live
 --   TAG:open              zset    starts of the windows that hold ids and are not sealed
 --   TAG:w:START           hash    length (s), hits (less those in tokens), dropped (endpoints over the limit), capped
@@ -13,7 +15,7 @@
 --   TAG:deliveries        zset    pending deliveries: starts of the sealed windows that no sink has
 --   TAG:messages          zset    pending messages: starts of those that are in the log file and not in the queue
 --   TAG:callbacks         zset    starts of the sealed windows with pending callbacks
---   TAG:record:START      hash    of a sealed window: length, unique, estimate, hits, exact, dropped, epoch
+--   TAG:record:START      hash    of a sealed window: length, unique, estimate, hits, exact, suspect, dropped, epoch
 --   TAG:record:START:endpoints  set   the endpoints of its pending callbacks
 --   TAG:record:START:attempts   hash  by endpoint, once an attempt has begun: "ATTEMPTS DUE", how many have, and when
 --                                 the next may (Unix time, ms)
@@ -21,7 +23,7 @@
 --                                 what is wrong with it; its keys stay where they are, for a person
 --   TAG:workers           hash    by worker its token "SEQ START SINCE HITS": the last batch, the window it went
 --                                 to, the first batch of those that were applied here without a gap, and the
---                                 worker's hits in that window. Kept for 24 h after that window
+--                                 worker's hits in that window. Kept until there are 1024 of later windows
 
 -- Of this layout; a store of another is left alone.
 local SCHEMA = '3'
@@ -40,18 +42,26 @@ local function now_us()
   return time[1] * 1000000 + time[2]
 end
 
-local function on_grid(second, length)
-  return math.ceil(second / length) * length
+-- Start and end of the first window that ends after the second and is not sealed. The numbers and the bridge are the
+-- state's. Windows lie on the grid of their length, but for those cut short by a change of it.
+local function window_at(second, length, sealed_through, bridge)
+  second = math.max(second, sealed_through)
+  local start = second - second % length
+  local finish = start + length
+  if bridge then
+    local first, last = string.match(bridge, '^(%d+) (%d+)$')
+    if second < tonumber(last) then
+      start, finish = tonumber(first), tonumber(last)
+    else
+      start = math.max(start, tonumber(last))
+    end
+  end
+  return math.max(start, sealed_through), finish
 end
 
--- The start of the window that takes ids now.
-local function open_window(length, sealed_through)
-  local now_s = math.floor(now_us() / 1000000)
-  local start = now_s - now_s % length
-  if start < sealed_through then
-    start = on_grid(sealed_through, length)
-  end
-  return start
+-- The same of the window that takes ids now.
+local function open_window(length, sealed_through, bridge)
+  return window_at(math.floor(now_us() / 1000000), length, sealed_through, bridge)
 end
 
 -- What a worker's token says; of a worker without one, noughts. The mark is the token without its hits.

@@ -11,7 +11,11 @@
 local there = redis.call('ZREM', key(ARGV[2]), ARGV[3])
 redis.call('HSET', key('quarantine'), ARGV[2] .. ' ' .. ARGV[3], ARGV[4])
 if ARGV[2] == 'open' and tonumber(ARGV[3]) then
-  local state = redis.call('HMGET', key('state'), 'length', 'sealed_through')
-  redis.call('HSET', key('state'), 'sealed_through', math.max(state[2], ARGV[3] + state[1]))
+  local state = redis.call('HMGET', key('state'), 'length', 'sealed_through', 'bridge')
+  local start, sealed_through = tonumber(ARGV[3]), tonumber(state[2])
+  if start >= sealed_through then
+    local _, finish = window_at(start, tonumber(state[1]), sealed_through, state[3])
+    redis.call('HSET', key('state'), 'sealed_through', finish)
+  end
 end
 return there
