@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Self
 
 import pytest
+import trustme
 
 import servers
 from fakes import Batches
@@ -333,3 +335,35 @@ async def test_commands_at_a_time(any_server: servers.RedisServer) -> None:
     assert [type(outcome) for outcome in outcomes] == [StoreAwayError] * 3
     assert await client.command("ECHO", "4") == b"4"
     await client.close()
+
+
+async def test_tls(tmp_path: Path) -> None:
+    """A private CA and a client's certificate are named in the URL; without them the sentence says why."""
+    ca = trustme.CA()
+    ca.cert_pem.write_to_path(tmp_path / "ca.pem")
+    for name, identity in (("server", "127.0.0.1"), ("client", "idagg.example")):
+        certificate = ca.issue_cert(identity)
+        certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / f"{name}.pem")
+    port = servers.free_port()
+    with servers.RedisServer(
+        "redis",
+        tls_port=str(port),
+        tls_cert_file=str(tmp_path / "server.pem"),
+        tls_key_file=str(tmp_path / "server.pem"),
+        tls_ca_cert_file=str(tmp_path / "ca.pem"),
+    ):
+        trusted = f"rediss://127.0.0.1:{port}/2?ssl_ca_certs={tmp_path / 'ca.pem'}"
+        known = f"{trusted}&ssl_certfile={tmp_path / 'client.pem'}&ssl_keyfile={tmp_path / 'client.pem'}"
+        client = Client(known)
+        assert (await hits(client).add(1, [b"1"])).new_ids == 1
+        await client.close()
+        for url, why in (
+            (f"rediss://127.0.0.1:{port}", "certificate verify failed"),
+            (trusted, ""),  # the server wants a client's certificate; how it hangs up differs
+            (known.replace("ca.pem", "gone.pem"), "No such file or directory"),
+        ):
+            client = Client(url, timeout_s=5)
+            sentence = rf"^Redis at rediss://127.0.0.1:{port}.* cannot be reached: .*{why}"
+            with pytest.raises(StoreAwayError, match=sentence):
+                await client.command("PING")
+            await client.close()
