@@ -123,7 +123,7 @@ async def test_a_window_that_is_spoilt(store: Store, spoil: list[str], key: str)
     assert quarantined[f"open {SPOILT}"].startswith(f"{key} ")
     assert (await store.keys()).keys() == spoilt.keys()
     assert await store.client.damage("{t:0}") == [
-        "1 windows are in {t:0}:quarantine, see the README on how to mend them"
+        "1 windows are in {t:0}:quarantine, docs/operating says how to mend them"
     ]
 
     await store.client.command("DEL", *spoilt)
