@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from bench.measure import cpu_seconds
 from bench.service import Server
 from bench.wrk import Load
+from kit.processes import cpu_seconds
 
 
 @dataclasses.dataclass(frozen=True)

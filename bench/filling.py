@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bench.service import Service
-
 from idagg.store.client import Client
 from idagg.store.hits import MAX_BATCH, HitStore
 

@@ -11,8 +11,8 @@ import bench.growth.report
 import bench.open_loop.report
 from bench.closed_loop.results import Results, middle
 from bench.findings import Findings
-from bench.tables import number, section, table
 from bench.targets import TARGETS
+from kit.tables import number, section, table
 
 # A machine that does more than this without us is not ours.
 _CALM_LOAD_AVERAGE, _CALM_CORES = 0.5, 0.25

@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 
 from bench import service
-from bench.measure import free_port, running
 from bench.service import EVERY_SECOND, NO_LOG, Server, redis_server
 from bench.tools import go_program, rust_program
-
 from idagg.store.client import Script
+from kit.processes import running
+from kit.servers import free_port
 
 _PEERS = Path(__file__).parent / "peers"
 

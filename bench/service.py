@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from bench.measure import free_port, running
+
+from kit.processes import running
+from kit.servers import free_port
 
 # How Redis keeps its log.
 ALWAYS = ("--appendonly", "yes", "--appendfsync", "always")
@@ -151,9 +153,3 @@ def idagg(
         ]
         with running("idagg", [sys.executable, "-m", "idagg", "serve", *settings], folder) as process:
             yield Service(process, port, folder, store=store, admin_port=admin_port, window_s=window_s)
-
-
-def next_window(length_s: int, *, after_s: float = 0) -> int:
-    """When the first window begins that does so no sooner than ``after_s`` from now, Unix time."""
-    soonest = int(time.time() + after_s) + 1
-    return soonest + -soonest % length_s

@@ -10,8 +10,8 @@ from statistics import median
 from bench.cost import Cost
 from bench.findings import Findings
 from bench.flushing.results import Flush
-from bench.open_loop.histogram import Summary
 from bench.traffic import IDLE
+from kit.histogram import Summary
 
 # A server, and the kind of traffic that it meets.
 Cell = tuple[str, str]

@@ -8,7 +8,8 @@ import resource
 import subprocess
 from pathlib import Path
 
-from bench.traffic import MARK, Traffic, blocks
+from bench.traffic import Traffic
+from kit.traffic import MARK, blocks
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,13 +20,13 @@ import aio_pika
 import kombu
 import pika
 import pytest
+from standardwebhooks import Webhook
+
+import tables
 from bench.closed_loop.results import Results, Run
 from bench.cost import Cost
 from bench.report import headline
 from bench.wrk import Load
-from standardwebhooks import Webhook
-
-import tables
 from documents import PAGES, ROOT, Command, blocks, literal_lines, page, session
 from idagg.deliver.amqp_route import Route
 from idagg.deliver.broker import Broker
@@ -35,8 +35,9 @@ from idagg.deliver.signing import Signer
 from idagg.metrics import Metrics
 from idagg.settings import Settings, flag, load
 from idagg.window import Record
-from servers import RabbitServer, free_port
-from serving import Serving, until
+from kit.servers import RabbitServer, free_port
+from kit.serving import Serving
+from kit.waiting import until
 
 RECORD = Record(
     start_s=1795344780, length_s=60, unique_ids=4000, estimate=3988, hits=10000, exact=True, epoch=7
@@ -313,7 +314,7 @@ def test_alerts_are_about_metrics_that_are_there() -> None:
 
 def test_every_fault_is_listed() -> None:
     """However its test is marked; the marks in test_figures.py are those of a test's own tests."""
-    files = [file for file in (ROOT / "tests").glob("test_*.py") if file.name != "test_figures.py"]
+    files = [file for file in (ROOT / "tests").rglob("test_*.py") if file.name != "test_figures.py"]
     marks = sum(len(re.findall(r"pytest\.mark\.fault\(\"", file.read_text())) for file in files)
     assert len(tables.faults()) == marks
 

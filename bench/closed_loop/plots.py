@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.closed_loop.results import Results
-from bench.plots import OTHERS, OURS, STORE, canvas, save
-from bench.traffic import TRAFFIC
 from matplotlib.axes import Axes
+
+from bench.closed_loop.results import Results
+from bench.traffic import TRAFFIC
+from kit.plots import OTHERS, OURS, STORE, canvas, save
 
 _LABEL = {"va": "center", "fontsize": "small"}
 

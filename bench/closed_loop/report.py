@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from bench.closed_loop.results import Results, middle
 from bench.cost import Cost
-from bench.tables import number, section, table
 from bench.traffic import TRAFFIC
+from kit.tables import number, section, table
 
 
 def sections(results: Results) -> list[str]:

@@ -15,12 +15,13 @@ from pathlib import Path
 from bench import wrk
 from bench.closed_loop.results import Results, Run, Upkeep
 from bench.cost import Cost
-from bench.measure import memory
 from bench.servers import START
 from bench.service import Server
 from bench.targets import CELLS, Cell
 from bench.tools import names, say
-from bench.traffic import IDLE, TRAFFIC, get
+from bench.traffic import IDLE, TRAFFIC
+from kit.processes import memory
+from kit.traffic import get
 
 # First ids, so that all have 9 digits and no load meets those of its warm-up.
 _WARM_UP_IDS, _LOAD_IDS = 100_000_000, 500_000_000

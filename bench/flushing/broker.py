@@ -11,16 +11,17 @@ from pathlib import Path
 
 import aiormq
 from aiormq.abc import DeliveredMessage
+
 from bench.filling import fill
 from bench.flushing.results import Flush
-from bench.service import Service, idagg, next_window
+from bench.service import Service, idagg
 from bench.tools import say
-
 from idagg.window import iso
+from kit.waiting import first_window
 
 # The tests know how to start a RabbitMQ that nobody else meets.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
-from servers import RabbitServer, ensure_installed
+from kit.servers import RabbitServer, ensure_installed
 
 _QUEUE = "counts_queue"
 _FIRST_ID = 100_000_000
@@ -52,7 +53,7 @@ async def flushes(folder: Path, counts: Sequence[int], *, window_s: int) -> Asyn
 async def _flush(
     service: Service, count: int, arrivals: asyncio.Queue[tuple[float, dict[str, object]]]
 ) -> Flush:
-    start_s = next_window(service.window_s, after_s=-_LATE_S)
+    start_s = first_window(service.window_s, after_s=-_LATE_S)
     say(f"a window with {count:,} ids, from {iso(start_s)[11:19]}")
     await asyncio.sleep(max(0, start_s + 0.1 - time.time()))  # when the window before it has gone
     began_s = time.time()

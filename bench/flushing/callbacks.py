@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 
 from bench.flushing.results import Calls
-from bench.measure import free_port
-from bench.service import Service, idagg, next_window
+from bench.service import Service, idagg
 from bench.tools import say
-
 from idagg.store.client import Client
 from idagg.store.hits import MAX_BATCH, HitStore
 from idagg.window import iso
+from kit.servers import free_port
+from kit.waiting import first_window
 
 
 def _hosts(net: int, count: int) -> list[str]:
@@ -90,7 +90,7 @@ async def calls(folder: Path, endpoints: int, tarpits: int) -> Calls:
 
 async def _put(service: Service, urls: list[bytes]) -> int:
     """Have them called at the end of a window; returns that."""
-    start_s = next_window(_WINDOW_S)
+    start_s = first_window(_WINDOW_S)
     say(f"a window with {len(urls):,} endpoints, from {iso(start_s)[11:19]}")
     await asyncio.sleep(start_s + 0.1 - time.time())
     link = Client(service.store.url)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 
 from bench.flushing.results import Flushing
-from bench.tables import number, section, table
+from kit.tables import number, section, table
 
 
 def sections(found: Flushing) -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bench.measure import free_port, running
 from bench.service import Server, idagg
+from kit.processes import running
+from kit.servers import free_port
 
 
 def beside_redis(folder: Path) -> float:

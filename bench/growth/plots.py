@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.growth.results import SWEEPS, Growth
-from bench.plots import LATENCIES, OTHERS, OURS, canvas, save
 from matplotlib.axes import Axes
+
+from bench.growth.results import SWEEPS, Growth
+from kit.plots import LATENCIES, OTHERS, OURS, canvas, save
 
 
 def draw(found: Growth, folder: Path) -> None:

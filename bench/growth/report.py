@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from bench.cost import Cost
 from bench.growth.results import SWEEPS, Growth
-from bench.tables import number, section, table
+from kit.tables import number, section, table
 
 _COLUMNS: dict[str, Callable[[Cost], float]] = {
     "requests/s": lambda cost: cost.rate,

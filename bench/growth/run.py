@@ -14,11 +14,11 @@ from bench import wrk
 from bench.cost import Cost
 from bench.filling import fill
 from bench.growth.results import SWEEPS, Growth, Point
-from bench.service import ALWAYS, Server, Service, idagg, next_window
+from bench.service import ALWAYS, Server, Service, idagg
 from bench.tools import names, numbers, say
 from bench.traffic import Traffic
-
 from idagg.window import iso
+from kit.waiting import first_window
 
 # First ids: all have 9 digits, and a load meets neither those of its warm-up nor those that were filled in.
 _FILLED_IDS, _WARM_UP_IDS, _LOAD_IDS = 100_000_000, 300_000_000, 500_000_000
@@ -75,7 +75,7 @@ def _by_ids(options: argparse.Namespace) -> Iterator[tuple[int, Cost, None]]:
             filled = at
             first_id = _LOAD_IDS + number * wrk.ids(options.growth_seconds)
             yield at, _cost(service, Traffic("ids"), options, first_id), None
-            if starts != {next_window(service.window_s) - service.window_s}:
+            if starts != {first_window(service.window_s) - service.window_s}:
                 raise RuntimeError("the window ended while it was filled")
 
 
@@ -100,7 +100,7 @@ def _by_endpoints(options: argparse.Namespace) -> Iterator[tuple[int, Cost, floa
     for at in options.by_endpoints:
         with _started(options, window_s=_SHORT_S) as service:
             _warm_up(service, Traffic("warm-up"))
-            start_s = next_window(_SHORT_S, after_s=-_LATE_S)
+            start_s = first_window(_SHORT_S, after_s=-_LATE_S)
             time.sleep(max(0, start_s + 0.1 - time.time()))
             lag_s = service.metric(_LAG)
             cost = _cost(service, Traffic("endpoints", endpoints=at), options)
@@ -122,7 +122,7 @@ def _started(
     redis_options: Sequence[str] = ALWAYS,
 ) -> Iterator[Service]:
     """``window_s`` 0: one that does not end soon."""
-    window_s = window_s or next(s for s in _LONG_S if next_window(s) - time.time() > _QUIET_S)
+    window_s = window_s or next(s for s in _LONG_S if first_window(s) - time.time() > _QUIET_S)
     # Not in /tmp, which may be memory, where an fsync costs nothing.
     with (
         tempfile.TemporaryDirectory(dir=options.cache, prefix="growth-") as folder,

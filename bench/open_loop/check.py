@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 from bench import wrk
-from bench.open_loop.generator import drive
-from bench.open_loop.histogram import Histogram
 from bench.open_loop.results import Check
 from bench.servers import START
 from bench.traffic import Traffic
+from kit.generator import drive
+from kit.histogram import Histogram
 
 _SERVERS = ("nginx", "null")
 # With more than one connection wrk's requests would leave in bursts. wrk waits between an answer and the next

@@ -7,10 +7,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from bench.open_loop.results import OpenLoop, Run, Session
-from bench.plots import LATENCIES, canvas, latencies, logarithmic, save
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from bench.open_loop.results import OpenLoop, Run, Session
+from kit.plots import LATENCIES, canvas, latencies, logarithmic, save
 
 
 def draw(found: OpenLoop, folder: Path) -> None:

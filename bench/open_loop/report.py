@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from bench.open_loop.histogram import Summary
 from bench.open_loop.results import Check, OpenLoop, Run, Session
-from bench.tables import number, section, table
-
 from idagg.window import iso
+from kit.histogram import Summary
+from kit.tables import number, section, table
 
 _LATENCIES = ("p50 ms", "p99 ms", "p99.9 ms", "max ms")
 

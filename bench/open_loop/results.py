@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from bench.measure import Usage
-from bench.open_loop.generator import Result
-from bench.open_loop.histogram import Histogram, Summary
 from bench.wrk import Load
-
 from idagg.window import iso
+from kit.generator import Result
+from kit.histogram import Histogram, Summary
+from kit.processes import Usage
 
 # Which seconds count as those at a boundary: the one before it, and those of the seal and what it causes.
 _BEFORE_S, _AFTER_S = 1, 2

@@ -11,16 +11,16 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from bench.measure import Usage
 from bench.open_loop.check import checks
-from bench.open_loop.generator import drive
 from bench.open_loop.report import over_seals
 from bench.open_loop.results import OpenLoop, Run, Session
 from bench.servers import rust
-from bench.service import ALWAYS, WATCHED, Server, Service, idagg, next_window
+from bench.service import ALWAYS, WATCHED, Server, Service, idagg
 from bench.tools import numbers, say
-
 from idagg.window import iso
+from kit.generator import drive
+from kit.processes import Usage
+from kit.waiting import first_window
 
 # First ids: all have 9 digits, and no request has that of another.
 _LOAD_IDS, _IDLE_IDS = 100_000_000, 900_000_000
@@ -110,7 +110,7 @@ def _folder(options: argparse.Namespace) -> Iterator[Path]:
 def _run(server: Server, rate: int, seconds: int, used_ids: int, *, window_s: int, idle: int) -> Run:
     opening_s = _OPENING_S + (_CONNECTIONS + idle) / _OPENED_A_SECOND
     # A run that sees windows end begins with a window, so that those are full.
-    start_s = next_window(window_s if seconds > window_s else 1, after_s=opening_s)
+    start_s = first_window(window_s if seconds > window_s else 1, after_s=opening_s)
     say(f"{rate:,} requests/s for {seconds} s, from {iso(start_s)[11:19]}")
     # Those opened long before it would have been silent for too long when their turn comes.
     time.sleep(max(0, start_s - opening_s - time.time()))
@@ -142,7 +142,7 @@ def _usage(server: Server) -> dict[str, Usage]:
 def _delivered(service: Service) -> dict[str, int]:
     """All windows, once the one that is open now has been delivered."""
     length_s = service.window_s
-    ends_s = next_window(length_s)
+    ends_s = first_window(length_s)
     say(f"waiting for the window that ends at {iso(ends_s)[11:19]}")
     while iso(ends_s - length_s) not in (delivered := service.delivered()):
         if time.time() > ends_s + _SETTLED_WITHIN_S:

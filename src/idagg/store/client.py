@@ -92,7 +92,9 @@ class Client:
         """What is wrong in the shard, or was and is quarantined, in sentences."""
         found = [what.decode(errors="replace") for what in await self.script("inspect", tag)]
         if not found and (quarantined := (await self.script("counts", tag))[-1]):
-            found.append(f"{quarantined} windows are in {tag}:quarantine, docs/operating says how to mend them")
+            found.append(
+                f"{quarantined} windows are in {tag}:quarantine, docs/operating says how to mend them"
+            )
         return found
 
     async def close(self) -> None:
