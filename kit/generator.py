@@ -66,20 +66,20 @@ def drive(
     start_s: float,
 ) -> Result:
     """Drive a local server with new ids from ``start_s``, Unix time, on. The process does nothing else."""
-    journal = Journal(seconds)
+    outcomes = Outcomes(seconds)
     lag, usage = offer(
         port,
         lambda number: get(b"id=%d" % (first_id + number), first_id + number),
-        journal,
+        outcomes,
         rate=rate,
         seconds=seconds,
         connections=connections,
         start_s=start_s,
     )
-    return Result(start_s, rate, connections, journal.seconds, journal.failed, lag, usage)
+    return Result(start_s, rate, connections, outcomes.seconds, outcomes.failed, lag, usage)
 
 
-class Journal:
+class Outcomes:
     """What came of the requests, by the second in which they were due."""
 
     def __init__(self, seconds: int) -> None:
@@ -98,7 +98,7 @@ class Journal:
 def offer(
     port: int,
     request: Callable[[int], bytes],
-    journal: Journal,
+    outcomes: Outcomes,
     *,
     rate: float,
     seconds: int,
@@ -111,7 +111,7 @@ def offer(
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     request(0)  # here it may take its time to prepare for all others
-    run = _Run(port, journal, rate=rate, seconds=seconds, connections=connections)
+    run = _Run(port, outcomes, rate=rate, seconds=seconds, connections=connections)
     wait_s = start_s - time.time()
     if wait_s < 0:
         raise RuntimeError(f"opening {connections} connections took {-wait_s:.1f} s more than there were")
@@ -208,10 +208,10 @@ class _Connection:
 
 
 class _Run:
-    def __init__(self, port: int, journal: Journal, *, rate: float, seconds: int, connections: int) -> None:
+    def __init__(self, port: int, outcomes: Outcomes, *, rate: float, seconds: int, connections: int) -> None:
         self.port = port
         self.count = connections
-        self._journal = journal
+        self._outcomes = outcomes
         self.lag = Histogram()
         self._rate = rate
         self._total = int(rate * seconds)
@@ -256,7 +256,7 @@ class _Run:
         self._settled += 1
         due_s = number / self._rate
         took_s = None if now is None else now - self._start - due_s
-        self._journal.settle(number, due_s, took_s, ok=ok)
+        self._outcomes.settle(number, due_s, took_s, ok=ok)
 
     def judge(self, head: bytes) -> tuple[bool, int]:
         """Whether the head is that of a 200, and how long its body is."""

@@ -94,12 +94,16 @@ def free_port() -> int:
 
 
 class Server:
-    """One server process; ``start`` returns when it answers, ``close`` leaves nothing behind."""
+    """One server process; ``start`` returns when it answers, ``close`` leaves nothing behind.
+
+    Its folder is in ``parent``, or where temporary files are, which may be memory.
+    """
 
     start_timeout_s = 5.0
+    parent: Path | None = None
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="idagg-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="idagg-", dir=self.parent))
         self._process: subprocess.Popen[bytes] | None = None
 
     def _command(self) -> list[str]:
@@ -187,7 +191,11 @@ class RedisServer(Server):
     """
 
     def __init__(
-        self, kind: Literal["redis", "valkey"] = "valkey", *, tcp: bool = False, **options: str
+        self,
+        kind: Literal["redis", "valkey"] = "valkey",
+        *,
+        tcp: bool = False,
+        **options: str,
     ) -> None:
         super().__init__()
         self.kind = kind

@@ -110,7 +110,7 @@ class Serving(Server):
         return done.returncode, done.stderr
 
     def close(self) -> None:
-        print(self.said)  # noqa: T201  pytest shows it where a test has failed
+        self._tell()
         if self._process is not None:
             self.kill()
         while left := self.processes():
@@ -118,6 +118,9 @@ class Serving(Server):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         shutil.rmtree(self.folder)
+
+    def _tell(self) -> None:
+        print(self.said)  # noqa: T201  pytest shows it where a test has failed
 
     def processes(self) -> set[int]:
         """All that live of the supervisor, its workers and its store: those who work in our folder."""

@@ -23,6 +23,7 @@ def section(title: str, body: str) -> str:
 
 
 def number(value: float | None) -> str:
+    """Counts are whole, measures have two digits after the point where they are small."""
     if value is None:
         return "-"
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"

@@ -23,10 +23,8 @@ import pytest
 from standardwebhooks import Webhook
 
 import tables
-from bench.closed_loop.results import Results, Run
-from bench.cost import Cost
 from bench.report import headline
-from bench.wrk import Load
+from bench.samples import Findings
 from documents import PAGES, ROOT, Command, blocks, literal_lines, page, session
 from idagg.deliver.amqp_route import Route
 from idagg.deliver.broker import Broker
@@ -45,7 +43,10 @@ RECORD = Record(
 SEALED_S = RECORD.end_s + 0.012
 
 # Flags of commands, not of settings.
-OTHERS_FLAGS = {"--config", "--version", "--help", "--data-binary", "--data-urlencode", "--now", "--quick"}
+OTHERS_FLAGS = {
+    *("--config", "--version", "--help", "--data-binary", "--data-urlencode", "--now", "--quick"),
+    *("--minutes", "--seed", "--rate", "--out"),  # the soak's
+}
 
 
 @contextlib.asynccontextmanager
@@ -326,15 +327,4 @@ def test_the_hostile_case_is_one() -> None:
 
 def test_the_figure_of_the_readme() -> None:
     """It is what the bench measured last."""
-    raw = json.loads(page("bench/results/raw.json"))
-    runs = [
-        Run(
-            **run
-            | {
-                "warm_up": Load(**run["warm_up"]),
-                "cost": Cost(**run["cost"] | {"load": Load(**run["cost"]["load"])}),
-            }
-        )
-        for run in raw["closed"]["runs"]
-    ]
-    assert headline(raw["machine"], Results(runs)) in page("README.rst")
+    assert headline(Findings.read(ROOT / "bench/results/raw.jsonl")) in page("README.rst")

@@ -13,7 +13,7 @@ import array
 import dataclasses
 import time
 
-from kit.generator import Journal, offer
+from kit.generator import Outcomes, offer
 from kit.histogram import Histogram
 from kit.processes import Usage
 from kit.traffic import get
@@ -94,7 +94,7 @@ def _near(at_s: float, length_s: int) -> bool:
     return not _MOMENT_S < at_s % length_s < length_s - _MOMENT_S
 
 
-class Answers(Journal):
+class Answers(Outcomes):
     """Three bytes a request: the first window in which it may have been counted, and how many later the last
     one is, NOT_OK where it was not answered ok."""
 

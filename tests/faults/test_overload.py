@@ -15,7 +15,7 @@ from statistics import median
 import pytest
 
 from kit import oracle
-from kit.generator import Journal, offer
+from kit.generator import Outcomes, offer
 from kit.oracle import Size, open_windows
 from kit.proxy import Proxy
 from kit.servers import RedisServer
@@ -39,7 +39,7 @@ CONNECTIONS = 256
 NOT_ANSWERED, OK, REFUSED = range(3)
 
 
-class Told(Journal):
+class Told(Outcomes):
     """What came of each request, beside the figures."""
 
     def __init__(self, first_id: int, rate: int, seconds: int) -> None:

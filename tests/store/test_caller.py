@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import itertools
 import re
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
@@ -24,21 +23,11 @@ from idagg.errors import LogFileError
 from idagg.flush import caller, leader
 from idagg.flush.caller import Caller, Ledger
 from idagg.flush.leader import Leadership
-from idagg.store.hits import HitStore
-from idagg.store.windows import WindowStore
 from idagg.window import PendingCallback, Record, iso
 from kit import servers
 from kit.cranked import CrankedClient
+from kit.staging import StoreStage, end, window_store
 from kit.waiting import LIMIT_S, NOON, until
-
-
-async def end(*tasks: asyncio.Task[None]) -> None:
-    """Cancel them, again and again: Python 3.11's wait_for, in which a command is sent, loses some."""
-    async with asyncio.timeout(LIMIT_S):
-        while pending := [task for task in tasks if not task.done()]:
-            for task in pending:
-                task.cancel()
-            await asyncio.wait(pending, timeout=0.01)
 
 
 class Website:
@@ -88,7 +77,7 @@ class Process:
     def __init__(self, url: str, calls: caller.Calls) -> None:
         self.given_up: list[int] = []
         self._client = CrankedClient(url)
-        windows = WindowStore(self._client, namespace="t", window_s=60, exact_limit=1000)
+        windows = window_store(self._client)
         self.leadership = Leadership(windows.election, window_s=60)
         self.bid = asyncio.create_task(self.leadership.run())
         work = Caller(windows, self.leadership, calls, on_given_up=self.given_up.append)
@@ -100,14 +89,11 @@ class Process:
         await self._client.close()
 
 
-class Bench:
-    """A store at noon, a website, a log file, and as many processes as are started."""
+class Bench(StoreStage[Process]):
+    """A stage with a website and a log file."""
 
     def __init__(self, url: str, path: Path) -> None:
-        self.url = url
-        self.path = path
-        self.client = CrankedClient(url)
-        self.windows = WindowStore(self.client, namespace="t", window_s=60, exact_limit=1000)
+        super().__init__(url, path)
         self.site = Website()
         self.resolver = Resolver(4)
         self.callbacks = Callbacks(
@@ -120,9 +106,6 @@ class Bench:
             timeout_s=0.5,
         )
         self.calling = asyncio.create_task(self.callbacks.run())
-        self.processes: list[Process] = []
-        self._hits = HitStore(self.client, namespace="t", window_s=60, exact_limit=1000)
-        self._seq = itertools.count(1)
 
     async def start(self, calls: caller.Calls | None = None) -> Process:
         """Another process, which leads."""
@@ -131,14 +114,11 @@ class Bench:
             await self.processes[-1].leadership.elected()
         return self.processes[-1]
 
-    async def lease_runs_out(self) -> None:
-        await self.client.command("DEL", "{t:0}:lock")
-
     async def seal(self, process: Process, start: int, endpoints: list[bytes]) -> None:
         """Have a window, whose count is 1, with the endpoints."""
-        await self.client.at(NOON + start)
-        await self._hits.add(next(self._seq), [b"1"], endpoints)
-        await self.client.at(NOON + start + 60)
+        await self.at(start)
+        await self.add(1, endpoints=endpoints)
+        await self.at(start + 60)
         assert await self.windows.sealing.seal(process.leadership.epoch) == 0
         await self.windows.pending.mark_delivered(process.leadership.epoch, NOON + start)
 
@@ -173,7 +153,7 @@ async def bench(
     monkeypatch.setattr(caller, "RETRY_S", 0.01)
     monkeypatch.setattr(leader, "LOOK_S", 0.01)
     bench = Bench(any_server.url, tmp_path / "log")
-    await bench.client.at(NOON)
+    await bench.at(0)
     site = aiohttp.test_utils.RawTestServer(bench.site, handler_cancellation=True)
     async with site:
         bench.site.url = f"http://127.0.0.1:{site.port}"

@@ -22,11 +22,11 @@ from idagg.flush.flusher import Flusher, Lines, Publisher, suspicious
 from idagg.flush.leader import Leadership
 from idagg.store.client import Client
 from idagg.store.election import Lease
-from idagg.store.hits import HitStore
 from idagg.store.windows import WindowStore
 from idagg.window import Counts, Record, iso
 from kit import servers
 from kit.cranked import CrankedClient
+from kit.staging import StoreStage, end, window_store
 from kit.waiting import LIMIT_S, NOON, until
 
 
@@ -48,7 +48,9 @@ class Queue:
             raise BrokerAwayError("it is away")
         if self.refusal:
             raise BrokerAwayError(self.refusal)
-        await until(lambda: self.confirms)
+        async with asyncio.timeout(LIMIT_S):
+            while not self.confirms:  # noqa: ASYNC110  sooner than a leader, who looks every 10 ms, hears of another
+                await asyncio.sleep(0.001)
         self.confirms -= 1
         self.got.append(record)
 
@@ -81,9 +83,7 @@ class Process:
 
     def __init__(self, clients: tuple[Client, Client], broker: Publisher | None, lines: Lines) -> None:
         self.clients = clients
-        bidding, flushing = (
-            WindowStore(client, namespace="t", window_s=60, exact_limit=1000) for client in clients
-        )
+        bidding, flushing = map(window_store, clients)
         self.leadership = Leadership(bidding.election, window_s=60)
         self.figures = Figures()
         self.flusher = Flusher(flushing, self.leadership, broker=broker, lines=lines, observer=self.figures)
@@ -113,41 +113,21 @@ class Process:
         await self.leadership.resign()
 
 
-class Bench:
-    """A store at noon, a log file, and as many processes as are started."""
+class Bench(StoreStage[Process]):
+    """A stage with a log file."""
 
     def __init__(self, url: str, path: Path) -> None:
-        self._url = url
-        self.path = path
+        super().__init__(url, path)
         self.lines = LogFile(path)
-        self.client = CrankedClient(url)
-        self.windows = WindowStore(self.client, namespace="t", window_s=60, exact_limit=1000)
-        self.hits = self.worker()
-        self.processes: list[Process] = []
-        self._seq = itertools.count(1)
-
-    def worker(self, *, endpoint_limit: int = 100) -> HitStore:
-        return HitStore(
-            self.client, namespace="t", window_s=60, exact_limit=1000, endpoint_limit=endpoint_limit
-        )
-
-    async def at(self, second: float) -> None:
-        await self.client.at(NOON + second)
-
-    async def add(self, *ids: int) -> None:
-        await self.hits.add(next(self._seq), [b"%d" % number for number in ids])
 
     async def start(
         self, broker: Publisher | None = None, *, lines: Lines | None = None, flushing: Client | None = None
     ) -> Process:
         """Another process, which has bid once."""
-        clients = (CrankedClient(self._url), flushing or CrankedClient(self._url))
+        clients = (CrankedClient(self.url), flushing or CrankedClient(self.url))
         self.processes.append(Process(clients, broker, lines or self.lines))
         await self.processes[-1].answered()
         return self.processes[-1]
-
-    async def lease_runs_out(self) -> None:
-        await self.client.command("DEL", "{t:0}:lock")
 
     def logged(self) -> list[tuple[str, int, str | None]]:
         """Windows, counts and reasons in the log file."""
@@ -165,11 +145,6 @@ class Bench:
         """Outbox entries that the store still has."""
         return list(await self.client.command("KEYS", "{t:0}:record:*"))
 
-    async def close(self) -> None:
-        for process in self.processes:
-            await process.kill()
-        await self.client.close()
-
 
 @pytest.fixture
 async def bench(
@@ -183,15 +158,6 @@ async def bench(
     await bench.at(0)
     yield bench
     await bench.close()
-
-
-async def end(*tasks: asyncio.Task[None]) -> None:
-    """Cancel them, again and again: Python 3.11's wait_for, in which a command is sent, loses some."""
-    async with asyncio.timeout(LIMIT_S):
-        while pending := [task for task in tasks if not task.done()]:
-            for task in pending:
-                task.cancel()
-            await asyncio.wait(pending, timeout=0.01)
 
 
 async def some_looks(process: Process) -> None:

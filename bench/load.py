@@ -6,9 +6,12 @@ import dataclasses
 import json
 import resource
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
+from bench.service import Running
 from bench.traffic import Traffic
+from kit.processes import cpu_seconds
 from kit.traffic import MARK, blocks
 
 
@@ -30,18 +33,38 @@ class Load:
     ids: int = 1
 
     @property
-    def cores(self) -> float:
-        """It has one thread: near 1, wrk is what limits the rate."""
-        return self.cpu_s / self.seconds
-
-    @property
     def accepted(self) -> int:
         """Ids."""
         return (self.requests - self.refused) * self.ids
 
-    @property
-    def failed(self) -> int:
-        return self.refused + self.broken
+
+def cost(server: Running, drive: Callable[[], Load]) -> tuple[Load, dict[str, float]]:
+    """What a load costs the server and its Redis: the figures of a sample, CPU from the kernel's accounts."""
+    processes = {
+        "server µs": server.pid,
+        "Redis µs": server.store and server.store.pid,
+        "balancer µs": server.balancer,
+    }
+    before = {part: cpu_seconds(pid) if pid else {} for part, pid in processes.items()}
+    load = drive()
+    after = {part: cpu_seconds(pid) if pid else {} for part, pid in processes.items()}
+    if not load.accepted:
+        raise RuntimeError(f"nothing was accepted: {load}")
+    spent_us = {
+        part: sum(now - before[part].get(pid, 0) for pid, now in each.items()) * 1e6 / load.accepted
+        for part, each in after.items()
+        if part != "balancer µs" or server.balancer
+    }
+    return load, {
+        "requests/s": load.accepted / load.seconds,
+        "p50 ms": load.p50_ms,
+        "p99 ms": load.p99_ms,
+        "p99.9 ms": load.p999_ms,
+        "max ms": load.max_ms,
+        **spent_us,
+        "load's cores": load.cpu_s / load.seconds,  # it has one thread: near 1, wrk is what limits the rate
+        "failed": load.refused + load.broken,
+    }
 
 
 def ids(seconds: int) -> int:

@@ -9,15 +9,13 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-from bench import wrk
-from bench.closed_loop.results import Results, Run, Upkeep
-from bench.cost import Cost
+from bench import load
+from bench.samples import Findings, Sample
 from bench.servers import START
-from bench.service import Server
-from bench.targets import CELLS, Cell
+from bench.service import Running
+from bench.targets import CELLS
 from bench.tools import names, say
 from bench.traffic import IDLE, TRAFFIC
 from kit.processes import memory
@@ -33,6 +31,7 @@ _VARIANTS = ("idagg-2", "idagg-everysec", "idagg-nolog", "aiohttp-sadd", "fastap
 _FOR_FEW = ("nginx", "idagg", "go-group", "rust-sadd")
 _BALANCED = ("haproxy-nginx", "haproxy-idagg", "nginx-nginx", "nginx-idagg")
 _FOR_IDAGG = ("bulk", "java", "java-http1")
+_ONLY_IDLE = "idagg-embedded"
 # In how many rounds what no target needs is measured.
 _ROUNDS = 3
 
@@ -51,28 +50,20 @@ def add_options(group: argparse._ArgumentGroup, *, quick: bool) -> None:
     add("--warm-up", type=int, default=1, help="seconds before it that do not count, default: %(default)s")
 
 
-def measure(results: Results, options: argparse.Namespace) -> list[str]:
-    """What could not be measured, and the servers that lost ids which they had accepted."""
+def measure(found: Findings, options: argparse.Namespace) -> None:
     steps = [(number, *cell) for number in range(1, options.rounds + 1) for cell in _plan(number, options)]
-    began, troubles = time.monotonic(), []
+    began = time.monotonic()
     for done, (number, server, traffic) in enumerate(steps, 1):
         try:
-            found = str(_measure(results, number, server, traffic, options))
+            said = str(_measure(found, number, server, traffic, options))
         except (RuntimeError, subprocess.SubprocessError) as error:  # the others can do without this one
-            found = f"was not measured: {error}"
-            say(f"{server} {traffic} {found}")
-            found = found.splitlines()[0]
-            troubles.append(f"{server} {traffic} (round {number}) {found}")
+            said = f"{server} {traffic} (round {number}) was not measured: {error}"
+            found.troubles.append(said.splitlines()[0])
         left_s = (time.monotonic() - began) / done * (len(steps) - done)
-        say(f"{done}/{len(steps)}, {left_s:.0f} s left: {server} {traffic}: {found}")
-    return troubles + [
-        f"{run.server} LOST {run.lost:,} ids that it had accepted (round {run.round}, {run.traffic})"
-        for run in results.runs
-        if run.lost and TRAFFIC[run.traffic].ids == "new"
-    ]
+        say(f"{done}/{len(steps)}, {left_s:.0f} s left: {said}")
 
 
-def _plan(number: int, options: argparse.Namespace) -> list[Cell]:
+def _plan(number: int, options: argparse.Namespace) -> list[tuple[str, str]]:
     """The steps of a round. Servers take turns under the same traffic; what is compared is close together."""
     others = number <= _ROUNDS and not options.quick
     return [
@@ -84,6 +75,8 @@ def _plan(number: int, options: argparse.Namespace) -> list[Cell]:
 
 
 def _meets(server: str, traffic: str) -> bool:
+    if server == _ONLY_IDLE:
+        return traffic == IDLE
     if server in _BALANCED:
         return traffic == "balanced"
     if server == "nginx-deferred":  # another only as far as connections are new
@@ -93,39 +86,32 @@ def _meets(server: str, traffic: str) -> bool:
     return traffic in _FOR_ALL or (server in _FOR_FEW and traffic not in ("balanced", *_FOR_IDAGG))
 
 
-def _measure(
-    results: Results, number: int, server: str, traffic: str, options: argparse.Namespace
-) -> Run | Upkeep:
-    with _started(server, options.cache) as (running, start_s):
-        if traffic == IDLE:
-            upkeep = Upkeep(number, server, start_s, _idle_kib(running))
-            results.upkeep.append(upkeep)
-            return upkeep
-        run = _run(running, number, server, traffic, options)
-        results.runs.append(run)
-        return run
-
-
-@contextlib.contextmanager
-def _started(name: str, cache: Path) -> Iterator[tuple[Server, float]]:
-    """A server that answers, with an empty store, and how long it took to."""
+def _measure(found: Findings, number: int, name: str, traffic: str, options: argparse.Namespace) -> Sample:
+    """With a server that is started for it, with an empty store."""
     with (
-        tempfile.TemporaryDirectory(dir=cache, prefix=f"{name}-") as folder,
-        START[name](Path(folder), cache) as server,
+        tempfile.TemporaryDirectory(dir=options.cache, prefix=f"{name}-") as folder,
+        START[name](Path(folder), options.cache) as server,
     ):
-        yield server, server.wait()
+        if traffic == IDLE:
+            figures = {"start s": server.start_s, "KiB/idle": _idle_kib(server)}
+            return found.add(traffic, name, figures, number)
+
+        def drive(first_id: int, seconds: int) -> load.Load:
+            return load.drive(server.port, TRAFFIC[traffic], first_id=first_id, seconds=seconds)
+
+        warm_up = drive(_WARM_UP_IDS, options.warm_up)
+        did, figures = load.cost(server, lambda: drive(_LOAD_IDS, options.seconds))
+        stored = server.stored()
+        if stored is not None and TRAFFIC[traffic].ids == "new":
+            lost = warm_up.accepted + did.accepted - stored
+            if lost > 0:
+                found.troubles.append(
+                    f"{name} LOST {lost:,} ids that it had accepted (round {number}, {traffic})"
+                )
+        return found.add(traffic, name, figures, number)
 
 
-def _run(server: Server, number: int, name: str, traffic: str, options: argparse.Namespace) -> Run:
-    def drive(first_id: int, seconds: int) -> wrk.Load:
-        return wrk.drive(server.port, TRAFFIC[traffic], first_id=first_id, seconds=seconds)
-
-    warm_up = drive(_WARM_UP_IDS, options.warm_up)
-    cost = Cost.of(server, lambda: drive(_LOAD_IDS, options.seconds))
-    return Run(number, name, traffic, warm_up, cost, server.stored())
-
-
-def _idle_kib(server: Server, count: int = _IDLE_CONNECTIONS) -> float:
+def _idle_kib(server: Running, count: int = _IDLE_CONNECTIONS) -> float:
     """KiB of the server's memory for each keep-alive connection that has had an answer and now is idle."""
     numbers = itertools.count()
     with contextlib.ExitStack() as stack:
@@ -140,6 +126,6 @@ def _idle_kib(server: Server, count: int = _IDLE_CONNECTIONS) -> float:
                     raise RuntimeError(f"port {server.port} refused a connection's first request")
 
         connect(count // 5)  # into memory that was free since the start
-        before = memory(server.process.pid)
+        before = memory(server.pid)
         connect(count)
-        return (memory(server.process.pid) - before) / count / 1024
+        return (memory(server.pid) - before) / count / 1024
