@@ -12,6 +12,9 @@ from typing import Self
 
 from idagg.tasks import end
 
+# uvloop's timers count whole milliseconds, and may end so much too early.
+_EARLY_S = 0.001
+
 
 class Proxy:
     """Listens on loopback and passes bytes to ``target`` and back, until it is told otherwise.
@@ -129,7 +132,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := await loop.sock_recv(source, 65536):
                 if wait_s := self.delay_s + len(data) / self.bytes_per_s:
-                    await asyncio.sleep(wait_s)
+                    await asyncio.sleep(wait_s + _EARLY_S)
                 await self._flows[replies].wait()
                 if replies and self.drop_replies:
                     self.drop_replies -= 1
