@@ -18,6 +18,7 @@ from pathlib import Path
 import aiormq
 from aiormq.abc import DeliveredMessage
 
+from bench.accepting import accepting
 from bench.samples import Findings
 from bench.service import Idagg, idagg
 from bench.tools import numbers, say
@@ -68,6 +69,8 @@ def measure(found: Findings, options: argparse.Namespace) -> None:
         tarpits = options.endpoints // 100
         for some in [tarpits] if options.quick else sorted({0, tarpits}):
             asyncio.run(_calls(found, folder, options.endpoints - some, some))
+        if not options.quick:
+            asyncio.run(accepting(found, folder, options.endpoints))
 
 
 async def _flushes(found: Findings, folder: Path, options: argparse.Namespace) -> None:

@@ -23,6 +23,8 @@ _TABLES: dict[str, tuple[str, str]] = {
     "rates": ("By the rate offered", "requests/s"),
     "flush": ("The end of a window", "ids"),
     "calls": ("Callbacks", "callbacks"),
+    "beside callbacks": ("Hits beside callbacks", "hits"),
+    "strangers": ("Calls of strangers meanwhile", "endpoints"),
     **{f"by {sweep}": (f"By {what}", sweep) for sweep, what in SWEEPS.items()},
 }
 # Of all rounds together; of all else tables show the median.

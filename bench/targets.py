@@ -77,6 +77,7 @@ def _grown(found: Findings) -> Sequence[float]:
 _SERVER, _STORE, _RATE = "server µs", "Redis µs", "requests/s"
 _TOTAL = (_SERVER, _STORE)
 _SEALS, _RUST, _TARPITS = ("whole run", "seals"), ("whole run", "seals, Rust"), ("beside tarpits", "calls")
+_QUIET = ("quiet", "beside callbacks")
 _IDAGG_64, _IDAGG_512, _ZIPF = ("idagg", "64"), ("idagg", "512"), ("idagg", "zipf")
 TARGETS = (
     _ratio("server CPU ÷ nginx's, 64 connections", 1.40, 1.25, _SERVER, _IDAGG_64, ("nginx", "64")),
@@ -130,6 +131,14 @@ TARGETS = (
     Target(
         "the same, s later than without tarpits",
         *(1, 0.5, lambda found: found.differences("all s", _TARPITS, ("without tarpits", "calls"))),
+    ),
+    _ratio(
+        "hits' p99 while 153 hostile endpoints are called ÷ in quiet",
+        *(1.5, 1.2, "p99 ms", ("hostile", "beside callbacks"), _QUIET),
+    ),
+    _ratio(
+        "hits' p99 while 10,000 https endpoints are called ÷ in quiet",
+        *(1.5, 1.2, "p99 ms", ("https", "beside callbacks"), _QUIET),
     ),
     Target("CPU with Redis, 6 million ids in the window ÷ 0.1 million", 1.10, 1.05, _grown),
 )

@@ -141,7 +141,7 @@ class Serving(Server):
         return pid
 
     def callback_process(self) -> int:
-        (pid,) = (pid for pid in self.processes() if b"idagg.run.callback_process" in _command_line(pid))
+        (pid,) = (pid for pid in self.processes() if _command_line(pid).endswith(b"callback_process\0"))
         return pid
 
     def leader(self) -> int:

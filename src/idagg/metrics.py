@@ -18,9 +18,9 @@ from prometheus_client import (
     Histogram,
     generate_latest,
     multiprocess,
-    values,
 )
 
+from idagg import libraries
 from idagg.window import Counts, Record
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -34,7 +34,7 @@ def write_as(writer: int) -> None:
     """Write to the files of this number. It is no living process's; a dead one's is taken over, so that files
     do not pile up."""
     if FOLDER_VARIABLE in os.environ:
-        values.ValueClass = values.MultiProcessValue(lambda: writer)  # type: ignore[no-untyped-call]  # untyped there
+        libraries.write_metrics_as(writer)
 
 
 def forget(folder: Path, writer: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -13,10 +14,12 @@ import pytest
 from aiohttp import web
 
 from idagg import failpoints
+from idagg.deliver import retry
 from idagg.window import iso
 from kit import oracle
 from kit.faults import ANSWER_S, in_time, tells
 from kit.figures import Row
+from kit.hostile import HOSTILE, hostile_hosts, talking
 from kit.oracle import Journal, Load, Size, epoch_s, grid, lines, open_windows
 from kit.servers import RedisServer
 from kit.serving import Serving, send
@@ -206,4 +209,68 @@ async def test_28_clients_vanish(any_server: RedisServer, row: Row) -> None:
         assert row.late(load, ANSWER_S) == []
         assert row.wrong_ids(load, await open_windows(any_server.url)) == []
         assert serving.workers() == workers
+        serving.stop()
+
+
+@pytest.mark.fault("37", "strangers' endpoints answer without end, by the byte, in circles, with bombs")
+async def test_37_hostile_endpoints(any_server: RedisServer, row: Row) -> None:
+    """They get their attempts and no more, and cost nobody but the callback process, which stays small."""
+    tuned: dict[str, float | str] = {"idagg.run.supervisor.CALLBACK_MODULE": "kit.hurried_callback_process"}
+    environment = {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    }
+    flags = ("--redis-url", any_server.url, "--callback-allow", "127.0.0.0/8")
+    async with contextlib.AsyncExitStack() as stack:
+        strangers = {
+            name: await stack.enter_async_context(talking(kind.talk, host="0.0.0.0", limit_s=120))
+            for name, kind in HOSTILE.items()
+        }
+        urls = [
+            f"http://{host}:{stranger.port}/{name}"
+            for name, stranger in strangers.items()
+            for host in hostile_hosts(name)
+        ]
+        serving = stack.enter_context(Serving(*flags, window=2, tuned=tuned, environment=environment))
+        await tells(serving, "leading: epoch 1\n")
+        pid = serving.callback_process()
+        before = Size.of(pid)
+        sizes: list[Size] = []
+        async with Load(serving, callers=4) as load:
+            since = await next_window(2)
+            async for _ in row.inject(2):
+                for url, number in zip(urls, ids, strict=False):
+                    await send(serving, [number], query=f"&endpoint={url}")
+                    load.ok.add(number)
+                await next_window(2)
+
+            def ended() -> bool:
+                sizes.append(Size.of(pid))
+                return len(serving.records("callback")) >= row.injections * len(urls)
+
+            await until(ended, within_s=60)
+        assert (load.failed, load.unknown) == (set(), set())
+        last = int(epoch_s(max(await serving.delivered())))
+        expected = grid(since, last, 2)
+        assert row.verdict(load, lines(serving), expected=expected, answer_s=ANSWER_S) == []
+        assert (serving.said.count("leading"), serving.callback_process()) == (1, pid)
+
+        called = serving.records("callback")
+        assert len(called) == row.injections * len(urls)
+        for name, kind in HOSTILE.items():
+            of_kind = [line for line in called if line["url"].endswith(name)]
+            told = {(line.get("status"), line.get("error"), line.get("location")) for line in of_kind}
+            assert told == {(kind.status, kind.error, kind.location)}
+            attempts = retry.ATTEMPTS if kind.error else 1
+            assert [line["attempts"] for line in of_kind] == [f"{attempts}"] * len(of_kind)
+            calls = strangers[name].calls()
+            assert (len(calls), set(calls.values())) == (len(of_kind), {attempts})
+            assert not any(b"\r\ncookie:" in request.lower() for request in strangers[name].requests)
+
+        # All are called at once, in the worst case: each attempt is a descriptor and its lookup had a thread.
+        at_once = len(called)
+        for size in sizes:
+            assert (
+                oracle.grown(before, size, memory_kib=65_536, descriptors=at_once + 24, threads=at_once + 16)
+                == []
+            )
         serving.stop()

@@ -29,7 +29,7 @@ from kit.figures import Row
 from kit.oracle import Consumer, Delivery, Load, Size, epoch_s, grid, lines
 from kit.proxy import Proxy
 from kit.servers import RabbitServer, RedisServer
-from kit.serving import Serving
+from kit.serving import Serving, send
 from kit.waiting import eventually, next_window, until
 
 
@@ -329,7 +329,9 @@ async def test_records_on_standard_output(tmp_path: Path, name: str) -> None:
     serving = Serving(window=1)
     serving.log_file = Path("-") if name == "-" else tmp_path / name
     with serving:
-        assert await serving.hit() == 200
+        await send(serving, [1], query="&endpoint=http://127.0.0.1:8/x")
         await until(lambda: " unique_ids=1 " in serving.said)
+        await until(lambda: " event=callback window=" in serving.said)  # by another process
+        assert 'url="http://127.0.0.1:8/x" error="blocked"' in serving.said
         assert (await serving.health()).body == b"ok\n"
         serving.stop()

@@ -34,6 +34,12 @@ def oom_score(pid: int) -> str:
     return Path(f"/proc/{pid}/oom_score_adj").read_text()
 
 
+def autogroup(pid: int) -> str:
+    """Of the kernel, which may do without."""
+    found = Path(f"/proc/{pid}/autogroup")
+    return found.read_text() if found.exists() else "nice 19\n"
+
+
 async def accepts(serving: Serving, query: str) -> int:
     url = f"http://127.0.0.1:{serving.port}/api/verve/accept?{query}"
     async with aiohttp.ClientSession() as session, session.get(url) as response:
@@ -50,10 +56,11 @@ async def test_it_takes_a_back_seat(any_server: RedisServer) -> None:
     """Its priority, memory and descriptors are bounded, and the kernel ends it first."""
     with Serving("--redis-url", any_server.url, window=long_window()) as serving:
         pid = serving.callback_process()
-        await until(lambda: os.getpriority(os.PRIO_PROCESS, pid) == 10)
+        await until(lambda: os.getpriority(os.PRIO_PROCESS, pid) == 19)
         await until(lambda: resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] < 1024)
         assert resource.prlimit(pid, resource.RLIMIT_DATA)[0] == 1 << 30
         assert oom_score(pid) == "500\n"
+        assert autogroup(pid).endswith("nice 19\n")
         assert all(os.getpriority(os.PRIO_PROCESS, worker) == 0 for worker in serving.workers())
         serving.stop()
 

@@ -4,10 +4,11 @@ import collections
 import dataclasses
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idagg.deliver.schedule import Destination, Schedule, Sleepers
+from idagg.deliver.schedule import Destination, Schedule, Sleepers, Spacing
 
 PLACES = [Destination(address, is_paced) for address in "abc" for is_paced in (True, False)]
 
@@ -126,3 +127,17 @@ def test_sleepers(drawn: list[tuple[int, bool]], now: int) -> None:
     assert sleepers.wakes_at() == (stay[0][0] if stay else None)
     assert sleepers.due(now) == [item for item in stay if item[0] <= now]
     assert sleepers.due(5) == [item for item in stay if item[0] > now]
+
+
+def test_spacing() -> None:
+    """What a piece costs is learnt, and pieces begin so far apart that it is the share; no time is saved
+    up."""
+    spacing = Spacing(0.5)
+    now, used_s, begun = 100.0, 7.0, []
+    for _ in range(2000):
+        now = max(now, spacing.begun(now, used_s))
+        used_s += 0.003
+        begun.append(now)
+    assert begun[0] - 100.0 == pytest.approx(0.002)  # by the first guess
+    assert begun[-1] - begun[-101] == pytest.approx(100 * 0.006, rel=0.01)
+    assert spacing.begun(200.0, used_s) == pytest.approx(200.006, abs=1e-4)

