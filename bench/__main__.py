@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
-import bench.closed_loop.run
-import bench.flushing.run
-import bench.growth.run
-import bench.open_loop.run
-import bench.pages
-from bench.closed_loop.results import Results
-from bench.findings import Findings
-from bench.flushing.results import Flushing
-from bench.growth.results import Growth
-from bench.open_loop.results import OpenLoop
+from bench import closed_loop, flushing, growth, open_loop, pages
 from bench.report import disturbance, report
+from bench.samples import Findings
 from bench.tools import Unrest, machine, names, need, say
 
 _RESULTS = Path(__file__).parent / "results"
 # The options that do not change what is measured.
 _WHERE = ("results", "cache")
 
-# By name, as in Findings: what a part finds out, and what finds it out and returns what must not be.
-_PARTS: dict[str, tuple[Callable[[], Any], Callable[[Any, argparse.Namespace], list[str]]]] = {
-    "closed": (Results, bench.closed_loop.run.measure),
-    "open": (OpenLoop, bench.open_loop.run.measure),
-    "flushing": (Flushing, bench.flushing.run.measure),
-    "growth": (Growth, bench.growth.run.measure),
+# Each adds what it measures to the findings, and what must not be to their troubles.
+_PARTS: dict[str, ModuleType] = {
+    "closed": closed_loop,
+    "open": open_loop,
+    "flushing": flushing,
+    "growth": growth,
 }
 
 
@@ -55,10 +45,8 @@ def main() -> int:
         began = time.monotonic()
         found.unrest[part] = Unrest.now()
         say(f"{part}: {found.unrest[part]} before it. {disturbance(found)}")
-        results, measure = _PARTS[part]
-        setattr(found, part, results())
         try:
-            found.troubles += measure(getattr(found, part), options)
+            _PARTS[part].measure(found, options)
         except Exception as error:  # the other parts can do without this one
             traceback.print_exc()
             found.troubles.append(f"{part} was not finished: {error!r}")
@@ -66,7 +54,7 @@ def main() -> int:
             _write(found, options.results)  # although a later part, or the rest of this, may fail
         say(f"{part} took {time.monotonic() - began:.0f} s")
     if options.results == _RESULTS and not found.troubles:
-        bench.pages.write(found)
+        pages.write(found)
     print((options.results / "report.rst").read_text())
     return int(bool(found.troubles))
 
@@ -88,13 +76,8 @@ def _options() -> argparse.Namespace:
     )
     # Not in /tmp, which may be memory, where an fsync costs nothing.
     add("--cache", type=Path, default=Path.home() / ".cache/idagg-bench", help="default: %(default)s")
-    for name, module in {
-        "closed loop": bench.closed_loop.run,
-        "open loop": bench.open_loop.run,
-        "flushing": bench.flushing.run,
-        "growth": bench.growth.run,
-    }.items():
-        module.add_options(parser.add_argument_group(name), quick=quick)
+    for part, module in _PARTS.items():
+        module.add_options(parser.add_argument_group(part), quick=quick)
     options = parser.parse_args()
     whole = vars(parser.parse_args([]))
     only = any(value != whole[name] for name, value in vars(options).items() if name not in _WHERE)
@@ -104,19 +87,11 @@ def _options() -> argparse.Namespace:
 
 
 def _write(found: Findings, folder: Path) -> None:
-    # Not above: where matplotlib is missing, need() says so better.
-    import bench.closed_loop.plots
-    import bench.growth.plots
-    import bench.open_loop.plots
+    from bench.plot import draw  # not above: where matplotlib is missing, need() says so better
 
-    (folder / "raw.json").write_text(json.dumps(found.as_json(), default=str, indent=1) + "\n")
-    (folder / "report.rst").write_text(report(found))
-    if found.closed:
-        bench.closed_loop.plots.draw(found.closed, folder)
-    if found.open:
-        bench.open_loop.plots.draw(found.open, folder)
-    if found.growth:
-        bench.growth.plots.draw(found.growth, folder)
+    found.write(folder / "raw.jsonl")
+    (folder / "report.rst").write_text(report(found), encoding="utf-8")
+    draw(found, folder)
 
 
 # The open loop's load comes from processes that import this file, too.

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.findings import Findings
 from bench.report import headline, summary
+from bench.samples import Findings
 
 ROOT = Path(__file__).parents[1]
 
 
 def write(found: Findings) -> None:
-    assert found.closed
-    _put(ROOT / "README.rst", "figure", headline(found.machine, found.closed))
+    _put(ROOT / "README.rst", "figure", headline(found))
     _put(ROOT / "docs/benchmark.rst", "figures", summary(found))
 
 

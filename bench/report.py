@@ -1,19 +1,34 @@
-"""All findings as one text, in reStructuredText."""
+"""All findings as one text, in reStructuredText: a table for each kind of sample."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import median, quantiles
 
-import bench.closed_loop.report
-import bench.flushing.report
-import bench.growth.report
-import bench.open_loop.report
-from bench.closed_loop.results import Results, middle
-from bench.findings import Findings
-from bench.tables import number, section, table
+from bench.growth import SWEEPS
+from bench.samples import Findings
 from bench.targets import TARGETS
+from bench.traffic import IDLE, TRAFFIC
+from kit.tables import number, section, table
 
+# Titles of tables, and heads of their first columns, in the order of the report.
+_TABLES: dict[str, tuple[str, str]] = {
+    **{name: (traffic.what, "server") for name, traffic in TRAFFIC.items()},
+    IDLE: ("Start and idle connections", "server"),
+    "check": ("The generator beside wrk, p50", "server"),
+    "seals": ("At a constant rate over the ends of windows", "latency of"),
+    "seals: CPU": ("CPU at this rate", "CPU of"),
+    "seals, Rust": ("The same for the service in Rust", "latency of"),
+    "seals, Rust: CPU": ("CPU of the service in Rust at this rate", "CPU of"),
+    "rates": ("By the rate offered", "requests/s"),
+    "flush": ("The end of a window", "ids"),
+    "calls": ("Callbacks", "callbacks"),
+    "beside callbacks": ("Hits beside callbacks", "hits"),
+    "strangers": ("Calls of strangers meanwhile", "endpoints"),
+    **{f"by {sweep}": (f"By {what}", sweep) for sweep, what in SWEEPS.items()},
+}
+# Of all rounds together; of all else tables show the median.
+_SUMMED = ("failed", "missing", "repeated")
 # A machine that does more than this without us is not ours.
 _CALM_LOAD_AVERAGE, _CALM_CORES = 0.5, 0.25
 _WHERE = "{processor}, {cores} cores, {memory}, {system}, Linux {kernel}, an fsync takes {fsync}"
@@ -33,23 +48,21 @@ connections, new ids only, an fsync before each ``ok``, on {cores} cores that Re
 share."""
 
 
-def headline(machine: Mapping[str, str], closed: Results) -> str:
+def headline(found: Findings) -> str:
     """The one figure of the README."""
-    ratios = closed.ratios(lambda cost: cost.server_us, ("idagg", "64"), ("nginx", "64"))
+    ours = ("idagg", "64")
     return _HEADLINE.format(
-        cores=machine["cores"],
-        rate=number(closed.median(lambda cost: cost.rate, "idagg", "64")),
-        p99=number(closed.median(lambda cost: cost.load.p99_ms, "idagg", "64")),
-        ratio=number(middle(ratios)),
-        fastapi=number(closed.median(lambda cost: cost.rate, "fastapi", "64")),
+        cores=found.machine["cores"],
+        rate=number(found.median("requests/s", ours)),
+        p99=number(found.median("p99 ms", ours)),
+        ratio=number(median(found.ratios("server µs", ours, ("nginx", "64")))),
+        fastapi=number(found.median("requests/s", ("fastapi", "64"))),
     )
 
 
 def summary(found: Findings) -> str:
     """What docs/benchmark.rst shows, whose links begin at its folder."""
-    assert found.closed
-    tables = [_targets(found), bench.closed_loop.report.costs(found.closed, "64")]
-    shown = [f".. rst-class:: figures\n\n{one}" for one in tables]
+    shown = [f".. rst-class:: figures\n\n{one}" for one in (_targets(found), _table(found, "64"))]
     plot = ".. image:: ../bench/results/throughput.svg\n   :alt: requests a second of each server"
     return "\n\n".join([*_circumstances(found), *shown, plot])
 
@@ -59,15 +72,37 @@ def report(found: Findings) -> str:
     if found.options["quick"]:
         parts.append(_QUICK.format(**found.options | {"ids": max(found.options["ids"])}))
     parts.append(section("What idagg must reach", _targets(found)))
-    if found.closed:
-        parts += bench.closed_loop.report.sections(found.closed)
-    if found.open:
-        parts += bench.open_loop.report.sections(found.open)
-    if found.flushing:
-        parts += bench.flushing.report.sections(found.flushing)
-    if found.growth:
-        parts += bench.growth.report.sections(found.growth)
-    return "\n\n".join(parts) + "\n"
+    shown = ((what, title) for what, (title, _) in _TABLES.items() if found.rows(what))
+    return "\n\n".join([*parts, *(section(title, _table(found, what)) for what, title in shown)]) + "\n"
+
+
+def _table(found: Findings, what: str) -> str:
+    """A row for each server or place, medians of all rounds."""
+    names = dict.fromkeys(
+        name for row in found.rows(what) for s in found.of((row, what)) for name in s.figures
+    )
+    to_nginx = ["÷ nginx"] if what in TRAFFIC else []
+    measured, summed = ([name for name in names if (name in _SUMMED) == are] for are in (False, True))
+    rows = []
+    for row in found.rows(what):
+        cells = [_median(found, name, row, what) for name in measured]
+        cells += [_to_nginx(found, str(row), what) for _ in to_nginx]
+        cells += [sum(sample.figures.get(name, 0) for sample in found.of((row, what))) for name in summed]
+        rows.append([number(row) if isinstance(row, int) else row, *map(number, cells)])
+    return table([_TABLES[what][1], *measured, *to_nginx, *summed], rows)
+
+
+def _median(found: Findings, name: str, row: str | int, what: str) -> float | None:
+    values = [sample.figures[name] for sample in found.of((row, what)) if name in sample.figures]
+    return median(values) if values else None
+
+
+def _to_nginx(found: Findings, server: str, traffic: str) -> float | None:
+    """Behind the same balancer, where there is one."""
+    balanced = f"{server.partition('-')[0]}-nginx"
+    base = balanced if balanced in found.rows(traffic) else "nginx"
+    ratios = found.ratios("server µs", (server, traffic), (base, traffic))
+    return median(ratios) if ratios else None
 
 
 def _circumstances(found: Findings) -> list[str]:

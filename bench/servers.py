@@ -6,69 +6,68 @@ import contextlib
 import dataclasses
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
-from bench import service
-from bench.measure import free_port, running
-from bench.service import EVERY_SECOND, NO_LOG, Server, redis_server
+from bench.service import ACCEPT, ALWAYS, EVERY_SECOND, NO_LOG, Running, Store, answers, idagg
 from bench.tools import go_program, rust_program
-
 from idagg.store.client import Script
+from kit.processes import running
+from kit.servers import free_port
 
 _PEERS = Path(__file__).parent / "peers"
+_START_S = 30
 
 
+@contextlib.contextmanager
 def _idagg(
-    folder: Path, cache: Path, *, workers: int = 1, log: Sequence[str] = service.ALWAYS
-) -> AbstractContextManager[Server]:
-    return service.idagg(folder, workers=workers, redis_options=log)
+    folder: Path, cache: Path, *, workers: int = 1, log: Mapping[str, str] | None = ALWAYS
+) -> Iterator[Running]:
+    with idagg(folder, workers=workers, redis_options=log, first=ACCEPT) as service:
+        yield service.running
 
 
 @contextlib.contextmanager
 def _peer(
-    command: Sequence[str],
-    folder: Path,
-    cache: Path,
-    *,
-    stores: bool = True,
-    redis_options: Sequence[str] = service.ALWAYS,
-    port: int = 0,
-    **variables: str,
-) -> Iterator[Server]:
+    command: Sequence[str], folder: Path, cache: Path, *, stores: bool = True, port: int = 0, **variables: str
+) -> Iterator[Running]:
     """Any other server: it reads from its environment where to listen and where to store."""
     port = port or free_port()
     with contextlib.ExitStack() as stack:
         variables["PORT"] = str(port)
-        store = stack.enter_context(redis_server(folder, redis_options)) if stores else None
+        store = stack.enter_context(Store(folder)) if stores else None
         if store:
             variables["REDIS_SOCKET"] = str(store.socket)
+        began_s = time.monotonic()
         process = stack.enter_context(running("peer", command, folder, **variables))
-        yield Server(process, port, folder, store)
+        while not answers(port):
+            if process.poll() is not None or time.monotonic() > began_s + _START_S:
+                raise RuntimeError(f"{folder.name} does not answer:\n{(folder / 'peer.out').read_text()}")
+            time.sleep(0.002)
+        yield Running(process.pid, port, time.monotonic() - began_s, store)
 
 
 def _python(program: str, *arguments: str) -> list[str]:
     return [sys.executable, str(_PEERS / program), *arguments]
 
 
-def _go(how: str, folder: Path, cache: Path) -> AbstractContextManager[Server]:
+def _go(how: str, folder: Path, cache: Path) -> AbstractContextManager[Running]:
     return _peer([go_program(_PEERS / "go", cache), how], folder, cache)
 
 
-def rust(
-    how: str, folder: Path, cache: Path, *, redis_options: Sequence[str] = service.ALWAYS
-) -> AbstractContextManager[Server]:
+def rust(how: str, folder: Path, cache: Path) -> AbstractContextManager[Running]:
     # Relative to the folder, in which it runs.
     (folder / "accept.lua").write_text(Script.load("accept").text)
     command = [rust_program(_PEERS / "rust", cache), how]
-    return _peer(command, folder, cache, redis_options=redis_options, ACCEPT_SCRIPT="accept.lua")
+    return _peer(command, folder, cache, ACCEPT_SCRIPT="accept.lua")
 
 
 def _nginx(
     configuration: str, folder: Path, cache: Path, *, stores: bool, listen: str = "", behind: int = 0
-) -> AbstractContextManager[Server]:
+) -> AbstractContextManager[Running]:
     shutil.copytree(_PEERS / configuration, folder, dirs_exist_ok=True)
     port = free_port()
     (folder / "listen.conf").write_text(f"listen 127.0.0.1:{port} backlog=4096 {listen};")
@@ -77,28 +76,28 @@ def _nginx(
     return _peer(command, folder, cache, stores=stores, port=port)
 
 
-def _haproxy(folder: Path, cache: Path, *, behind: int) -> AbstractContextManager[Server]:
+def _haproxy(folder: Path, cache: Path, *, behind: int) -> AbstractContextManager[Running]:
     command = ["haproxy", "-db", "-f", str(_PEERS / "haproxy" / "haproxy.cfg")]
     return _peer(command, folder, cache, stores=False, BEHIND=str(behind))
 
 
 @contextlib.contextmanager
 def _balanced(
-    balancer: Callable[..., AbstractContextManager[Server]], behind: str, folder: Path, cache: Path
-) -> Iterator[Server]:
+    balancer: Callable[..., AbstractContextManager[Running]], behind: str, folder: Path, cache: Path
+) -> Iterator[Running]:
     """A server and a load balancer in front of it; the port is the balancer's."""
     (folder / "balancer").mkdir()
     with (
         START[behind](folder, cache) as server,
         balancer(folder / "balancer", cache, behind=server.port) as front,
     ):
-        yield dataclasses.replace(server, port=front.port, balancer=front.process)
+        yield dataclasses.replace(server, port=front.port, balancer=front.pid)
 
 
 _nginx_balancer = partial(_nginx, "nginx_balancer", stores=False)
 
 # Starts a server, given a folder of its own and the one that is kept between runs of the bench.
-START: dict[str, Callable[[Path, Path], AbstractContextManager[Server]]] = {
+START: dict[str, Callable[[Path, Path], AbstractContextManager[Running]]] = {
     "nginx": partial(_nginx, "nginx_constant", stores=False),
     "nginx-deferred": partial(_nginx, "nginx_constant", stores=False, listen="deferred"),
     "null": partial(_peer, _python("null_protocol.py"), stores=False),
@@ -106,6 +105,7 @@ START: dict[str, Callable[[Path, Path], AbstractContextManager[Server]]] = {
     "idagg-2": partial(_idagg, workers=2),
     "idagg-everysec": partial(_idagg, log=EVERY_SECOND),
     "idagg-nolog": partial(_idagg, log=NO_LOG),
+    "idagg-embedded": partial(_idagg, log=None),
     "go-group": partial(_go, "group"),
     "go-sadd": partial(_go, "sadd"),
     "rust-sadd": partial(rust, "sadd"),

@@ -1,31 +1,33 @@
-"""Private servers, each with a port and a folder of its own; idagg as one of them, with a private Redis."""
+"""What is measured, and the store that it has: idagg, or another server, each in a folder on a real disk."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
-import datetime
 import http.client
+import math
 import re
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import redis
-from bench.measure import free_port, running
+
+from idagg.store.client import Client
+from idagg.store.hits import MAX_BATCH, HitStore
+from kit.servers import RedisServer
+from kit.serving import Serving
 
 # How Redis keeps its log.
-ALWAYS = ("--appendonly", "yes", "--appendfsync", "always")
-EVERY_SECOND = ("--appendonly", "yes", "--appendfsync", "everysec")
-NO_LOG = ("--appendonly", "no")
-# Makes it remember what held it up, at a price.
-WATCHED = ("--latency-monitor-threshold", "2")
+ALWAYS = {"appendonly": "yes", "appendfsync": "always"}
+EVERY_SECOND = {"appendonly": "yes", "appendfsync": "everysec"}
+NO_LOG = {"appendonly": "no"}
 
-_REWRITE = re.compile(r"M (\d+ \w+ \d+ [\d:.]+) \* Background (?:append only file|AOF) rewrit\w+ (\w+)")
-_RECORDS = "counts.log"
+ACCEPT = "/api/verve/accept?id=1"
+_EXACT_LIMIT = 10_000_000
+_LAG = "idagg_flush_lag_seconds_sum"
 # Every server here keeps its ids in sets.
 _COUNT = """
 local ids = 0
@@ -38,14 +40,10 @@ return ids
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Store:
-    process: subprocess.Popen[bytes]
-    socket: Path
-
-    @property
-    def url(self) -> str:
-        return f"unix://{self.socket}"
+class Store(RedisServer):
+    def __init__(self, parent: Path, options: Mapping[str, str] = ALWAYS) -> None:
+        self.parent = parent
+        super().__init__("redis", tcp=False, **options)
 
     def ask(self, *command: str | int) -> Any:
         with redis.Redis.from_url(self.url, decode_responses=True) as client:
@@ -57,103 +55,113 @@ class Store:
     def used_memory(self) -> int:
         return int(self.ask("INFO", "memory")["used_memory"])
 
-    def rewrites(self) -> list[tuple[float, str]]:
-        """When it began to rewrite its log, and when it had finished: Unix time and that word."""
-        found = _REWRITE.findall((self.socket.parent / "redis.out").read_text())
-        return [
-            (datetime.datetime.strptime(when, "%d %b %Y %H:%M:%S.%f").timestamp(), what)
-            for when, what in found
-        ]
 
-    def slow(self) -> dict[str, list[tuple[float, int]]]:
-        """What held it up for 2 ms and more, where it is watched: by event, the worst of each second, as Unix
-        time and ms. It remembers 160 of each."""
-        names = [event[0] for event in self.ask("LATENCY", "LATEST")]
-        return {name: self.ask("LATENCY", "HISTORY", name) for name in names}
+class Idagg(Serving):
+    """``first`` is what it must answer for its start to be over: by default what counts no id."""
 
+    def __init__(self, parent: Path, *flags: str, store: Store | None, window_s: int, first: str) -> None:
+        url = ("--redis-url", store.url) if store else ()
+        self.parent = parent
+        super().__init__(*url, *flags, window=window_s)
+        self._store = store
+        self._first = first
+        self.start_s = math.inf  # that it took
 
-@contextlib.contextmanager
-def redis_server(folder: Path, options: Sequence[str] = ALWAYS) -> Iterator[Store]:
-    private = ["--port", "0", "--unixsocket", "redis.sock", "--save", ""]
-    with running("redis", ["redis-server", *private, *options], folder) as process:
-        while not (folder / "redis.sock").exists() and process.poll() is None:
-            time.sleep(0.01)
-        yield Store(process, folder / "redis.sock")
+    def start(self) -> None:
+        began_s = time.monotonic()
+        super().start()
+        self.start_s = time.monotonic() - began_s
+
+    @property
+    def redis(self) -> Store:
+        assert self._store is not None, "it has a store of its own"
+        return self._store
+
+    @property
+    def running(self) -> Running:
+        return Running(self.pid, self.port, self.start_s, self._store, idagg=self)
+
+    def lag_ms(self) -> float:
+        """From windows' ends until their deliveries, in all."""
+        found = re.search(rf"^{_LAG}(?:{{.*}})? (\S+)$", _get(self.admin_port, "/metrics")[1], re.MULTILINE)
+        return float(found[1]) * 1e3 if found else 0
+
+    async def fill(self, first_id: int, count: int) -> set[int]:
+        """Put ids in faster than requests could; returns the starts of the windows that they are in."""
+        async with self._hits() as hits:
+            starts = set()
+            for seq, done in enumerate(range(0, count, MAX_BATCH), 1):
+                ids = [b"%d" % (first_id + number) for number in range(done, min(done + MAX_BATCH, count))]
+                starts.add((await hits.add(seq, ids)).start_s)
+            return starts
+
+    async def put(self, urls: Sequence[bytes], *, at_a_time: int = MAX_BATCH, pause_s: float = 0) -> None:
+        """Have them called at the end of the window that is open now."""
+        async with self._hits() as hits:
+            for seq, first in enumerate(range(0, len(urls), at_a_time), 1):
+                await hits.add(seq, [b"1"], urls[first : first + at_a_time])
+                await asyncio.sleep(pause_s)
+
+    @contextlib.asynccontextmanager
+    async def _hits(self) -> AsyncIterator[HitStore]:
+        """As a worker has them."""
+        client = Client(self.redis.url)
+        try:
+            yield HitStore(client, namespace="idagg", window_s=self.window, exact_limit=_EXACT_LIMIT)
+        finally:
+            await client.close()
+
+    def _environment(self) -> dict[str, str]:
+        return {}  # temporary files where they are by default
+
+    def _answers(self) -> bool:
+        return super()._answers() and _get(self.port, self._first)[0] == 200
+
+    def _tell(self) -> None:
+        """What it says is in its folder."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Server:
-    process: subprocess.Popen[bytes]
+class Running:
+    """A server that answers, ``start_s`` after its start. Where there is a load balancer, the port is its."""
+
+    pid: int
     port: int
-    folder: Path
+    start_s: float
     store: Store | None = None
-    balancer: subprocess.Popen[bytes] | None = None  # has the port, where there is one
-    began: float = dataclasses.field(default_factory=time.monotonic)
+    balancer: int | None = None
+    idagg: Idagg | None = None
 
     def stored(self) -> int | None:
         """Ids in the store, and those of windows that idagg has sealed meanwhile; None without a store."""
-        return None if self.store is None else self.store.ids() + sum(self.delivered().values())
-
-    def delivered(self) -> dict[str, int]:
-        """Unique ids by window, as idagg's log file has them."""
-        log = self.folder / _RECORDS
-        text = log.read_text() if log.exists() else ""
-        found = re.findall(r"event=window window=(\S+) unique_ids=(\d+)", text)
-        return {window: int(count) for window, count in found}
-
-    def wait(self, path: str = "/api/verve/accept?id=1") -> float:
-        """How many seconds it took to answer a first request; raises with its output where it does not."""
-        while time.monotonic() < self.began + 30 and self.process.poll() is None:
-            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
-            with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(connection):
-                connection.request("GET", path)
-                if connection.getresponse().status == 200:
-                    return time.monotonic() - self.began
-            time.sleep(0.01)
-        output = "".join(path.read_text() for path in self.folder.rglob("*.out"))
-        raise RuntimeError(f"the server in {self.folder.name} does not answer:\n{output}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Service(Server):
-    store: Store
-    admin_port: int
-    window_s: int
-
-    def metric(self, name: str) -> float:
-        connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=10)
-        with contextlib.closing(connection):
-            connection.request("GET", "/metrics")
-            text = connection.getresponse().read().decode()
-        found = re.search(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE)
-        return float(found[1]) if found else 0
-
-    def ready(self) -> None:
-        """Return when it can store. Counts no id, as ``wait`` would."""
-        self.wait("/readyz")
+        sealed = sum(self.idagg.counts().values()) if self.idagg else 0
+        return None if self.store is None else self.store.ids() + sealed
 
 
 @contextlib.contextmanager
 def idagg(
-    folder: Path, *flags: str, window_s: int = 3600, workers: int = 1, redis_options: Sequence[str] = ALWAYS
-) -> Iterator[Service]:
-    folder.mkdir(exist_ok=True)
-    port, admin_port = free_port(), free_port()
-    with redis_server(folder, redis_options) as store:
-        settings = [
-            f"--workers={workers}",
-            f"--port={port}",
-            f"--admin-port={admin_port}",
-            f"--redis-url={store.url}",
-            f"--log-file={folder / _RECORDS}",
-            f"--window={window_s}",
-            *flags,
-        ]
-        with running("idagg", [sys.executable, "-m", "idagg", "serve", *settings], folder) as process:
-            yield Service(process, port, folder, store=store, admin_port=admin_port, window_s=window_s)
+    parent: Path,
+    *flags: str,
+    window_s: int = 3600,
+    workers: int = 1,
+    redis_options: Mapping[str, str] | None = ALWAYS,
+    first: str = "/readyz",
+) -> Iterator[Idagg]:
+    """Without options for Redis it has its own store."""
+    with contextlib.ExitStack() as stack:
+        store = None if redis_options is None else stack.enter_context(Store(parent, redis_options))
+        flags = ("--workers", str(workers), *flags)
+        yield stack.enter_context(Idagg(parent, *flags, store=store, window_s=window_s, first=first))
 
 
-def next_window(length_s: int, *, after_s: float = 0) -> int:
-    """When the first window begins that does so no sooner than ``after_s`` from now, Unix time."""
-    soonest = int(time.time() + after_s) + 1
-    return soonest + -soonest % length_s
+def answers(port: int, path: str = ACCEPT) -> bool:
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        return _get(port, path)[0] == 200
+    return False
+
+
+def _get(port: int, path: str) -> tuple[int, str]:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import secrets
 import signal
 import subprocess
 import uuid
@@ -13,34 +14,46 @@ import hypothesis
 import pytest
 import uvloop
 
-import servers
-from figures import Figures
-from turns import turn
+from kit import servers
+from kit.figures import Figures
+from kit.turns import turn
 
 # Machines that run tests are shared: an example that took long says nothing.
 hypothesis.settings.register_profile("idagg", deadline=None)
 hypothesis.settings.load_profile("idagg")
 
+_UNIT = Path(__file__).parent / "unit"
 _loop_troubles: list[dict[str, Any]] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("faults")
     group.addoption("--injections", type=int, help="how often each fault is injected; default: a few times")
+    group.addoption("--seed", type=int, default=secrets.randbits(32), help="of the faults' moments and order")
     group.addoption("--figures", type=Path, help="folder for the figures of the faults' tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("figures") and config.getoption("numprocesses", None):
         raise pytest.UsageError("--figures: one process has to run all tests: leave out -n")
-    config.pluginmanager.register(Figures(config.getoption("figures"), config.getoption("injections")))
+    options = (config.getoption(name) for name in ("figures", "injections", "seed"))
+    config.pluginmanager.register(Figures(*options))
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     # A terminated run ends its servers as an interrupted one does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if _only_unit_tests(session.config):
+        return
     with session.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         servers.ensure_installed()
+
+
+def _only_unit_tests(config: pytest.Config) -> bool:
+    """They need nothing that would have to be installed. Known before a test is collected: what runs tests
+    for others collects none."""
+    chosen = [config.invocation_params.dir / argument.partition("::")[0] for argument in config.args]
+    return all(path.resolve().is_relative_to(_UNIT) for path in chosen)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -62,6 +75,13 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     loop = uvloop.new_event_loop()
     loop.set_exception_handler(lambda _, context: _loop_troubles.append(context))
     return loop
+
+
+@pytest.fixture
+def seed(pytestconfig: pytest.Config) -> int:
+    """Of all that a test leaves to chance; another in each run, unless one is given."""
+    number: int = pytestconfig.getoption("seed")
+    return number
 
 
 @pytest.fixture

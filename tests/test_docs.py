@@ -20,13 +20,11 @@ import aio_pika
 import kombu
 import pika
 import pytest
-from bench.closed_loop.results import Results, Run
-from bench.cost import Cost
-from bench.report import headline
-from bench.wrk import Load
 from standardwebhooks import Webhook
 
 import tables
+from bench.report import headline
+from bench.samples import Findings
 from documents import PAGES, ROOT, Command, blocks, literal_lines, page, session
 from idagg.deliver.amqp_route import Route
 from idagg.deliver.broker import Broker
@@ -35,8 +33,9 @@ from idagg.deliver.signing import Signer
 from idagg.metrics import Metrics
 from idagg.settings import Settings, flag, load
 from idagg.window import Record
-from servers import RabbitServer, free_port
-from serving import Serving, until
+from kit.servers import RabbitServer, free_port
+from kit.serving import Serving
+from kit.waiting import until
 
 RECORD = Record(
     start_s=1795344780, length_s=60, unique_ids=4000, estimate=3988, hits=10000, exact=True, epoch=7
@@ -44,7 +43,10 @@ RECORD = Record(
 SEALED_S = RECORD.end_s + 0.012
 
 # Flags of commands, not of settings.
-OTHERS_FLAGS = {"--config", "--version", "--help", "--data-binary", "--data-urlencode", "--now", "--quick"}
+OTHERS_FLAGS = {
+    *("--config", "--version", "--help", "--data-binary", "--data-urlencode", "--now", "--quick"),
+    *("--minutes", "--seed", "--rate", "--out"),  # the soak's
+}
 
 
 @contextlib.asynccontextmanager
@@ -313,7 +315,7 @@ def test_alerts_are_about_metrics_that_are_there() -> None:
 
 def test_every_fault_is_listed() -> None:
     """However its test is marked; the marks in test_figures.py are those of a test's own tests."""
-    files = [file for file in (ROOT / "tests").glob("test_*.py") if file.name != "test_figures.py"]
+    files = [file for file in (ROOT / "tests").rglob("test_*.py") if file.name != "test_figures.py"]
     marks = sum(len(re.findall(r"pytest\.mark\.fault\(\"", file.read_text())) for file in files)
     assert len(tables.faults()) == marks
 
@@ -325,15 +327,4 @@ def test_the_hostile_case_is_one() -> None:
 
 def test_the_figure_of_the_readme() -> None:
     """It is what the bench measured last."""
-    raw = json.loads(page("bench/results/raw.json"))
-    runs = [
-        Run(
-            **run
-            | {
-                "warm_up": Load(**run["warm_up"]),
-                "cost": Cost(**run["cost"] | {"load": Load(**run["cost"]["load"])}),
-            }
-        )
-        for run in raw["closed"]["runs"]
-    ]
-    assert headline(raw["machine"], Results(runs)) in page("README.rst")
+    assert headline(Findings.read(ROOT / "bench/results/raw.jsonl")) in page("README.rst")

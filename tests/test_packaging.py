@@ -55,7 +55,7 @@ def test_the_source_archive_has_what_its_commands_need(source: Path) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     tracked = {
         str(path.relative_to(source))
-        for top in ("bench", "deploy", "docs", "src/idagg", "tests")
+        for top in ("bench", "deploy", "docs", "kit", "src/idagg", "tests")
         for path in (source / top).rglob("*")
         if path.is_file()
     }

@@ -1,0 +1,1 @@
+"""What tests and bench share: servers, processes, a proxy, an oracle, load, waiting."""

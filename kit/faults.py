@@ -1,0 +1,134 @@
+"""What the tests of the fault matrix share: bounds, stores, waits and verdicts.
+
+Each test injects the fault of a row into real processes, ``row.inject`` times, and lets the oracle judge what
+came of it. Those that take long are marked ``slow``: ``tox run -e faults`` runs them, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from idagg.store.client import Client
+from idagg.store.windows import WindowStore
+from idagg.window import iso
+from kit.figures import Row
+from kit.oracle import Consumer, Delivery, Load, epoch_s, grid, lines
+from kit.serving import Serving
+from kit.waiting import eventually, next_window, until
+
+# What an answer may take, as the machine is shared: at the default deadline, and at a shorter one.
+ANSWER_S = 2.5
+SOON = ("--deadline", "1")
+SOON_S = 1.5
+# What it may take whom a dead worker leaves in its backlog: until the next one listens.
+SUCCESSOR_S = 4.0
+# Until trouble has ended; what is promised on a machine of one's own is with each row.
+RECOVERS_S = 3.0
+RABBITMQ_BACK_S = 15.0
+
+
+@contextlib.asynccontextmanager
+async def beside(serving: Serving) -> AsyncIterator[Serving]:
+    """Started and ended while our loop goes on, for the proxies in it."""
+    try:
+        await asyncio.to_thread(serving.start)
+        yield serving
+    finally:
+        await asyncio.to_thread(serving.close)
+
+
+@contextlib.asynccontextmanager
+async def store_client(url: str) -> AsyncIterator[Client]:
+    client = Client(url, timeout_s=5)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+@contextlib.asynccontextmanager
+async def nobody_seals(url: str, window: int) -> AsyncIterator[None]:
+    """We hold the leader's lock, so that windows stay open and can be compared id by id."""
+    async with store_client(url) as client:
+        windows = WindowStore(client, namespace="idagg", window_s=window, exact_limit=10**7)
+        assert (await windows.election.lead("test", lease_ms=600_000)).epoch == 1
+        yield
+        await windows.election.resign("test")
+
+
+async def tells(serving: Serving, text: str, *, times: int = 1) -> None:
+    """Wait until it has said so."""
+    await until(lambda: serving.said.count(text) >= times)
+
+
+async def recovers(row: Row, load: Load) -> None:
+    """The fault has just ended: before long callers get their ok again, and no more trouble."""
+    since_s = time.monotonic()
+    await load.goes_on()
+    assert row.not_recovered(load, since_s, within_s=RECOVERS_S) == []
+
+
+async def lease_runs_out(url: str) -> None:
+    """At once; that a successor waits for it is another test's."""
+    async with store_client(url) as client:
+        await client.command("PEXPIRE", "{idagg:0}:lock", 1)
+
+
+async def sealed(
+    row: Row, serving: Serving, load: Load, *, since: int | None = None, answer_s: float = ANSWER_S
+) -> list[str]:
+    """The verdict where windows go to the log file, all complete from the one that began at ``since``."""
+    last = max(await serving.delivered())
+    expected = [] if since is None else grid(since, int(epoch_s(last)), serving.window)
+    return row.verdict(load, lines(serving), expected=expected, answer_s=answer_s)
+
+
+async def arrived(serving: Serving, consumer: Consumer) -> list[Delivery]:
+    """All deliveries, once the queue has every window as far as the one that is open now."""
+    now_s = int(time.time())
+    present = iso(now_s - now_s % serving.window)
+    await eventually(consumer.counts, lambda counts: max(counts, default="") >= present, within_s=20)
+    queued = await eventually(
+        consumer.deliveries,
+        lambda found: {line.window for line in lines(serving)} <= {delivery.window for delivery in found},
+        within_s=20,
+    )
+    return [*queued, *lines(serving)]
+
+
+async def confirmed(serving: Serving, consumer: Consumer) -> None:
+    """Wait until a window has come by RabbitMQ and nothing is owed: the next one is most of a second away."""
+    await next_window(serving.window)
+    await consumer.one_more()
+    await eventually(
+        serving.figures,
+        lambda figures: figures["idagg_pending{deliveries}"] == figures["idagg_pending{messages}"] == 0,
+    )
+
+
+def worker(serving: Serving, slot: int) -> int:
+    """The pid of the worker in this slot: who has the slot's metrics open."""
+    return next(pid for pid in serving.workers() if f"_{slot}.db" in Path(f"/proc/{pid}/maps").read_text())
+
+
+def in_time(serving: Serving, starts: list[int], *, within_s: float) -> list[dict[str, str]]:
+    """The lines of these windows; each was written soon after its window's end."""
+    found = [line for line in serving.records("window") if line["window"] in map(iso, starts)]
+    assert {line["window"] for line in found} == set(map(iso, starts))
+    for line in found:
+        assert 0 <= epoch_s(line["time"]) - epoch_s(line["window"]) - serving.window < within_s
+    return found
+
+
+def fill(disk: Path, *, room: int = 0) -> Path:
+    """But for some room; returns the file to remove."""
+    with contextlib.suppress(OSError), (disk / "full").open("wb", buffering=0) as file:
+        while file.write(b"x" * 4096):
+            pass
+    os.truncate(disk / "full", (disk / "full").stat().st_size - room)
+    return disk / "full"

@@ -1,0 +1,130 @@
+"""The public listener on a socket of its own, before any store."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import dataclasses
+import math
+import socket
+from collections.abc import AsyncIterator
+from typing import Literal
+
+from idagg.accept.admission import Admission
+from idagg.accept.commit import GroupCommit, Hits
+from idagg.accept.connection import EXCHANGE_S
+from idagg.accept.fallback import Fallback, accept_routes, health_routes
+from idagg.accept.fast_path import FastPath
+from idagg.accept.listener import Listener
+from idagg.store.client import Client
+from idagg.store.hits import MAX_BATCH, HitStore
+from kit.fakes import Batches
+from kit.wire import Wire
+
+PathName = Literal["fast", "fallback"]
+
+
+@dataclasses.dataclass
+class OpenListener:
+    commit: GroupCommit
+    public: FastPath
+    port: int
+    tally: collections.Counter[int]
+    wires: list[Wire] = dataclasses.field(default_factory=list)
+
+    async def connect(self) -> Wire:
+        """A new connection; closed with the listener, if it is not before."""
+        wire = Wire()
+        self.wires.append(wire)
+        await asyncio.get_running_loop().sock_connect(wire.socket, ("127.0.0.1", self.port))
+        return wire
+
+
+@contextlib.asynccontextmanager
+async def open_listener(
+    hits: Hits,
+    *,
+    path: PathName = "fast",
+    deadline_s: float = 2.0,
+    max_waiting: int = 65_536,
+    keepalive_s: int = 75,
+    max_age_s: float = math.inf,
+    cors_origin: str | None = None,
+) -> AsyncIterator[OpenListener]:
+    """``path`` says what answers accept requests: the fast path, as clients find it, or the fallback app
+    alone."""
+    loop = asyncio.get_running_loop()
+    commit = GroupCommit(
+        hits, Batches(), deadline_s=deadline_s, max_batch=MAX_BATCH, max_waiting=max_waiting, now=loop.time
+    )
+    tally = collections.Counter[int]()
+    admission = Admission(commit, tally)
+    routes = [*accept_routes(admission, cors_origin), *health_routes(lambda: commit.trouble)]
+    fallback = Fallback(routes, tally, cors_origin=cors_origin)
+    await fallback.start()
+    public = FastPath(
+        admission if path == "fast" else None,
+        fallback,
+        epoch_s=0,
+        deadline_s=deadline_s,
+        keepalive_s=keepalive_s,
+        max_age_s=max_age_s,
+        cors_origin=cors_origin,
+    )
+    running = asyncio.create_task(commit.run())
+    server = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    port = server.getsockname()[1]
+    accepting = Listener(server, public)
+    try:
+        yield (listener := OpenListener(commit, public, port, tally))
+    finally:
+        for wire in listener.wires:
+            wire.close()
+        await accepting.close()
+        if not await _empty(public):
+            await public.close(EXCHANGE_S)  # it gives those who are left time to read
+        await fallback.close()
+        commit.stop()
+        await running
+
+
+async def _empty(public: FastPath) -> bool:
+    """Whether all connections have ended with their clients, in a moment."""
+    for _ in range(20):
+        if not public.connections:
+            return True
+        await asyncio.sleep(0.001)
+    return False
+
+
+@contextlib.asynccontextmanager
+async def open_listener_before(url: str, path: PathName = "fast") -> AsyncIterator[OpenListener]:
+    """A listener before the store at ``url``, which is emptied first."""
+    await forget(url)
+    link = Client(url)
+    try:
+        store = HitStore(link, namespace="t", window_s=3600, exact_limit=10**6)
+        async with open_listener(store, path=path) as listener:
+            yield listener
+    finally:
+        await link.close()
+
+
+async def forget(url: str) -> None:
+    """Empty the store."""
+    client = Client(url, timeout_s=5)
+    await client.command("FLUSHALL")
+    await client.close()
+
+
+async def counted(url: str) -> set[bytes]:
+    """The ids in the store."""
+    client = Client(url, timeout_s=5)
+    try:
+        found: set[bytes] = set()
+        for key in await client.command("KEYS", "*:ids"):
+            found |= set(await client.command("SMEMBERS", key))
+        return found
+    finally:
+        await client.close()

@@ -1,0 +1,295 @@
+"""A real ``idagg serve`` with a folder of its own, and what tests ask of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from idagg.window import iso
+from kit.servers import Server
+from kit.waiting import eventually, until
+from kit.wire import Answer, connect, ids, request
+
+# Sets constants of modules and environment variables, then is the command.
+_TUNED = """
+import importlib, json, os, sys
+for name, value in json.loads(sys.argv.pop(1)).items():
+    module, _, constant = name.rpartition(".")
+    if not module:
+        os.environ[constant] = value
+        continue
+    assert hasattr(importlib.import_module(module), constant), name
+    setattr(importlib.import_module(module), constant, value)
+from idagg.cli import main
+sys.exit(main())
+"""
+
+WORKERS = 2
+
+
+class Serving(Server):
+    """``idagg serve`` on free ports. All that it starts and all that it writes is in ``folder``.
+
+    ``tuned`` sets constants of the supervisor's process, by their full names, and, by names without a dot,
+    environment variables of what it starts. ``prefix`` is a command that runs it elsewhere; ``host`` is where
+    both listeners are then.
+    """
+
+    start_timeout_s = 20.0
+
+    def __init__(
+        self,
+        *flags: str,
+        window: int = 2,
+        tuned: Mapping[str, float | str] | None = None,
+        environment: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        host: str = "127.0.0.1",
+    ) -> None:
+        super().__init__()
+        self.folder = self.folder.resolve()
+        self.window = window
+        self.flags = flags
+        self.tuned = tuned
+        self.prefix = prefix
+        self.host = host
+        self.log_file = self.folder / "counts.log"
+        self.state = self.folder / "state"
+        self.port = self.admin_port = 0
+        self._temporary = self.folder / "tmp"
+        self._temporary.mkdir()
+        self._variables = environment or {}
+        self._left_before: set[Path] = set()  # by one that was killed
+
+    @property
+    def said(self) -> str:
+        """What it has printed since its start, on either stream."""
+        output = self.folder / "output"
+        return output.read_text() if output.exists() else ""
+
+    def start(self) -> None:
+        """Start it, and wait for its greeting."""
+        self._left_before = set(self._temporary.iterdir())
+        super().start()
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """It ends with 0, and leaves neither a process nor a temporary file."""
+        process = self._process
+        assert process is not None, "not running"
+        self._end(number)
+        assert (process.returncode, self.processes()) == (0, set())
+        assert set(self._temporary.iterdir()) <= self._left_before
+        assert "did not stop" not in self.said
+
+    def ends(self) -> tuple[int, str]:
+        """Run it to an end that comes by itself; returns its exit code and what it said on stderr."""
+        done = subprocess.run(
+            self._command(),
+            cwd=self.folder,
+            env=os.environ | self._environment(),
+            capture_output=True,
+            text=True,
+            timeout=self.start_timeout_s,
+            check=False,
+        )
+        assert (done.stdout, self.processes()) == ("", set())
+        return done.returncode, done.stderr
+
+    def close(self) -> None:
+        self._tell()
+        if self._process is not None:
+            self.kill()
+        while left := self.processes():
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self.folder)
+
+    def _tell(self) -> None:
+        print(self.said)  # noqa: T201  pytest shows it where a test has failed
+
+    def processes(self) -> set[int]:
+        """All that live of the supervisor, its workers and its store: those who work in our folder."""
+        found = set()
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):  # it has ended, or is not ours to look at
+                if entry.name.isdecimal() and (entry / "cwd").readlink().is_relative_to(self.folder):
+                    found.add(int(entry.name))
+        return found
+
+    def workers(self) -> list[int]:
+        """Pids, oldest first: by their slots, as long as none has been replaced."""
+        return sorted(pid for pid in self.processes() if b"idagg.run.worker" in _command_line(pid))
+
+    def store(self) -> int:
+        """The embedded store's pid."""
+        (pid,) = self.processes() - {self.pid, *self.workers(), self.callback_process()}
+        return pid
+
+    def callback_process(self) -> int:
+        (pid,) = (pid for pid in self.processes() if _command_line(pid).endswith(b"callback_process\0"))
+        return pid
+
+    def leader(self) -> int:
+        """The slot of the worker that was elected last."""
+        return int(re.findall(r"worker-(\d+) INFO leading", self.said)[-1])
+
+    def records(self, event: str) -> list[dict[str, str]]:
+        """The log file's lines of this kind, oldest first; each is whole."""
+        if not self.log_file.exists():
+            return []
+        with self.log_file.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH)  # a line under way can be seen in part, where a page ends
+            text = file.read()
+        assert text == "" or text.endswith("\n")
+        return [fields for line in text.splitlines() if (fields := _logfmt(line))["event"] == event]
+
+    def counts(self) -> dict[str, int]:
+        """Unique ids by window, as the log file tells; no window has two counts."""
+        return agreed((line["window"], int(line["unique_ids"])) for line in self.records("window"))
+
+    async def delivered(self) -> dict[str, int]:
+        """The counts, once the log file has all windows as far as the one that is open now."""
+        now_s = int(time.time())
+        present = iso(now_s - now_s % self.window)
+        return await until(
+            lambda: counts if max(counts := self.counts(), default="") >= present else None, within_s=15
+        )
+
+    async def ask(self, path: str, *, admin: bool = False) -> Answer:
+        """The answer to one GET on a connection of its own."""
+        wire = await connect(self.admin_port if admin else self.port, self.host)
+        try:
+            await wire.send(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            answer = await wire.answer()
+        finally:
+            wire.close()
+        assert answer is not None
+        return answer
+
+    async def health(self) -> Answer:
+        """What the admin listener says of it."""
+        return await self.ask("/readyz?verbose", admin=True)
+
+    async def hit(self) -> int:
+        """Send a new id; returns the status."""
+        return (await self.ask(f"/api/verve/accept?id={next(ids)}")).status
+
+    async def counts_again(self, *, within_s: float = 5.0) -> None:
+        """Wait until a new id gets its ok."""
+        await eventually(self.hit, lambda status: status == 200, within_s=within_s)
+
+    async def ready(self, *, within_s: float = 10.0) -> None:
+        """Wait until every worker listens and reaches the store."""
+        await eventually(self.health, lambda answer: answer.status == 200, within_s=within_s)
+
+    async def replaces(self, pid: int, *, within_s: float = 10.0) -> None:
+        """Wait until another worker listens in the place of this one."""
+        await until(lambda: pid not in (now := self.workers()) and len(now) == WORKERS, within_s=within_s)
+        await self.ready()
+
+    async def figures(self) -> dict[str, float]:
+        """The samples of ``/metrics``, as ``name{label}``."""
+        answer = await self.ask("/metrics", admin=True)
+        assert answer.status == 200
+        return {
+            sample.name + "".join(f"{{{value}}}" for value in sample.labels.values()): sample.value
+            for family in text_string_to_metric_families(answer.body.decode())
+            for sample in family.samples
+        }
+
+    async def handed_off(self) -> float:
+        """Requests that the fast path handed off, whatever the reason."""
+        figures = await self.figures()
+        return sum(value for name, value in figures.items() if name.startswith("idagg_handed_off_total{"))
+
+    async def tasks(self) -> int:
+        """Of the workers' event loops."""
+        return int((await self.figures())["idagg_tasks"])
+
+    def _command(self) -> list[str]:
+        start = ["-m", "idagg"] if self.tuned is None else ["-c", _TUNED, json.dumps(self.tuned)]
+        given = {
+            "--host": self.host,
+            "--admin-host": self.host,
+            "--port": "0",
+            "--admin-port": "0",
+            "--workers": str(WORKERS),
+            "--window": str(self.window),
+            "--log-file": str(self.log_file),
+            "--state-dir": str(self.state),
+        }
+        return [*self.prefix, sys.executable, *start, "serve", *itertools.chain(*given.items()), *self.flags]
+
+    def _environment(self) -> dict[str, str]:
+        return {"TMPDIR": str(self._temporary), **self._variables}
+
+    def _answers(self) -> bool:
+        greeting = rf"http://{self.host}:(\d+)/api.*http://{self.host}:(\d+)/metrics\n"
+        found = re.search(greeting, self.said, re.DOTALL)
+        if found:
+            self.port, self.admin_port = int(found[1]), int(found[2])
+        return found is not None
+
+
+async def send(
+    serving: Serving,
+    numbers: Iterable[int],
+    *,
+    connections: int = 16,
+    query: str = "",
+    port: int | None = None,
+) -> None:
+    """Send these ids, pipelined, over some connections, or by what is at ``port``; each gets its ok."""
+    shares: list[list[int]] = [[] for _ in range(connections)]
+    for share, number in zip(itertools.cycle(shares), numbers, strict=False):
+        share.append(number)
+
+    async def each(share: list[int]) -> None:
+        wire = await connect(port or serving.port)
+        try:
+            async with asyncio.TaskGroup() as both:  # who does not read gets no more read from
+                both.create_task(wire.send(b"".join(request(number, query) for number in share)))
+                for _ in share:
+                    answer = await wire.answer()
+                    assert answer is not None
+                    assert (answer.status, answer.body) == (200, b"ok")
+        finally:
+            wire.close()
+
+    await asyncio.gather(*(each(share) for share in shares if share))
+
+
+def agreed(counts: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Counts by window; repeated ones are equal."""
+    found: dict[str, int] = {}
+    for window, count in counts:
+        assert found.setdefault(window, count) == count, f"two counts of {window}"
+    return found
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _logfmt(line: str) -> dict[str, str]:
+    pairs = re.findall(r'(\w+)=("(?:[^"\\]|\\.)*"|\S+)', line)
+    assert " ".join(f"{name}={value}" for name, value in pairs) == line
+    return {name: json.loads(value) if value.startswith('"') else value for name, value in pairs}

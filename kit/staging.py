@@ -1,0 +1,67 @@
+"""What tests of a leader's work stand on: a store at noon, and processes that lead and are ended."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from idagg.store.client import Client
+from idagg.store.hits import HitStore
+from idagg.store.windows import WindowStore
+from kit.cranked import CrankedClient
+from kit.waiting import LIMIT_S, NOON
+
+
+class Mortal(Protocol):
+    async def kill(self) -> None: ...
+
+
+P = TypeVar("P", bound=Mortal)
+
+
+class StoreStage(Generic[P]):
+    """A store at noon, whose clock is cranked, a log file's path, and as many processes as a test starts."""
+
+    def __init__(self, url: str, path: Path) -> None:
+        self.url = url
+        self.path = path
+        self.client = CrankedClient(url)
+        self.windows = window_store(self.client)
+        self.hits = self.worker()
+        self.processes: list[P] = []
+        self._seq = itertools.count(1)
+
+    def worker(self, *, endpoint_limit: int = 100) -> HitStore:
+        return HitStore(
+            self.client, namespace="t", window_s=60, exact_limit=1000, endpoint_limit=endpoint_limit
+        )
+
+    async def at(self, second: float) -> None:
+        """So long after noon."""
+        await self.client.at(NOON + second)
+
+    async def add(self, *ids: int, endpoints: list[bytes] | None = None) -> None:
+        await self.hits.add(next(self._seq), [b"%d" % number for number in ids], endpoints or ())
+
+    async def lease_runs_out(self) -> None:
+        await self.client.command("DEL", "{t:0}:lock")
+
+    async def close(self) -> None:
+        for process in self.processes:
+            await process.kill()
+        await self.client.close()
+
+
+def window_store(client: Client) -> WindowStore:
+    return WindowStore(client, namespace="t", window_s=60, exact_limit=1000)
+
+
+async def end(*tasks: asyncio.Task[None]) -> None:
+    """Cancel them, again and again: Python 3.11's wait_for, in which a command is sent, loses some."""
+    async with asyncio.timeout(LIMIT_S):
+        while pending := [task for task in tasks if not task.done()]:
+            for task in pending:
+                task.cancel()
+            await asyncio.wait(pending, timeout=0.01)

@@ -1,0 +1,56 @@
+"""Waiting for what comes of its own accord, and the times that tests run at."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# A moment that is the start of a window of any usual length.
+NOON = 1_800_000_000
+# Nothing takes this long unless it fails.
+LIMIT_S = 10.0
+
+
+async def until(condition: Callable[[], T | None], *, within_s: float = LIMIT_S) -> T:
+    """Wait until the condition is true; returns what it said."""
+    give_up_at = time.monotonic() + within_s
+    pause_s = 0.001
+    while not (said := condition()):
+        assert time.monotonic() < give_up_at, f"not within {within_s:g} s"
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, 0.01)
+    return said
+
+
+async def eventually(
+    ask: Callable[[], Awaitable[T]], enough: Callable[[T], bool], *, within_s: float = 5.0
+) -> T:
+    """Ask again and again; returns the first answer that is enough."""
+    async with asyncio.timeout(within_s):
+        while True:
+            answer = await ask()
+            if enough(answer):
+                return answer
+            await asyncio.sleep(0.02)
+
+
+def first_window(length_s: int, *, after_s: float = 0) -> int:
+    """When the first window begins that does so no sooner than ``after_s`` from now, Unix time."""
+    soonest = int(time.time() + after_s) + 1
+    return soonest + -soonest % length_s
+
+
+async def next_window(length_s: int) -> int:
+    """Wait for a window to begin; returns its start."""
+    start = first_window(length_s)
+    await until(lambda: time.time() >= start, within_s=length_s + 1)
+    return start
+
+
+def long_window() -> int:
+    """A length such that the window open now stays open for longer than any test takes."""
+    return max(3600, 3500, 3400, key=lambda length_s: length_s - time.time() % length_s)

@@ -1,0 +1,196 @@
+"""Row 24 of the fault matrix: a machine is cut off from the store. Network namespaces are the machines."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import ipaddress
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+import pytest
+
+from idagg.window import iso
+from kit.figures import Row
+from kit.oracle import Journal, Load, epoch_s, grid, lines
+from kit.servers import RedisServer
+from kit.serving import Serving
+from kit.waiting import eventually, next_window, until
+
+DEADLINE_S = 1
+ANSWER_S = 1.5
+# The lease, 5 s, and the others' next look.
+LEADS_S = 6.0
+RECOVERS_S = 3.0
+# Until a leader that cannot renew its lease has noticed.
+NOTICES_S = 8.0
+
+# Of those for tests of networks (RFC 2544); nobody else has them where they are used.
+NETWORKS = ipaddress.IPv4Network("198.18.0.0/28")
+CLONE_NEWNET = 0x40000000  # of sched.h
+
+
+class Machine:
+    """A network namespace, in a user namespace in which whoever made it may lay cables.
+
+    It lives as long as a process in it does, and all that was laid goes with it.
+    """
+
+    def __init__(self, *prefix: str) -> None:
+        self._process = subprocess.Popen([*prefix, "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(b"I am there\n")
+        self._process.stdin.flush()
+        self._process.stdout.readline()
+        self.prefix = ["nsenter", f"--net=/proc/{self.pid}/ns/net"]
+        self.ip("link", "set", "lo", "up")
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ip(self, *arguments: str) -> None:
+        subprocess.run(
+            ["nsenter", "--target", str(self.pid), "--user", "--net", "ip", *arguments], check=True
+        )
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """We, and all that we start, are in its network."""
+        proc = Path("/proc")
+        with (proc / "thread-self/ns/net").open() as outside, (proc / f"{self.pid}/ns/net").open() as inside:
+            enter(inside)
+            try:
+                yield
+            finally:
+                enter(outside)
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+def enter(namespace: TextIO) -> None:
+    """Python has it from 3.12 on, as os.setns."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(namespace.fileno(), CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "setns")
+
+
+class Cable:
+    """Between the middle, where the store and all callers are, and a machine."""
+
+    def __init__(self, middle: Machine, machine: Machine, name: str, network: ipaddress.IPv4Network) -> None:
+        self._middle = middle
+        self._name = name
+        self.here, self.there = map(str, network.hosts())
+        middle.ip("link", "add", name, "type", "veth", "peer", "name", name, "netns", str(machine.pid))
+        for end, address in ((middle, self.here), (machine, self.there)):
+            end.ip("address", "add", f"{address}/30", "dev", name)
+            end.ip("link", "set", name, "up")
+
+    def cut(self) -> None:
+        """Nothing arrives any more, and nobody is told."""
+        self._middle.ip("link", "set", self._name, "down")
+
+    def mend(self) -> None:
+        self._middle.ip("link", "set", self._name, "up")
+
+
+@dataclasses.dataclass
+class Host:
+    """A machine with a cable to its callers, and one to the store."""
+
+    machine: Machine
+    callers: Cable
+    store: Cable
+
+
+@pytest.fixture
+def hosts() -> Iterator[list[Host]]:
+    if os.geteuid() != 0:
+        pytest.fail("this test makes network namespaces: run it as root")
+    with contextlib.ExitStack() as stack:
+
+        def machine(*prefix: str) -> Machine:
+            return stack.enter_context(contextlib.closing(Machine(*prefix)))
+
+        middle = machine("unshare", "--user", "--map-root-user", "--net")
+        inside = ("nsenter", "--target", str(middle.pid), "--user", "--net", "unshare", "--net")
+        networks = NETWORKS.subnets(new_prefix=30)
+        found = []
+        for name in "ab":
+            its = machine(*inside)
+            cables = [Cable(middle, its, name + kind, next(networks)) for kind in ("callers", "store")]
+            found.append(Host(its, *cables))
+        stack.enter_context(middle.entered())
+        yield found
+
+
+def instance(host: Host, port: int) -> Serving:
+    url = f"redis://{host.store.here}:{port}"
+    flags = ("--redis-url", url, "--deadline", str(DEADLINE_S))
+    return Serving(*flags, window=1, prefix=host.machine.prefix, host=host.callers.there)
+
+
+async def leads_in_time(serving: Serving, epoch: int) -> None:
+    await until(lambda: f"leading: epoch {epoch}" in serving.said, within_s=LEADS_S)
+
+
+@pytest.mark.fault("24", "leader's machine cut off from the store", takeover_must_s=6.0)
+async def test_24_cut_off(hosts: list[Host], row: Row) -> None:
+    """It says so to its callers in time, the other one leads and counts on, and it comes back by itself."""
+    with (
+        RedisServer(tcp=True, bind="0.0.0.0", protected_mode="no") as server,
+        instance(hosts[0], server.port) as first,
+        instance(hosts[1], server.port) as second,
+    ):
+        instances = [first, second]
+        assert "leading: epoch 1" in first.said
+        async with Load(first, callers=8) as first_load, Load(second, callers=8) as second_load:
+            loads = [first_load, second_load]
+            since = await next_window(1)
+            async for injection in row.inject(1):
+                leads, follows = injection % 2, 1 - injection % 2
+                cut, there, cable = instances[leads], loads[leads], hosts[leads].store
+                other, here = instances[follows], loads[follows]
+                cable.cut()
+                cut_s = time.monotonic()
+                await leads_in_time(other, injection + 2)
+                row.taken_over(time.monotonic() - cut_s)
+                await there.fails(16)
+                for admin in (False, True):
+                    assert (await cut.ask("/readyz", admin=admin)).status == 503
+                assert (await other.health()).status == 200
+                await eventually(
+                    cut.figures, lambda figures: figures["idagg_leader"] == 0, within_s=NOTICES_S
+                )
+                assert (await other.figures())["idagg_leader"] == 1
+                assert [at for at in there.ok_at if at > cut_s + DEADLINE_S] == []
+                cable.mend()
+                mended_s = time.monotonic()
+                await cut.ready()
+                await there.goes_on()
+                assert row.not_recovered(there, mended_s, within_s=RECOVERS_S) == []
+                assert [at for at in here.trouble_at if at > cut_s] == []
+        assert (first_load.unknown, second_load.unknown) == (set(), set())
+        told = Journal(
+            first_load.ok | second_load.ok,
+            first_load.failed | second_load.failed,
+            slowest_s=max(first_load.slowest_s, second_load.slowest_s),
+        )
+        now_s = int(time.time())
+        await until(
+            lambda: max(line.window for instance in instances for line in lines(instance)) >= iso(now_s)
+        )
+        found = [*lines(first), *lines(second)]
+        last = int(epoch_s(max(line.window for line in found)))
+        assert row.verdict(told, found, expected=grid(since, last, 1), answer_s=ANSWER_S) == []
+        assert sum(instance.said.count("leading: epoch") for instance in instances) == 1 + row.injections
+        second.stop()
+        first.stop()

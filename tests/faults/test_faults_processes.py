@@ -1,0 +1,245 @@
+"""Faults of our own processes: workers, the supervisor, the leader."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from idagg import failpoints
+from kit.faults import (
+    ANSWER_S,
+    RECOVERS_S,
+    SUCCESSOR_S,
+    arrived,
+    beside,
+    confirmed,
+    lease_runs_out,
+    sealed,
+    store_client,
+    tells,
+    worker,
+)
+from kit.figures import Row
+from kit.oracle import Consumer, Load, epoch_s, grid, lines, open_windows
+from kit.proxy import Proxy
+from kit.servers import RabbitServer, RedisServer
+from kit.serving import WORKERS, Serving
+from kit.waiting import eventually, long_window, next_window, until
+from kit.wire import connect
+
+
+@pytest.mark.fault("1", "worker killed")
+async def test_1_workers_killed(any_server: RedisServer, row: Row) -> None:
+    """Workers die in turn, the leader among them: every ok id is in the store, and others take over."""
+    with Serving("--redis-url", any_server.url, window=long_window()) as serving:
+        async with Load(serving) as load:
+            async for number in row.inject(4):
+                victim = serving.workers()[number % 2]
+                since_s = time.monotonic()
+                os.kill(victim, signal.SIGKILL)
+                await serving.replaces(victim)
+                await load.goes_on()
+                assert row.not_recovered(load, since_s, within_s=RECOVERS_S) == []
+        assert row.wrong_ids(load, await open_windows(any_server.url)) == []
+        assert load.failed == set()
+        assert row.late(load, SUCCESSOR_S) == []  # those in a dead worker's backlog wait for the next
+        serving.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.fault("2", "worker stands still, replaced after 2 s")
+async def test_2_worker_hung(any_server: RedisServer, row: Row) -> None:
+    """A worker that stands still is replaced by the watchdog; whom it held up may come again."""
+    tuned = {"idagg.run.child.HUNG_S": 2.0}
+    with Serving("--redis-url", any_server.url, window=long_window(), tuned=tuned) as serving:
+        async with Load(serving) as load:
+            async for number in row.inject(2):
+                victim = serving.workers()[number % 2]
+                os.kill(victim, signal.SIGSTOP)
+                await serving.replaces(victim)
+                since_s = time.monotonic()
+                await load.goes_on()
+                assert row.not_recovered(load, since_s, within_s=RECOVERS_S) == []
+        assert row.wrong_ids(load, await open_windows(any_server.url)) == []
+        assert row.late(load, 3 + SUCCESSOR_S) == []
+        serving.stop()
+
+
+@pytest.mark.alone  # who comes early waits for the start of the next instance, within ANSWER_S
+@pytest.mark.fault("3", "supervisor killed, then another instance")
+async def test_3_supervisor_killed(row: Row) -> None:
+    """Nobody stays behind, and a new instance on the same port and folder delivers the rest."""
+    with Serving(window=1) as serving:
+        async with Load(serving) as load:
+            async for _ in row.inject(2):
+                serving.kill()
+                await until(lambda: not serving.processes(), within_s=10)
+                # By what they watch, not by a beat that found nobody.
+                assert (
+                    serving.said.count("the supervisor has died, stopping") == WORKERS + 1
+                )  # who calls endpoints
+                with pytest.raises(ConnectionRefusedError):
+                    await connect(serving.port)
+                serving.flags = ("--port", str(serving.port))
+                await asyncio.to_thread(serving.start)
+                since_s = time.monotonic()
+                await load.goes_on()
+                assert row.not_recovered(load, since_s, within_s=RECOVERS_S) == []
+        assert await sealed(row, serving, load) == []
+        serving.stop()
+
+
+@pytest.mark.fault("5", "leader killed, and its lease runs out", takeover_must_s=6.0)
+async def test_leader_killed(any_server: RedisServer, row: Row) -> None:
+    """The leader dies: another leads once the lease has run out, and no window is lost or counted anew."""
+    with Serving("--redis-url", any_server.url) as serving:
+        async with Load(serving) as load:
+            since = await next_window(2)
+            async for deaths in row.inject(1):
+                leader = worker(serving, serving.leader())
+                killed_s = time.monotonic()
+                os.kill(leader, signal.SIGKILL)
+                await until(lambda: f"leading: epoch {deaths + 2}\n" in serving.said, within_s=8)
+                row.taken_over(time.monotonic() - killed_s)
+                await serving.replaces(leader)
+                await load.goes_on()
+        assert await sealed(row, serving, load, since=since, answer_s=SUCCESSOR_S) == []
+        assert (await serving.figures())["idagg_leader"] == 1
+        serving.stop()
+
+
+@pytest.mark.fault("5", "leading instance stopped by SIGTERM", takeover_must_s=0.5)
+async def test_leader_stopped(any_server: RedisServer, row: Row) -> None:
+    """Of two instances the one that leads is stopped: the other leads at once."""
+    flags = ("--redis-url", any_server.url)
+    with Serving(*flags) as leading, Serving(*flags) as other:
+        async with Load(leading) as load:
+            since = await next_window(2)
+            async for _ in row.inject(2):
+                stopped_s = time.monotonic()
+                stopping = asyncio.create_task(asyncio.to_thread(leading.stop))
+                await tells(other, "INFO leading: epoch")
+                row.taken_over(took_s := time.monotonic() - stopped_s)
+                assert took_s < 2
+                await stopping
+                await asyncio.to_thread(leading.start)
+                await load.goes_on()
+                leading, other = other, leading
+        last = int(epoch_s(max(await leading.delivered())))
+        deliveries = [*lines(leading), *lines(other)]
+        assert load.failed == set()
+        assert row.verdict(load, deliveries, expected=grid(since, last, 2), answer_s=ANSWER_S) == []
+        leading.stop()
+        other.stop()
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param("before-seal", marks=pytest.mark.fault("5", "leader killed before it seals")),
+        pytest.param("after-seal", marks=pytest.mark.fault("6", "leader killed when it has sealed")),
+        pytest.param("after-confirm", marks=pytest.mark.fault("8", "leader killed after the confirm")),
+        pytest.param("before-mark", marks=pytest.mark.fault("8", "leader killed before its mark")),
+        pytest.param("after-mark", marks=pytest.mark.fault("9", "leader killed after its mark")),
+    ],
+)
+async def test_5_to_9_leader_killed_between_two_steps(
+    any_server: RedisServer, rabbit: RabbitServer, rabbit_queue: str, tmp_path: Path, place: str, row: Row
+) -> None:
+    """The successor delivers the window; what comes twice has the same id and the same count."""
+    armed = tmp_path / "armed"
+    flags = ("--redis-url", any_server.url, "--amqp-url", rabbit.url, "--amqp-queue", rabbit_queue)
+    environment = {failpoints.VARIABLE: f"{place}=kill@{armed}"}
+    consumer = Consumer(rabbit, rabbit_queue)
+    with Serving(*flags, window=1, environment=environment) as serving:
+        async with Load(serving, callers=8) as load:
+            await eventually(consumer.take, bool)
+            since = await next_window(1)
+            async for deaths in row.inject(2):
+                await tells(serving, f"leading: epoch {deaths + 1}\n")
+                armed.touch()
+                await tells(serving, "died (SIGKILL)", times=deaths + 1)
+                await lease_runs_out(any_server.url)
+                await load.goes_on()
+                await serving.ready()  # a window in which nobody was there to count or to lead is none
+        deliveries = await arrived(serving, consumer)
+        last = int(epoch_s(max(delivery.window for delivery in deliveries)))
+        assert row.verdict(load, deliveries, expected=grid(since, last, 1), answer_s=SUCCESSOR_S) == []
+        repeats = len(deliveries) - len({delivery.message_id for delivery in deliveries})
+        assert (repeats >= row.injections) == (place in ("after-confirm", "before-mark"))
+        serving.stop()
+
+
+@pytest.mark.fault("7", "leader killed before the confirm")
+async def test_7_leader_killed_before_the_confirm(
+    any_server: RedisServer, rabbit: RabbitServer, rabbit_queue: str, row: Row
+) -> None:
+    """RabbitMQ has the message, and the leader dies before it hears of that: it comes again, the same."""
+    consumer = Consumer(rabbit, rabbit_queue)
+    async with Proxy(rabbit.port) as proxy:
+        flags = ("--redis-url", any_server.url, "--amqp-url", proxy.amqp_url, "--amqp-queue", rabbit_queue)
+        async with beside(Serving(*flags, window=1)) as serving:
+            unconfirmed = []
+            async with Load(serving, callers=8) as load:
+                await eventually(consumer.take, bool)
+                since = await next_window(1)
+                async for deaths in row.inject(1):
+                    await tells(serving, f"leading: epoch {deaths + 1}\n")
+                    await confirmed(serving, consumer)
+                    proxy.stall_replies = True
+                    unconfirmed.append(await consumer.one_more())
+                    os.kill(worker(serving, serving.leader()), signal.SIGKILL)
+                    await tells(serving, "died (SIGKILL)", times=deaths + 1)
+                    proxy.stall_replies = False
+                    await lease_runs_out(any_server.url)
+                    await load.goes_on()
+            deliveries = await arrived(serving, consumer)
+            last = int(epoch_s(max(delivery.window for delivery in deliveries)))
+            assert row.verdict(load, deliveries, expected=grid(since, last, 1), answer_s=SUCCESSOR_S) == []
+            assert {deliveries.count(delivery) for delivery in unconfirmed} == {2}
+            await asyncio.to_thread(serving.stop)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param("before-seal", marks=pytest.mark.fault("10", "zombie leader wakes and would seal")),
+        pytest.param("before-mark", marks=pytest.mark.fault("10", "zombie leader wakes and would mark")),
+    ],
+)
+async def test_10_zombie_leader(any_server: RedisServer, tmp_path: Path, place: str, row: Row) -> None:
+    """A leader that was stopped between two steps, and wakes when another leads, is refused the next one."""
+    armed = tmp_path / "armed"
+    environment = {failpoints.VARIABLE: f"{place}=stall@{armed}"}
+    with Serving("--redis-url", any_server.url, window=1, environment=environment) as serving:
+        async with Load(serving, callers=8) as load:
+            since = await next_window(1)
+            async for changes in row.inject(1):
+                zombie = worker(serving, serving.leader())
+                armed.touch()
+                await until(lambda: state_of(zombie) == "T")
+                await lease_runs_out(any_server.url)
+                await tells(serving, f"leading: epoch {changes + 2}\n")
+                known = len(lines(serving))
+                await until(lambda: len(lines(serving)) > known)
+                os.kill(zombie, signal.SIGCONT)
+                await tells(serving, f"not leading any more: epoch {changes + 1} has ended\n")
+                await load.goes_on()
+        last = int(epoch_s(max(await serving.delivered())))
+        found = lines(serving)
+        # Whom a stopped process holds up cannot be answered in time.
+        assert row.verdict(load, found, expected=grid(since, last, 1), answer_s=5) == []
+        # What the zombie wrote, and did not mark.
+        assert len(found) - len(set(found)) == (row.injections if place == "before-mark" else 0)
+        async with store_client(any_server.url) as client:
+            assert b"errorstat_FENCED" in await client.command("INFO", "errorstats")
+        serving.stop()
+
+
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

@@ -1,0 +1,164 @@
+"""Twice as much as it can take: what is over is refused, and nothing else suffers.
+
+The store is behind a thin line, which passes a fixed number of ids a second: so it is the store that is too
+slow, not the machine, and what can be taken is known beforehand. The load is an open loop: requests come at a
+constant rate, whatever the answers do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import time
+from statistics import median
+
+import pytest
+
+from kit import oracle
+from kit.generator import Outcomes, offer
+from kit.oracle import Size, open_windows
+from kit.proxy import Proxy
+from kit.servers import RedisServer
+from kit.serving import Serving
+from kit.waiting import long_window
+from kit.wire import Answer, ids, request
+
+# An id of nine digits is twelve bytes of a batch.
+TAKES = 8000
+LINE_BYTES_PER_S = 12 * TAKES
+CALM, FLOOD = TAKES * 7 // 8, TAKES * 2
+FIRST_ID = 100_000_000
+# Until the generator has its connections.
+STARTING_S = 3
+CALM_S, BACK_WITHIN_S = 3, 2
+# At the default deadline, as the machine is shared.
+ANSWER_S = 2.5
+AT_ONCE_S = 0.5  # most of those who are refused; the deadline is 2 s
+# So many that none of them has more requests waiting than are read from it.
+CONNECTIONS = 256
+NOT_ANSWERED, OK, REFUSED = range(3)
+
+
+class Told(Outcomes):
+    """What came of each request, beside the figures."""
+
+    def __init__(self, first_id: int, rate: int, seconds: int) -> None:
+        super().__init__(seconds)
+        self.first_id = first_id
+        self.outcome = bytearray(rate * seconds)
+        self.slowest_s = 0.0
+
+    def settle(self, number: int, due_s: float, took_s: float | None, *, ok: bool) -> None:
+        super().settle(number, due_s, took_s, ok=ok)
+        if took_s is not None:
+            self.outcome[number] = OK if ok else REFUSED
+            self.slowest_s = max(self.slowest_s, took_s)
+
+    def request(self, number: int) -> bytes:
+        return request(self.first_id + number)
+
+    def told(self, outcome: int) -> set[int]:
+        return {self.first_id + number for number, what in enumerate(self.outcome) if what == outcome}
+
+
+def loads(port: int, flood_s: int, start_s: float) -> list[Told]:
+    """A load that can be taken, the flood, and, as soon as that must be over, what can be taken again."""
+    found = []
+    first_id = FIRST_ID
+    for rate, seconds in (CALM, CALM_S), (FLOOD, flood_s), (CALM, CALM_S):
+        told = Told(first_id, rate, seconds)
+        offer(
+            port,
+            told.request,
+            told,
+            rate=rate,
+            seconds=seconds,
+            connections=CONNECTIONS,
+            start_s=start_s,
+        )
+        found.append(told)
+        first_id += rate * seconds
+        start_s += seconds + BACK_WITHIN_S
+    return found
+
+
+class Passers:
+    """Callers with a connection of their own, beside the load: who pipelines waits for earlier answers."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+        self._calls: set[asyncio.Task[None]] = set()
+        self.sent: set[int] = set()
+        self.answers: list[tuple[Answer, float]] = []
+
+    def pass_by(self) -> None:
+        call = asyncio.create_task(self._call(next(ids)))
+        self._calls.add(call)
+
+    async def done(self) -> None:
+        await asyncio.gather(*self._calls)
+
+    async def _call(self, number: int) -> None:
+        self.sent.add(number)
+        began_s = time.monotonic()
+        answer = await self._serving.ask(f"/api/verve/accept?id={number}")
+        self.answers.append((answer, time.monotonic() - began_s))
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize(
+    ("flood_s", "share"), [(6, 0.5), pytest.param(60, 0.8, marks=pytest.mark.slow)], ids=["short", "long"]
+)
+async def test_overload(flood_s: int, share: float) -> None:
+    """All are answered in time, about as many are stored as before, none is lost; then all are stored again.
+
+    In the short form what waits when the flood begins, and how it settles, is much of the whole.
+    """
+    with RedisServer(appendonly="yes", appendfsync="always") as server:
+        async with Proxy(str(server.socket)) as proxy:
+            proxy.bytes_per_s = LINE_BYTES_PER_S
+            serving = Serving("--redis-url", proxy.url, "--workers", "1", window=long_window())
+            try:
+                await asyncio.to_thread(serving.start)
+                (worker,) = serving.workers()
+                passers = Passers(serving)
+                sizes, tasks = [Size.of(worker)], [await serving.tasks()]
+                with multiprocessing.get_context("spawn").Pool(1) as pool:
+                    start_s = time.time() + STARTING_S
+                    parts = pool.apply_async(loads, (serving.port, flood_s, start_s))
+                    while not parts.ready():
+                        passers.pass_by()
+                        await asyncio.sleep(0.1)
+                        sizes.append(Size.of(worker))
+                        tasks.append(await serving.tasks())
+                    before, flood, after = parts.get()
+                await passers.done()
+                windows = await open_windows(server.url)
+                await asyncio.to_thread(serving.stop)
+            finally:
+                await asyncio.to_thread(serving.close)
+
+    everyone = oracle.Journal(
+        ok=before.told(OK) | flood.told(OK) | after.told(OK),
+        failed=flood.told(REFUSED),
+        unknown=passers.sent,
+        slowest_s=max(part.slowest_s for part in (before, flood, after)),
+    )
+    assert oracle.wrong_ids(everyone, windows) == []
+    assert oracle.late(everyone, ANSWER_S) == []
+    assert [part.told(NOT_ANSWERED) for part in (before, flood, after)] == [set()] * 3
+    assert (before.told(REFUSED), after.told(REFUSED)) == (set(), set())
+    settled = flood.seconds[2:]
+    rates = [sum(map(len, seconds)) / len(seconds) for seconds in (before.seconds, settled)]
+    print(f"{rates[0]:,.0f} ok/s before, {rates[1]:,.0f} in the flood")  # noqa: T201  figures for those who ask
+    assert rates[1] > share * rates[0]
+    for size in sizes:
+        assert oracle.grown(sizes[0], size, memory_kib=16_384, descriptors=CONNECTIONS + 64) == []
+    assert oracle.crowded(tasks[0], max(tasks)) == []
+    refused = [(answer, took_s) for answer, took_s in passers.answers if answer.status == 503]
+    assert refused
+    assert {(answer.body, answer.headers["Retry-After"]) for answer, _ in refused} == {(b"failed", "1")}
+    took_s = sorted(took_s for _, took_s in refused)
+    print(f"{len(refused)} passers-by refused in {median(took_s):.3f} s, at most {took_s[-1]:.3f}")  # noqa: T201  likewise
+    assert median(took_s) < AT_ONCE_S
+    assert took_s[-1] < ANSWER_S

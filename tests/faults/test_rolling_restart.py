@@ -1,0 +1,144 @@
+"""Row 4 of the fault matrix: SIGHUP replaces the workers one by one, and no caller notices."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from kit.figures import Row
+from kit.oracle import Journal, Load, epoch_s, grid, lines
+from kit.servers import RedisServer
+from kit.serving import Serving
+from kit.waiting import long_window, next_window, until
+
+ANSWER_S = 2.5
+# A leader that goes without handing over is missed for its lease, 5 s.
+HANDED_OVER_S = 2.5
+
+# What a module that is imported before the worker's own does to it.
+BROKEN = {
+    "raise SystemExit('half an upgrade')": r"the successor died \(exit code 1\)",
+    "import os; os.environ['AIOHTTP_NO_EXTENSIONS'] = '1'": r"the successor died \(exit code 3\)",
+    "import signal; signal.setitimer(signal.ITIMER_REAL, 3)": r"the successor died \(SIGALRM\)",
+    "print('another version', flush=True)": r"the successor died \(SIGKILL\)",
+}
+
+
+def hang_up(serving: Serving) -> None:
+    os.kill(serving.pid, signal.SIGHUP)
+
+
+async def says(serving: Serving, text: str, *, times: int = 1) -> None:
+    await until(lambda: serving.said.count(text) >= times, within_s=20)
+
+
+@pytest.mark.fault("4", "SIGHUP, and two more in the midst of it")
+async def test_4_rolling_restart(any_server: RedisServer, row: Row) -> None:
+    """Nobody is reset or fails: not who keeps a connection, and not who opens one for each request. Signals
+    that come in the midst of it are one more."""
+    tuned = {"idagg.run.restart.YOUNG_S": 0.2}
+    with Serving("--redis-url", any_server.url, tuned=tuned, window=1) as serving:
+        before = serving.workers()
+        async with (
+            Load(serving, callers=8) as keeping,
+            Load(serving, callers=4, fields="Upgrade: h2c\r\n") as handed_over,
+            Load(serving, callers=4, fresh=True) as opening,
+            Load(serving, callers=4, fields="Connection: close\r\n") as closing,
+        ):
+            loads = (keeping, handed_over, opening, closing)
+            since = await next_window(1)
+            async for injection in row.inject(1):
+                hang_up(serving)
+                await says(serving, "replacing the workers one by one", times=2 * injection + 1)
+                hang_up(serving)
+                hang_up(serving)
+                await says(serving, "all workers are replaced", times=2 * injection + 2)
+            assert (await serving.health()).status == 200
+            for load in loads:
+                await load.goes_on(100)
+        assert (len(serving.workers()), set(before) & set(serving.workers())) == (2, set())
+        for load in loads:
+            assert (load.failed, load.unknown, load.trouble_at) == (set(), set(), [])
+            assert row.late(load, ANSWER_S) == []
+        told = Journal(
+            ok=set().union(*(load.ok for load in loads)), slowest_s=max(load.slowest_s for load in loads)
+        )
+        last = int(epoch_s(max(await serving.delivered())))
+        expected = grid(since, last, 1)
+        assert row.verdict(told, lines(serving), expected=expected, answer_s=ANSWER_S) == []
+        for line in serving.records("window"):
+            assert epoch_s(line["time"]) - epoch_s(line["window"]) - 1 < HANDED_OVER_S
+        figures = await serving.figures()
+        assert (figures["idagg_requests_total{200}"], figures["idagg_leader"]) == (len(told.ok), 1)
+        serving.stop()
+        assert serving.said.count("replacing the workers") == 2 * row.injections
+
+
+async def test_successor_that_does_not_serve(any_server: RedisServer, tmp_path: Path) -> None:
+    """The workers stay as they are, and the next attempt is as good as the first."""
+    first = tmp_path / "sitecustomize.py"
+    with Serving(
+        *("--redis-url", any_server.url),
+        tuned={"idagg.run.restart.YOUNG_S": 5},
+        environment={"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"},
+        window=long_window(),
+    ) as serving:
+        before = serving.workers()
+        async with Load(serving) as load:
+            for number, (line, reason) in enumerate(BROKEN.items(), 1):
+                first.write_text(line)
+                hang_up(serving)
+                await says(serving, "worker-0 and those behind it are not replaced: ", times=number)
+                assert re.search(rf"not replaced: {reason}$", serving.said, re.MULTILINE)
+                assert serving.workers() == before
+                assert (await serving.health()).status == 200
+                await load.goes_on()
+        assert (load.failed, load.unknown, load.trouble_at) == (set(), set(), [])
+        serving.stop()
+
+
+async def test_successor_that_does_not_reach_the_store(any_server: RedisServer) -> None:
+    """It would not do better than who is there; when the store is back, the workers are replaced."""
+    with Serving("--redis-url", any_server.url, tuned={"idagg.run.restart.YOUNG_S": 0.2}) as serving:
+        before = serving.workers()
+        any_server.kill()
+        hang_up(serving)
+        await says(serving, "worker-0 and those behind it are not replaced: the successor is not ready: ")
+        await until(lambda: serving.workers() == before)
+        any_server.start()
+        await serving.ready()
+        hang_up(serving)
+        await says(serving, "all workers are replaced")
+        serving.stop()
+
+
+async def test_stopped_in_the_midst(any_server: RedisServer) -> None:
+    """SIGTERM ends those who serve, and who is to serve."""
+    with Serving("--redis-url", any_server.url, tuned={"idagg.run.restart.YOUNG_S": 30}) as serving:
+        hang_up(serving)
+        await until(lambda: len(serving.workers()) == 3)
+        serving.stop()
+        assert "Traceback" not in serving.said
+
+
+async def test_systemd_is_told(any_server: RedisServer, tmp_path: Path) -> None:
+    """It hears when the replacing begins and when it is over."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(str(tmp_path / "notify"))
+        channel.settimeout(10)
+        with Serving(
+            *("--redis-url", any_server.url),
+            tuned={"idagg.run.restart.YOUNG_S": 0.0},
+            environment={"NOTIFY_SOCKET": channel.getsockname()},
+        ) as serving:
+            assert channel.recv(1024) == b"READY=1\nSTATUS=2 workers listen"
+            hang_up(serving)
+            assert channel.recv(1024) == b"RELOADING=1"
+            assert channel.recv(1024) == b"READY=1"
+            serving.stop()
+            assert channel.recv(1024) == b"STOPPING=1"

@@ -1,0 +1,114 @@
+"""The process that calls endpoints: it is there, replaced, and no worker's trouble."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+from pathlib import Path
+
+import aiohttp
+
+from kit.servers import RedisServer
+from kit.serving import Serving
+from kit.waiting import eventually, long_window, until
+
+
+async def has_another(serving: Serving, victim: int) -> int:
+    def found() -> int | None:
+        others = serving.processes() - {serving.pid, victim, *serving.workers()}
+        return max((pid for pid in others if b"callback_process" in _command_line(pid)), default=None)
+
+    return await until(found, within_s=15)
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def oom_score(pid: int) -> str:
+    return Path(f"/proc/{pid}/oom_score_adj").read_text()
+
+
+def autogroup(pid: int) -> str:
+    """Of the kernel, which may do without."""
+    found = Path(f"/proc/{pid}/autogroup")
+    return found.read_text() if found.exists() else "nice 19\n"
+
+
+async def accepts(serving: Serving, query: str) -> int:
+    url = f"http://127.0.0.1:{serving.port}/api/verve/accept?{query}"
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        return response.status
+
+
+async def verbose(serving: Serving) -> tuple[int, str]:
+    url = f"http://127.0.0.1:{serving.admin_port}/readyz?verbose"
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        return response.status, await response.text()
+
+
+async def test_it_takes_a_back_seat(any_server: RedisServer) -> None:
+    """Its priority, memory and descriptors are bounded, and the kernel ends it first."""
+    with Serving("--redis-url", any_server.url, window=long_window()) as serving:
+        pid = serving.callback_process()
+        await until(lambda: os.getpriority(os.PRIO_PROCESS, pid) == 19)
+        await until(lambda: resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] < 1024)
+        assert resource.prlimit(pid, resource.RLIMIT_DATA)[0] == 1 << 30
+        assert oom_score(pid) == "500\n"
+        assert autogroup(pid).endswith("nice 19\n")
+        assert all(os.getpriority(os.PRIO_PROCESS, worker) == 0 for worker in serving.workers())
+        serving.stop()
+
+
+async def test_it_is_replaced(any_server: RedisServer) -> None:
+    """Killed or hung, it has a successor, and we are ready meanwhile; a reload replaces it in silence."""
+    tuned = {"idagg.run.child.HUNG_S": 4}
+    with Serving("--redis-url", any_server.url, tuned=tuned, window=long_window()) as serving:
+        workers = serving.workers()
+        killed = serving.callback_process()
+        os.kill(killed, signal.SIGKILL)
+        hung = await has_another(serving, killed)
+        assert "the callback process died (SIGKILL), starting it again in 0 s" in serving.said
+        assert (await verbose(serving))[0] == 200
+        os.kill(hung, signal.SIGSTOP)
+        await has_another(serving, hung)
+        assert f"the callback process (pid {hung}) has been silent for 4 s, ending it" in serving.said
+        assert serving.workers() == workers
+        last = serving.callback_process()
+        os.kill(serving.pid, signal.SIGHUP)
+        await until(lambda: "all workers are replaced" in serving.said, within_s=20)
+        await has_another(serving, last)
+        assert len(re.findall("the callback process died", serving.said)) == 2
+        serving.stop()
+
+
+async def test_one_that_cannot_run(any_server: RedisServer) -> None:
+    """It is started ever later, which /readyz?verbose tells; hits are counted all the same."""
+    broken: dict[str, float | str] = {"idagg.run.supervisor.CALLBACK_MODULE": "idagg.nonsense"}
+    with Serving("--redis-url", any_server.url, tuned=broken, window=long_window()) as serving:
+        await until(lambda: len(re.findall(r"the callback process died \(exit code 1\)", serving.said)) >= 3)
+        delays = re.findall(r"starting it again in (\S+) s", serving.said)
+        assert delays[:3] == ["0", "0.1", "0.2"]
+        said = "callbacks: the callback process has died: no endpoint is called until it runs again"
+        await eventually(lambda: verbose(serving), lambda found: said in found[1] and found[0] == 200)
+        assert await accepts(serving, "id=1&endpoint=http://a.example/") == 200
+        serving.stop()
+
+
+async def test_callbacks_off(any_server: RedisServer) -> None:
+    """Nobody is called, no endpoint is kept nor missed, and there is no process for it."""
+    with Serving("--redis-url", any_server.url, "--callbacks", "off", window=1) as serving:
+        assert await accepts(serving, "id=1&endpoint=http://a.example/") == 200
+        assert await accepts(serving, "id=2&endpoint=nonsense") == 400
+        record = await until(lambda: [r for r in serving.records("window") if r["unique_ids"] == "1"])
+        assert record[0]["hits"] == "1"
+        assert serving.processes() - {serving.pid, *serving.workers()} == set()
+        figures = await serving.figures()
+        assert figures["idagg_endpoints_dropped_total"] == 0
+        assert serving.records("callback") == []
+        serving.stop()

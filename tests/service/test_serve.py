@@ -1,0 +1,416 @@
+"""The whole way, from a GET to a delivered count: real processes, real servers, real faults."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from idagg.run.worker import MAX_FILES
+from idagg.store.client import Client
+from idagg.window import iso
+from kit.listeners import counted
+from kit.oracle import Consumer, Load, epoch_s
+from kit.servers import RabbitServer, RedisServer, free_port
+from kit.serving import Serving, send
+from kit.waiting import eventually, long_window, next_window, until
+from kit.wire import connect
+
+# A request's deadline.
+DEADLINE_S = 1.0
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def serving(store: RedisServer) -> Iterator[Serving]:
+    """One for tests that leave it as it is; its window stays open."""
+    with Serving("--redis-url", store.url, window=long_window()) as serving:
+        yield serving
+
+
+async def test_counts_go_to_the_log_and_to_endpoints() -> None:
+    """1,000 distinct ids among 3,000 requests make one line, within a second, and one call that is logged."""
+    calls = []
+
+    async def hook(request: web.Request) -> web.Response:
+        calls.append((request.path_qs, await request.json()))
+        return web.Response(status=202)
+
+    app = web.Application()
+    app.router.add_post("/hook", hook)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook?a=b"
+        with Serving("--callback-allow", "127.0.0.1", window=2) as serving:
+            start = await next_window(2)
+            query = f"&endpoint={url.replace('?', '%3F').replace('&', '%26')}"
+            await send(serving, [*range(1000)] * 3, query=query)
+            assert time.time() < start + 2, "too slow for one window"
+            await until(lambda: iso(start) in serving.counts())
+            (call,) = await until(lambda: serving.records("callback"))
+            figures = await eventually(
+                serving.figures, lambda figures: "idagg_callbacks_total{ok}" in figures
+            )
+            serving.stop()
+            (line,) = (line for line in serving.records("window") if line["unique_ids"] != "0")
+            assert len(serving.records("callback")) == 1
+    finally:
+        await runner.cleanup()
+
+    assert (line["window"], line["unique_ids"], line["hits"]) == (iso(start), "1000", "3000")
+    assert (line["exact"], line["sink"], "reason" in line) == ("true", "log", False)
+    assert 0 <= epoch_s(line["time"]) - start - 2 < 1
+    record = {
+        "window_start": iso(start),
+        "window_end": iso(start + 2),
+        "unique_ids": 1000,
+        "estimate": int(line["estimate"]),
+        "hits": 3000,
+        "exact": True,
+    }
+    assert calls == [("/hook?a=b&count=1000", record)]
+    assert (call["window"], call["url"], call["status"], call["attempts"]) == (iso(start), url, "202", "1")
+    assert figures["idagg_callbacks_total{ok}"] == 1
+    assert figures["idagg_windows_delivered_total{log}"] >= 1
+    assert figures["idagg_last_sealed_window_seconds"] >= start
+
+
+async def test_repeats_count_in_each_window_once() -> None:
+    """Workers answer them from memory, and the first of a window is none, however soon it comes."""
+    with Serving(window=2) as serving:
+        hits = 0
+        expected: dict[str, int] = {}
+        for _ in range(2):
+            start = await next_window(2)
+            while time.time() < start + 1.4:
+                await send(serving, range(50))
+                hits += 50
+            assert await next_window(2) == start + 2, "too slow for windows of 2 s"
+            await send(serving, range(50))
+            hits += 50
+            expected |= {iso(start): 50, iso(start + 2): 50}
+        await until(lambda: iso(start + 2) in serving.counts())
+        figures = await serving.figures()
+        serving.stop()
+        assert {window: count for window, count in serving.counts().items() if count} == expected
+        assert sum(int(line["hits"]) for line in serving.records("window")) == hits
+        assert figures["idagg_requests_total{200}"] == hits
+        assert 0 < figures["idagg_repeats_total"] < hits
+
+
+async def test_a_store_that_forgot_is_told_again() -> None:
+    """What a worker knows to be stored is not known any more once the connection to the store was lost."""
+    with RedisServer() as server, Serving("--redis-url", server.url, window=long_window()) as serving:
+        for _ in range(3):
+            await send(serving, range(50))
+        await eventually(serving.figures, lambda figures: figures.get("idagg_repeats_total", 0) > 0)
+        server.restart()
+        assert await counted(server.url) == set()
+        await send(serving, range(50))
+        assert await counted(server.url) == {b"%d" % number for number in range(50)}
+        serving.stop()
+
+
+async def test_counts_go_to_rabbitmq(rabbit: RabbitServer, rabbit_queue: str) -> None:
+    """With a broker, a window is one message, with the properties that are promised, and no line."""
+    consumer = Consumer(rabbit, rabbit_queue)
+    flags = ("--amqp-url", rabbit.url, "--amqp-queue", rabbit_queue, "--namespace", "ns")
+    with Serving(*flags) as serving:
+        start = await next_window(2)
+        await send(serving, range(500))
+        await eventually(consumer.counts, lambda counts: iso(start) in counts)
+        serving.stop()
+        assert iso(start) not in serving.counts()
+    taken = [(message, json.loads(message.body)) for message in await consumer.take()]
+    ((message, record),) = ((message, record) for message, record in taken if record["hits"])
+    assert (record["window_start"], record["window_end"]) == (iso(start), iso(start + 2))
+    assert (record["unique_ids"], record["hits"], record["exact"]) == (500, 500, True)
+    properties = message.header.properties
+    assert {name: value for name, value in properties if value and name != "headers"} == {
+        "content_type": "application/json",
+        "delivery_mode": 2,
+        "message_id": f"ns:{start}",
+        "timestamp": datetime.datetime.fromtimestamp(start + 2, datetime.UTC),
+        "message_type": "idagg.window",
+        "app_id": "idagg",
+    }
+
+
+async def test_rabbitmq_unreachable_at_the_start() -> None:
+    """It says so, counts and delivers to the log; it is ready, and tells of the broker where asked."""
+    with Serving("--amqp-url", f"amqp://guest:hunter2@127.0.0.1:{free_port()}", window=1) as serving:
+        await serving.counts_again()
+        await until(
+            lambda: "RabbitMQ gets no messages for now, the log file has the windows: " in serving.said
+        )
+        await until(lambda: any("RabbitMQ" in line["reason"] for line in serving.records("window")))
+        answer = await eventually(serving.health, lambda answer: b"broker: " in answer.body)
+        assert answer.status == 200
+        assert serving.said.count("RabbitMQ cannot be reached") == 1, "told by more than one"
+        assert "hunter2" not in serving.said + serving.log_file.read_text()
+        serving.stop()
+
+
+async def test_stopped_under_load() -> None:
+    """SIGTERM: what was taken is answered, the end is 0, and a successor delivers the rest."""
+    with Serving(window=1) as serving:
+        async with Load(serving) as load:
+            began_s = time.monotonic()
+            await asyncio.to_thread(serving.stop)
+            assert time.monotonic() - began_s < 5
+        assert load.failed == set()
+        serving.start()
+        assert sum((await serving.delivered()).values()) == len(load.ok)  # whoever was counted was told
+        serving.stop()
+
+
+async def test_redis_unreachable_at_the_start() -> None:
+    """It says so, answers 503, and counts once Redis is there; no worker needs a hit to see that."""
+    server = RedisServer()
+    flags = ("--redis-url", server.url, "--deadline", str(DEADLINE_S))
+    with contextlib.closing(server), Serving(*flags) as serving:
+        await until(lambda: f"Redis at {server.socket} cannot be reached" in serving.said)
+        assert set(await asyncio.gather(*(serving.hit() for _ in range(16)))) == {503}
+        server.start()
+        await serving.counts_again()
+        await serving.ready()
+        serving.stop()
+
+
+async def test_redis_with_another_password() -> None:
+    """It says so, answers 503, and counts once Redis takes the password; which it shows to nobody."""
+    server = RedisServer(requirepass="swordfish")
+    flags = ("--redis-url", server.url.replace("swordfish", "hunter2"), "--deadline", str(DEADLINE_S))
+    with server, Serving(*flags) as serving:
+        await until(lambda: "password" in serving.said)
+        assert await serving.hit() == 503
+        client = Client(server.url, timeout_s=5)
+        await client.command("CONFIG", "SET", "requirepass", "hunter2")
+        await client.close()
+        await serving.counts_again()
+        assert "hunter2" not in serving.said
+        serving.stop()
+
+
+async def test_second_instance() -> None:
+    """On a port or a state folder in use it ends with 3 and one sentence, and the first goes on."""
+    with Serving() as first:
+        patience = {"idagg.store.embedded.PATIENCE_S": 0.3}
+        for flags, sentence in (
+            (("--port", str(first.port)), f"cannot listen on 127.0.0.1:{first.port}: "),
+            (("--admin-port", str(first.admin_port)), f"cannot listen on 127.0.0.1:{first.admin_port}: "),
+            (("--state-dir", str(first.state)), f"another idagg keeps its data in {first.state}"),
+        ):
+            with contextlib.closing(Serving(*flags, tuned=patience)) as second:
+                code, said = await asyncio.to_thread(second.ends)
+            assert (code, said.count("\n")) == (3, 1)
+            assert said.startswith(f"idagg: {sentence}")
+        assert await first.hit() == 200
+        first.stop()
+
+
+async def test_another_window_length() -> None:
+    """Started again with other windows, it counts in the open one until its end, then in its own, and loses
+    nothing."""
+    with Serving(window=5) as serving:
+        if time.time() % 5 > 3:
+            await next_window(5)
+        start = int(time.time()) // 5 * 5
+        await send(serving, range(100))
+        serving.stop()
+        serving.window = 2
+        serving.start()
+        await send(serving, range(200, 300))
+        await until(lambda: iso(start) in serving.counts(), within_s=12)
+        await send(serving, range(400, 500))
+        await until(lambda: sum(serving.counts().values()) >= 300, within_s=12)
+        first, *others = sorted(window for window, count in serving.counts().items() if count)
+        # Where the start took longer than the rest of the window, it missed that.
+        assert (first, serving.counts()[first]) in ((iso(start), 200), (iso(start), 100))
+        assert min(others) >= iso(start + 5)
+        assert sum(serving.counts().values()) == 300
+        serving.stop()
+
+
+async def test_another_exact_limit(any_server: RedisServer) -> None:
+    """Whose limit is not that of the others counts nothing, and says so wherever one looks."""
+    url = ("--redis-url", any_server.url)
+    with Serving(*url, window=1) as first, Serving(*url, "--exact-limit", "10", window=1) as other:
+        answer = await eventually(other.health, lambda answer: b"--exact-limit" in answer.body)
+        assert answer.status == 503
+        assert b"exactly up to 10000000 ids for another running instance" in answer.body
+        differing = "idagg_differing_workers"
+        await eventually(other.figures, lambda figures: figures[differing] == len(other.workers()))
+        assert (await first.figures())[differing] == 0
+        assert (await other.hit(), await first.hit()) == (503, 200)
+        other.stop()
+        first.stop()
+
+
+async def test_metrics(serving: Serving) -> None:
+    """`/metrics` has what is promised, added up over the workers, and only the admin listener has it."""
+    before = await serving.figures()
+    await send(serving, range(500), connections=32)
+    for _ in range(3):
+        assert (await serving.ask("/api/verve/accept?id=x")).status == 400
+    bad = "idagg_requests_total{400}"  # moves once a second
+    after = await eventually(serving.figures, lambda after: after[bad] >= before[bad] + 3)
+    moved = {name: after[name] - before.get(name, 0) for name in after}
+    assert {name: moved[f"idagg_requests_total{{{name}}}"] for name in ("200", "400", "503")} == {
+        "200": 500,
+        "400": 3,
+        "503": 0,
+    }
+    assert moved["idagg_batch_size_sum"] == 500
+    assert moved["idagg_store_seconds_count"] == moved["idagg_batch_size_count"] > 0
+    assert after["idagg_leader"] == 1
+    assert after["idagg_pending{deliveries}"] == after["idagg_pending{messages}"] == 0
+    assert {"idagg_flush_lag_seconds_count", "idagg_last_sealed_window_seconds"} < after.keys()
+    public = await serving.ask("/metrics")
+    assert (public.status, public.body) == (404, b"failed")
+
+
+REFUSED = {
+    404: b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n",
+    405: b"PUT /api/verve/accept HTTP/1.1\r\nHost: x\r\n\r\n",
+    413: b"GET /api/verve/accept?id=1 HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n",
+    414: b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    417: b"GET /livez HTTP/1.1\r\nHost: x\r\nExpect: \xa4\r\n\r\n",
+    431: b"GET /livez HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 9000 + b"\r\n\r\n",
+    501: b"POST /api/verve/accept HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
+    505: b"PRI * HTTP/2.0\r\n\r\n",
+}
+
+
+async def test_every_request_is_in_the_metrics(serving: Serving) -> None:
+    """By its status, whatever refused it; and connections that are open, and requests handed off."""
+    before = await serving.figures()
+    wires = []
+    for status, request in REFUSED.items():
+        wires.append(wire := await connect(serving.port))
+        await wire.send(request)
+        answer = await wire.answer()
+        assert answer is not None
+        assert (answer.status, answer.headers["Cache-Control"]) == (status, "no-store")
+    names = {f"idagg_requests_total{{{status}}}" for status in REFUSED}
+    await eventually(serving.figures, lambda after: all(after[name] > before[name] for name in names))
+    figures = await serving.figures()
+    assert figures["idagg_in_flight"] == 0
+    assert figures["idagg_handed_off_total{method}"] > before["idagg_handed_off_total{method}"]
+    kept = [await connect(serving.port) for _ in range(3)]
+    for wire in kept:
+        await wire.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+    await eventually(serving.figures, lambda now: now["idagg_connections"] >= 3)
+    for wire in [*wires, *kept]:
+        wire.close()
+    await eventually(serving.figures, lambda now: now["idagg_connections"] == 0)
+
+
+async def test_nonsense_on_the_admin_listener(serving: Serving) -> None:
+    """It is refused as on the public one, and is no trouble to tell of."""
+    for status, request in REFUSED.items():
+        if status in (405, 501):  # there is no accept path
+            continue
+        wire = await connect(serving.admin_port)
+        await wire.send(request)
+        answer = await wire.answer()
+        wire.close()
+        assert answer is not None
+        assert (answer.status, answer.body, answer.headers["Cache-Control"]) == (
+            status,
+            b"failed",
+            "no-store",
+        )
+    assert "Traceback" not in serving.said
+
+
+@pytest.mark.parametrize("admin", [False, True])
+async def test_health(serving: Serving, admin: bool) -> None:
+    """Both listeners tell load balancers whether it lives and whether it counts."""
+    for path in ("/livez", "/readyz"):
+        answer = await serving.ask(path, admin=admin)
+        assert (answer.status, answer.body) == (200, b"ok")
+    assert (await serving.ask("/api/verve/accept?id=1", admin=True)).status == 404
+
+
+def test_descriptors(serving: Serving) -> None:
+    """A shell's 1,024 is not what bounds the connections of a worker."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for worker in serving.workers():
+        soft, _ = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+        assert soft >= min(hard, MAX_FILES)
+
+
+async def test_pipeline(serving: Serving, store: RedisServer) -> None:
+    """10,000 requests in one write are each answered ok, in a row, and counted."""
+    numbers = range(5_000_000, 5_010_000)
+    await send(serving, numbers, connections=1)
+    assert set(numbers) <= set(map(int, await counted(store.url)))
+
+
+@pytest.mark.parametrize(
+    ("options", "worth"),
+    [
+        ({"appendonly": "no"}, "can be lost"),
+        ({"appendfsync": "everysec"}, "of the last 2 s can be lost"),
+        ({"appendfsync": "always"}, "is on disk"),
+        ({"appendfsync": "always", "no_appendfsync_on_rewrite": "yes"}, "of a rewrite's time can be lost"),
+    ],
+)
+def test_check_says_what_an_ok_is_worth(options: dict[str, str], worth: str, tmp_path: Path) -> None:
+    """As Redis' settings make it."""
+    with RedisServer("redis", tcp=False, **{"appendonly": "yes"} | options) as server:
+        done = subprocess.run(
+            [sys.executable, "-m", "idagg", "check", "--redis-url", server.url],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert done.returncode == 0
+    assert worth in done.stdout.splitlines()[0]
+
+
+@pytest.mark.parametrize("log_folder", ["", "missing"])
+def test_check(
+    any_server: RedisServer, rabbit: RabbitServer, rabbit_queue: str, tmp_path: Path, log_folder: str
+) -> None:
+    """`idagg check` has a line for each dependency, and its code says whether all are well."""
+    well = not log_folder
+    urls = (
+        (any_server.url, rabbit.url) if well else (f"unix://{tmp_path}/s", f"amqp://127.0.0.1:{free_port()}")
+    )
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "idagg", "check", "--redis-url", urls[0], "--amqp-url", urls[1]),
+            *("--amqp-queue", rabbit_queue, "--log-file", tmp_path / log_folder / "a.log"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0 if well else 1, "")
+    verdict = "ok      " if well else "failed  "
+    assert [line.partition(": ")[0] for line in done.stdout.splitlines()] == [
+        f"{verdict}{part}" for part in ("store", "broker", "log file")
+    ]
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,104 @@
+"""What the supervisor does about workers that do not do well, and what it tells systemd."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kit.servers import RedisServer
+from kit.serving import Serving
+from kit.waiting import long_window, until
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[socket.socket]:
+    """The other end of NOTIFY_SOCKET."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(str(tmp_path / "notify"))
+        channel.settimeout(10)
+        yield channel
+
+
+async def test_crash_loop(any_server: RedisServer) -> None:
+    """Workers that die as soon as they start end it with 4 and one sentence; nothing was promised."""
+    broken: dict[str, float | str] = {"idagg.run.restart.LIMIT": 3, "PYTHONHOME": "/nonexistent"}
+    with contextlib.closing(Serving("--redis-url", any_server.url, tuned=broken)) as serving:
+        code, said = await asyncio.to_thread(serving.ends)
+    assert code == 4
+    (last,) = re.findall(r"idagg CRITICAL (.*)", said)
+    assert re.fullmatch(r"worker-\d died 3 times in a row as soon as it had started: .*", last)
+    assert "Traceback" not in said
+
+
+async def test_worker_that_cannot_start(any_server: RedisServer) -> None:
+    """A worker that can never work ends it with 3 at once, and both say why."""
+    slow = {"AIOHTTP_NO_EXTENSIONS": "1"}
+    serving = Serving("--redis-url", any_server.url, environment=slow)
+    with contextlib.closing(serving):
+        code, said = await asyncio.to_thread(serving.ends)
+    assert code == 3
+    assert "aiohttp runs without its C parser: unset AIOHTTP_NO_EXTENSIONS" in said
+    assert re.search(r"^idagg: worker-\d cannot start: ", said, re.MULTILINE)
+
+
+async def test_hung_worker(any_server: RedisServer) -> None:
+    """A worker that has fallen silent is ended and replaced."""
+    tuned = {"idagg.run.child.HUNG_S": 4}
+    with Serving("--redis-url", any_server.url, tuned=tuned, window=long_window()) as serving:
+        victim, other = serving.workers()
+        os.kill(victim, signal.SIGSTOP)
+        await serving.replaces(victim)
+        assert other in serving.workers()
+        assert f"(pid {victim}) has been silent for 4 s" in serving.said
+        serving.stop()
+
+
+async def test_stopped_while_a_worker_waits_to_be_started_again(any_server: RedisServer) -> None:
+    """SIGTERM finds a slot empty: it is not filled any more, and the end is as orderly as any."""
+    tuned = {f"idagg.run.restart.{name}": 30 for name in ("YOUNG_S", "FIRST_DELAY_S", "LONGEST_DELAY_S")}
+    with Serving("--redis-url", any_server.url, tuned=tuned) as serving:
+        victim = serving.workers()[0]
+        os.kill(victim, signal.SIGKILL)  # the first restart is immediate
+        await serving.replaces(victim)
+        victim = serving.workers()[-1]
+        os.kill(victim, signal.SIGKILL)
+        await until(lambda: serving.said.count("died (SIGKILL), starting it again") == 2)
+        async with asyncio.timeout(5):
+            await asyncio.to_thread(serving.stop)
+        assert "Traceback" not in serving.said
+
+
+class Starting(Serving):
+    """Its start is over when its workers' is not."""
+
+    def _answers(self) -> bool:
+        return bool(self.workers())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_while_it_starts(number: signal.Signals) -> None:
+    """A signal that comes before the workers listen ends it just so, the embedded store with it."""
+    with Starting() as serving:
+        serving.stop(number)
+        assert "Traceback" not in serving.said
+
+
+async def test_systemd(any_server: RedisServer, systemd: socket.socket) -> None:
+    """It tells systemd when every worker listens, and when it stops."""
+    environment = {"NOTIFY_SOCKET": systemd.getsockname()}
+    with Serving("--redis-url", any_server.url, environment=environment) as serving:
+        assert systemd.recv(1024) == b"READY=1\nSTATUS=2 workers listen"
+        assert (await serving.health()).status == 200
+        systemd.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            systemd.recv(1024)
+        serving.stop()
+        assert systemd.recv(1024) == b"STOPPING=1"
