@@ -107,7 +107,10 @@ async def test_successor_that_does_not_reach_the_store(any_server: RedisServer) 
         before = serving.workers()
         any_server.kill()
         hang_up(serving)
-        await says(serving, "worker-0 and those behind it are not replaced: the successor is not ready: ")
+        await says(
+            serving,
+            "worker-0 and all later ones are not replaced, the old ones go on: the new worker is not ready: ",
+        )
         await until(lambda: serving.workers() == before)
         any_server.start()
         await serving.ready()
