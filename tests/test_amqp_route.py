@@ -138,8 +138,9 @@ async def test_a_user_that_may_make_no_queue(
     """It is told what to grant, and needs nothing once somebody else has made the queue."""
     url = await permit(rabbit, configure="^$", write=r"^amq\\.default$")
     sentence = (
-        f"RabbitMQ has no queue {rabbit_queue} and does not let this user declare it: declare it, or grant the "
-        f"user configure on {rabbit_queue} (access to queue '{rabbit_queue}' in vhost '/' refused for user "
+        f"RabbitMQ has no queue {rabbit_queue} and does not let this user declare it: declare it, or grant "
+        f"the user configure on {rabbit_queue} "
+        f"(access to queue '{rabbit_queue}' in vhost '/' refused for user "
     )
     with pytest.raises(BrokerAwayError) as raised:
         await made(url, Route(rabbit_queue)).check()

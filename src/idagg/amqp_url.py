@@ -21,19 +21,19 @@ _TLS = {"cafile", "capath", "cadata", "certfile", "keyfile"}
 _HEEDED = {"heartbeat", "name", "auth", *_TLS}
 # Name of the parameter in other clients → what to do.
 _INSTEAD = {
-    **dict.fromkeys(("cacertfile", "ca_certs", "ssl_ca_certs", "sslrootcert"), "cafile is its name here"),
-    **dict.fromkeys(("ssl_certfile", "ssl_cert"), "certfile is its name here"),
-    **dict.fromkeys(("ssl_keyfile", "ssl_key"), "keyfile is its name here"),
-    **dict.fromkeys(("auth_mechanism", "login_method"), "auth is its name here, plain or external"),
+    **dict.fromkeys(("cacertfile", "ca_certs", "ssl_ca_certs", "sslrootcert"), "use cafile"),
+    **dict.fromkeys(("ssl_certfile", "ssl_cert"), "use certfile"),
+    **dict.fromkeys(("ssl_keyfile", "ssl_key"), "use keyfile"),
+    **dict.fromkeys(("auth_mechanism", "login_method"), "use auth, plain or external"),
     **dict.fromkeys(
         ("timeout", "connection_timeout", "connect_timeout", "socket_timeout"),
-        "--amqp-connect-timeout sets that",
+        "use --amqp-connect-timeout",
     ),
     **dict.fromkeys(
         ("no_verify_ssl", "verify", "ssl_cert_reqs", "fail_if_no_peer_cert"),
         "certificates are always verified; cafile names a private CA",
     ),
-    "server_name_indication": "it is always the host",
+    "server_name_indication": "it is always the host of the URL",
 }
 
 

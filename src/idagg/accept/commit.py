@@ -112,6 +112,8 @@ class _Batch:
 
 
 class GroupCommit:
+    """The queue of batches, and the loop that sends them to the store one at a time."""
+
     def __init__(
         self,
         hits: Hits,
@@ -267,7 +269,7 @@ class GroupCommit:
         self._expect(self._max_batch)
 
     def stop(self) -> None:
-        """Let ``run`` return once everyone who waits has been answered."""
+        """Let ``run`` return once every waiter is answered."""
         self._stopping = True
         self._rouse()
 

@@ -79,7 +79,7 @@ _AGE_JITTER = 0.1
 # A server should ignore some empty lines before a request (RFC 9112 2.2).
 _EMPTY_LINES = re.compile(rb"(?:\r\n){0,8}").match
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_KEEP = Style.KEEP  # a look-up through the enum costs some 40 ns, and each answer needs it
+_KEEP = Style.KEEP  # a look-up through the enum costs about 40 ns, and each answer needs one
 
 
 class Reply:

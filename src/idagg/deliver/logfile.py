@@ -199,7 +199,7 @@ class LogFile:
             raise
 
     def _check(self) -> None:
-        # Creates no file: if root ran the check, the file would be root's, and the service could not write it.
+        # Creates no file: if root runs the check, the file would be root's, and the service could not write.
         try:
             if (descriptor := _STANDARD.get(str(self._path))) is not None:
                 os.fstat(descriptor)

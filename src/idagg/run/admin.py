@@ -24,12 +24,16 @@ _CLOSE_S = 1.0
 
 
 class Watched(Protocol):
+    """The supervisor, as the admin listener needs it."""
+
     metrics_folder: Path
 
     def trouble(self) -> dict[str, str]: ...
 
 
 class AdminListener:
+    """Serves ``/metrics``, ``/livez`` and ``/readyz``."""
+
     def __init__(self, watched: Watched) -> None:
         self._watched = watched
         readyz = self._readyz

@@ -74,6 +74,8 @@ class Assigned:
 
 
 class CallbackProcess:
+    """All parts of the callback process, their start, and their orderly stop."""
+
     def __init__(self, start: CallbackStart, *, heartbeats: int) -> None:
         settings = start.settings
         self._heartbeats = heartbeats  # a descriptor

@@ -24,6 +24,8 @@ SINKS = frozenset({"broker", "delivery", "callbacks"})
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Message:
+    """Base of all messages: reads and writes one line."""
+
     def line(self) -> bytes:
         return orjson.dumps(self, default=_settings_as_json) + b"\n"
 

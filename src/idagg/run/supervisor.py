@@ -56,6 +56,8 @@ class CrashLoopError(IdaggError):
 
 
 class Supervisor:
+    """Starts, watches, replaces and stops the processes of this machine."""
+
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._stop = asyncio.Event()
@@ -241,9 +243,7 @@ class Supervisor:
             for slot in range(len(self._workers)):
                 trouble = await self._replace_one(slot)
                 if trouble:
-                    log.error(
-                        "worker-%d and all later ones are not replaced, the old ones go on: %s", slot, trouble
-                    )
+                    log.error("worker-%d and all later ones go on, they are not replaced: %s", slot, trouble)
                     break
             else:
                 if self._callbacks:

@@ -54,6 +54,8 @@ LAST_REQUEST_S = 1.0
 
 
 class Worker:
+    """All parts of a worker process, their start, and their orderly stop."""
+
     def __init__(self, start: WorkerStart, *, heartbeats: int) -> None:
         settings = start.settings
         self._start = start
