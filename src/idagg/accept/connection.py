@@ -356,9 +356,7 @@ class Connection(asyncio.Protocol):
         if style is Style.CLOSE:
             self._end_input()
         if self._late:
-            status = admission.refuse(
-                UNAVAILABLE
-            )  # it has waited too long, behind an expired request for example
+            status = admission.refuse(UNAVAILABLE)  # it has waited too long
         else:
             status = admission.one(self if style is _KEEP else Reply(self, style), query)
         if status:

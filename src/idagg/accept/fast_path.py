@@ -47,7 +47,7 @@ class FastPath:
         self.late: set[Connection] = set()
         self.unjudged_bytes = 0  # and bytes reserved for bodies
         self.ticks = 0  # since the start
-        self.patience_ticks = max(1, int(deadline_s / 2 / TICK_S))  # a request may wait to be judged
+        self.patience_ticks = max(1, int(deadline_s / 2 / TICK_S))  # limit of an unjudged request's wait
         self.now_s = 0  # whole seconds since the start; advanced by ``second``
         self.leaving = False
 
@@ -83,7 +83,7 @@ class FastPath:
             connection.finish()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
-                while any(map(Connection.is_busy, self.connections)):  # noqa: ASYNC110  many connections change it
+                while any(map(Connection.is_busy, self.connections)):  # noqa: ASYNC110  any of many ends it
                     await asyncio.sleep(TICK_S / 10)
         await asyncio.sleep(TICK_S)
         for connection in list(self.connections):

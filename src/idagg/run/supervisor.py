@@ -254,7 +254,7 @@ class Supervisor:
     async def _replace_one(self, slot: int) -> str | None:
         """Replace the worker once a new one has served beside it for YOUNG_S; or return why not."""
         successor = self._start_worker(slot)
-        while not successor.life.done() and successor.served_s < YOUNG_S:  # noqa: ASYNC110  it grows with time; no event tells
+        while not successor.life.done() and successor.served_s < YOUNG_S:  # noqa: ASYNC110  it grows by itself
             await asyncio.sleep(0.02)
         heartbeat = successor.said
         if heartbeat is None:
