@@ -535,7 +535,7 @@ def test_same_port_without_a_clash() -> None:
             "amqp_url",
             "amqps://u:hunter2@h/?cacertfile=/ca",
             "amqps://u:***@h/?cacertfile=/ca",
-            "'cacertfile' in its query: cafile is its name here",
+            "'cacertfile' in its query: use cafile",
         ),
         (
             "amqp_routing_key",
