@@ -14,9 +14,10 @@ from idagg.errors import CannotStartError, Exit
 from idagg.settings import Settings, SettingsError, default_text, flag, load
 
 _EPILOG = (
-    "Each setting is also a variable IDAGG_NAME and a key of the TOML file; a flag wins over the variable, "
-    "that over the file. Flags can be seen by every user of this machine: give secrets as variables, or as "
-    "systemd credentials idagg_redis_url, idagg_amqp_url, idagg_callback_secret and idagg_callback_proxy."
+    "Each setting is also an environment variable IDAGG_NAME and a key of the TOML file. Precedence: flag, "
+    "environment variable, file, systemd credential. Every user of this machine can read flags: give secrets "
+    "as environment variables, or as systemd credentials idagg_redis_url, idagg_amqp_url, "
+    "idagg_callback_secret and idagg_callback_proxy."
 )
 
 
@@ -44,8 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, run, summary in (
-        ("serve", _serve, "count until told to stop"),
-        ("check", _check, "check the settings and reach every dependency"),
+        ("serve", _serve, "count unique ids until a signal stops it"),
+        ("check", _check, "check the settings and the connection to every dependency"),
         ("config", _config, "print the settings in force and where each came from"),
     ):
         command = commands.add_parser(
@@ -64,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-# What `serve` and `check` import is heavy, and of no use to `config` and `--help`.
+# Imported late: `config` and `--help` do not need these modules, and they take long to load.
 def _serve(settings: Settings, _origin: Mapping[str, str]) -> int:
     from idagg.run.supervisor import serve
 
@@ -99,13 +100,13 @@ def _complain(code: Exit, *sentences: str) -> int:
 
 @contextlib.contextmanager
 def _printing() -> Iterator[None]:
-    """Ends the process quietly, as SIGPIPE would, when the reader of its output has left."""
+    """If the reader of the output has closed its pipe, end the process without a message, as SIGPIPE does."""
     try:
         try:
             yield
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # What is still buffered has to go somewhere, else the interpreter complains on its way out.
+        # The interpreter flushes the rest of the buffer at exit, and would print an error without this.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None

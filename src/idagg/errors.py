@@ -1,6 +1,6 @@
-"""Errors that one package raises for another, and the process's exit codes.
+"""Errors that one package raises for another, and the exit codes of the process.
 
-Each error's text is one sentence for a person: what happened and, where there is something to do, what.
+An error's text is one sentence for the operator: what happened and, if the operator can act, what to do.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ class Exit(enum.IntEnum):
     """Exit codes of the ``idagg`` command."""
 
     OK = 0
-    TROUBLE = 1  # `idagg check` found a dependency in trouble
+    TROUBLE = 1  # `idagg check` found a dependency that cannot be used
     USAGE = 2  # settings or arguments are wrong; nothing was started
-    CANNOT_START = 3  # port taken, state folder in use, no embedded server to be had
+    CANNOT_START = 3  # port taken, state folder in use, no program for the embedded store
     CRASH_LOOP = 4  # workers died again and again
 
 
 class IdaggError(Exception):
-    """The base of them all."""
+    """Base of all errors of idagg."""
 
 
 class UnfitError(ValueError):
-    """A value that a setting cannot take; says why, in words that hold no secret."""
+    """A value that a setting refuses. The text gives the reason and contains no secret."""
 
 
 class CannotStartError(IdaggError):
-    """This instance cannot start here; a person has to change something."""
+    """This instance cannot start until the operator changes something."""
 
 
 class StoreError(IdaggError):
-    """The base of the store's errors."""
+    """Base of the store's errors."""
 
 
 class StoreAwayError(StoreError):
-    """The store could not be reached or is not ready; whether the command was carried out is unknown."""
+    """The store cannot be reached or is not ready. The command may or may not have been executed."""
 
 
 class HalfDoneError(StoreAwayError):
@@ -43,16 +43,18 @@ class HalfDoneError(StoreAwayError):
 
 
 class StoreRefusedError(StoreError):
-    """The store answered no: the command was not carried out, and asking again will not help by itself."""
+    """The store refused the command and did not execute it. A retry alone does not help."""
 
 
 class FencedError(StoreRefusedError):
-    """Another leader has taken over since; what was asked under the old epoch was not done."""
+    """Another leader has a newer epoch. The store did not execute the command of the old one."""
 
 
 class DamagedError(StoreError):
-    """A member of an index in the store, or what it names, is not what we wrote, and has to be
-    quarantined."""
+    """An index member in the store, or the key that it names, is not as idagg wrote it.
+
+    It has to be quarantined.
+    """
 
     def __init__(self, index: str, member: bytes, what: str) -> None:
         super().__init__(what)
@@ -65,16 +67,16 @@ class DamagedError(StoreError):
 
 
 class UnknownRefusalError(StoreRefusedError):
-    """The store answered no, and nothing that we know of explains it."""
+    """The store refused the command for a reason that idagg does not know."""
 
 
 class WrongTypeError(UnknownRefusalError):
-    """Somebody else's value stands where one of ours belongs."""
+    """A key of idagg holds another program's value."""
 
 
 class BrokerAwayError(IdaggError):
-    """The message was not confirmed; it may or may not have arrived."""
+    """RabbitMQ did not confirm the message. It may or may not have arrived."""
 
 
 class LogFileError(IdaggError):
-    """A line is not in the log file, nor any part of it; where that hangs, it may come later all the same."""
+    """The log file has no part of the line. If the write hangs, the line may still be written later."""

@@ -1,6 +1,7 @@
-"""Places in the flush where a test ends or stalls this process: ``IDAGG_FAILPOINT=PLACE=ACTION[@FILE]``.
+"""Places in the flush where a test kills or stops this process: ``IDAGG_FAILPOINT=PLACE=ACTION[@FILE]``.
 
-With a file, that happens while the file exists, and takes it away, so that the successor passes.
+If a file is named, the action happens only while it exists, and removes it. The process started next then
+passes the same place.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ ACTIONS = {"kill": signal.SIGKILL, "stall": signal.SIGSTOP}
 
 
 def problem(text: str | None) -> str | None:
-    """What is wrong with the variable's value, in a sentence."""
+    """One sentence about an invalid value of the variable; None if it is valid."""
     if text is None:
         return None
     place, _, action = text.partition("@")[0].partition("=")
@@ -26,13 +27,13 @@ def problem(text: str | None) -> str | None:
 
 
 def reach(place: str) -> None:
-    """Say that this process has come to the place."""
+    """Run the action of this place, if a test has set one."""
     chosen, _, file = os.environ.get(VARIABLE, "").partition("@")
     if not chosen.startswith(f"{place}="):
         return
     if file:
         try:
-            os.unlink(file)  # noqa: PTH108  one call, of which one process comes back
+            os.unlink(file)  # noqa: PTH108  one call: of several processes exactly one succeeds
         except FileNotFoundError:
             return
     os.kill(os.getpid(), ACTIONS[chosen.partition("=")[2]])

@@ -1,7 +1,7 @@
-"""What is counted about ourselves, over all workers of this VM.
+"""idagg's own metrics, added up over all processes of this machine.
 
-Workers write their figures to files in a folder that the supervisor made (prometheus_client's multiprocess
-mode); the admin listener adds them up. Figures move per batch or per window, never per request.
+Each process writes its metrics to files in a folder of the supervisor's (prometheus_client's multiprocess
+mode). The admin listener adds them up. Metrics are updated per batch or per window, never per request.
 """
 
 from __future__ import annotations
@@ -24,39 +24,41 @@ from idagg import libraries
 from idagg.window import Counts, Record
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-"""The library reads it when it is imported: a worker has to be started with it."""
+"""prometheus_client reads it on import, so a process must be started with it."""
 
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 def write_as(writer: int) -> None:
-    """Write to the files of this number. It is no living process's; a dead one's is taken over, so that files
-    do not pile up."""
+    """Write metrics to the files with this number, which no other running process may have.
+
+    A number is used again after its process has died, so that files do not accumulate.
+    """
     if FOLDER_VARIABLE in os.environ:
         libraries.write_metrics_as(writer)
 
 
 def forget(folder: Path, writer: int) -> None:
-    """The process is dead: what it said of the present is not true any more."""
+    """Drop the live gauges of a process that has died. Its counters stay."""
     multiprocess.mark_process_dead(writer, str(folder))  # type: ignore[no-untyped-call]  # untyped there
 
 
 def exposition(folder: Path) -> bytes:
-    """All workers' figures in Prometheus' text format."""
+    """The metrics of all processes in Prometheus' text format."""
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry, path=str(folder))  # type: ignore[no-untyped-call]  # untyped there
     return generate_latest(registry)
 
 
 class Metrics:
-    """One worker's figures. "LOSS" marks those that mean that something was not counted or not delivered."""
+    """One process's metrics. "LOSS" marks each that means that something was not counted or not delivered."""
 
     def __init__(self) -> None:
         registry = CollectorRegistry()
         self._requests = Counter(
             "idagg_requests",
-            "Requests by the status answered; LOSS: 503, callers were told that their ids are not counted",
+            "Requests by status of the answer; LOSS: 503, callers were told that their ids are not counted",
             ["status"],
             registry=registry,
         )
@@ -64,8 +66,8 @@ class Metrics:
             self._requests.labels(str(status))
         self._handed_off = Counter(
             "idagg_handed_off",
-            "Requests that the fast path handed off to the fallback app: post is the bulk form, "
-            "method another method, path another path or another form of this one",
+            "Requests that the fast path handed off to the fallback app; post: the bulk form, "
+            "method: another method, path: another path or an unusual form of the accept request",
             ["reason"],
             registry=registry,
         )
@@ -79,13 +81,13 @@ class Metrics:
         )
         self._in_flight = Gauge(
             "idagg_in_flight",
-            "Ids that wait for the store, those of repeats included",
+            "Ids that wait for the store, repeats included",
             multiprocess_mode="livesum",
             registry=registry,
         )
         self._repeats = Counter(
             "idagg_repeats",
-            "Ids of requests answered 200 that were not sent, since the open window had them",
+            "Ids answered 200 without being sent to the store, because the open window had them",
             registry=registry,
         )
         self._batch_size = Histogram(
@@ -120,34 +122,34 @@ class Metrics:
         )
         self._callbacks = Counter(
             "idagg_callbacks",
-            "Endpoints by result; LOSS: limit, expired and given_up were not called, for --callback-limit, "
-            "since they had to wait too long, or since too many windows waited",
+            "Endpoints by result; LOSS: limit (over --callback-limit), expired (waited too long) and "
+            "given_up (too many windows waited) were not called",
             ["result"],
             registry=registry,
         )
         self._leader = Gauge(
             "idagg_leader",
-            "1 where a worker of this VM leads",
+            "1 if a worker of this machine is the leader, else 0",
             multiprocess_mode="livesum",
             registry=registry,
         )
         self._last = Gauge(
             "idagg_last_sealed_window_seconds",
-            "Start of the newest window sealed here, Unix time",
+            "Start of the newest window that this machine sealed, Unix time in seconds",
             multiprocess_mode="max",
             registry=registry,
         )
         self._pending = Gauge(
             "idagg_pending",
-            "Sealed windows with something still to be sent: deliveries, which no sink has; messages, which "
-            "are in the log file and not in the queue; callbacks",
+            "Sealed windows with something still to be sent; deliveries: their counts are in no sink yet; "
+            "messages: in the log file, not yet in RabbitMQ; callbacks: endpoints not yet called",
             ["of"],
             multiprocess_mode="livesum",
             registry=registry,
         )
         self._quarantined = Gauge(
             "idagg_quarantined",
-            "LOSS: windows that cannot be read, since the store was damaged, for a person to mend",
+            "LOSS: windows whose keys in the store are damaged; an operator has to repair them",
             multiprocess_mode="livesum",
             registry=registry,
         )
@@ -160,7 +162,7 @@ class Metrics:
         )
         self._tasks = Gauge(
             "idagg_tasks",
-            "Tasks of all event loops: about ten each, and one for each callback under way",
+            "Tasks of all event loops: about ten each, and one for each callback in progress",
             multiprocess_mode="livesum",
             registry=registry,
         )
@@ -174,7 +176,7 @@ class Metrics:
     def traffic(
         self, answered: Mapping[int, int], handed_off: Mapping[str, int], *, connections: int, waiting: int
     ) -> None:
-        """``answered``: requests, by status, answered without asking the store."""
+        """Add requests that were answered without the store (``answered``, by status) and handed off."""
         for status, count in answered.items():
             self._requests.labels(str(status)).inc(count)
         for reason, count in handed_off.items():

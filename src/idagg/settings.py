@@ -1,8 +1,8 @@
-"""The settings: what each means, what it may be, and where its value came from.
+"""The settings: meaning, allowed values, and source of each.
 
-A flag wins over the environment, that over the TOML file, that over a systemd credential, that over the
-default. This is plain pydantic: pydantic-settings' sources pass over a missing file and an unreadable
-credential without an error, and its models read the environment again in each worker.
+Precedence: flag, environment variable, TOML file, systemd credential, default. This is plain pydantic.
+pydantic-settings ignores a missing file and an unreadable credential, and its models would read the
+environment again in each worker.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from idagg.amqp_url import one_per_host
 from idagg.errors import IdaggError, UnfitError
 
 MAX_WORKERS = 256
-# Below what a worker has to stop in, since it answers first.
+# Below STOP_S of run/child.py: a worker that stops answers its requests first.
 MAX_DEADLINE_S = 10
 SECRETS = ("redis_url", "amqp_url", "callback_secret", "callback_proxy")
 
 _CONFIG_VARIABLE = "IDAGG_CONFIG"
-# RFC 1123 with the underscores that container names have. A last label that begins with a digit is a mistyped
-# address, or one in a form that only resolvers read (127.1, 0x7f000001).
+# RFC 1123, and underscores, which container names have. A last label that begins with a digit is refused: it
+# is a mistyped address, or a form that only resolvers read (127.1, 0x7f000001).
 _HOST_NAME = re.compile(
     r"(?=.{1,253}\Z)(?:(?!-)[\w-]{1,63}(?<!-)\.)*(?=[A-Za-z])[\w-]{1,63}(?<!-)\.?", re.ASCII
 )
@@ -50,16 +50,16 @@ _PROXY = re.compile(
     r"http://(?:[^\s:@/]*(?::[^\s@/]*)?@)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}/?"
 )
 
-_MAKE_ONE = "write whsec_ and, behind it, what `openssl rand -base64 32` prints"
+_MAKE_ONE = "write whsec_ followed by the output of `openssl rand -base64 32`"
 
-# To validators: a person has been told what is wrong already.
+# Validation context in workers: the supervisor has checked these values already.
 _PASSED_ON = {"passed_on": True}
 
 _Found = dict[str, tuple[object, str]]  # setting → value, where it came from
 
 
 class SettingsError(IdaggError):
-    """Settings that cannot be used; ``problems`` has a sentence for each."""
+    """Settings that cannot be used. ``problems`` has one sentence for each."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -86,7 +86,7 @@ def _url(*schemes: str) -> Callable[[str], str]:
     def check(value: str) -> str:
         parts = urlsplit(value)  # raises on a bad IPv6 host, `.port` on a bad port
         place = parts.path.strip("/") if parts.scheme == "unix" else parts.hostname
-        # urlsplit forgives capitals, a lone slash, line breaks and tabs; those who connect do not.
+        # urlsplit accepts capitals, a lone slash, line breaks and tabs; the client libraries do not.
         scheme = value.partition("://")[0]
         if scheme not in schemes or not place or parts.port == 0 or re.search(r"\s", value):
             raise ValueError("not a URL of this kind")
@@ -96,7 +96,7 @@ def _url(*schemes: str) -> Callable[[str], str]:
 
 
 def _redis_url(value: str) -> str:
-    # Not loaded to print settings that name no Redis.
+    # Imported late: settings without Redis do not need it.
     from idagg.store.address import check
 
     check(_url("redis", "rediss", "unix")(value))
@@ -129,7 +129,7 @@ def _origin(value: str) -> str:
 
 
 def _secrets(value: object) -> object:
-    """One text, however many there are, without what an editor or a file adds at their ends."""
+    """Join the secrets to one text, without the white space that an editor adds at their ends."""
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
         raise ValueError("neither text nor a list of it")
@@ -139,10 +139,10 @@ def _secrets(value: object) -> object:
 def _callback_secrets(value: str) -> str:
     secrets = value.split(",")
     if len(secrets) > 2:
-        raise UnfitError("it has more than two secrets: the new one and the one before are enough to rotate")
+        raise UnfitError("it has more than two secrets: give the new one and the previous one")
     for secret in secrets:
         if secret.startswith("whsk_"):
-            raise UnfitError("whsk_ is a private key, of signatures that idagg does not make: use whsec_")
+            raise UnfitError("whsk_ marks a private key, for signatures that idagg does not make: use whsec_")
         encoded = secret.removeprefix("whsec_")
         try:
             key = base64.b64decode(encoded, validate=True)
@@ -151,16 +151,16 @@ def _callback_secrets(value: str) -> str:
         if not key or base64.b64encode(key).decode() != encoded:
             raise UnfitError(f"it is not whsec_ and base64: {_MAKE_ONE}")
         if encoded == secret:
-            raise UnfitError("base64 alone is taken in different ways: write whsec_ in front of it")
+            raise UnfitError("receivers read bare base64 in different ways: write whsec_ in front of it")
         if not 24 <= len(key) <= 64:
             raise UnfitError(f"its key has {len(key)} bytes, and the standard has 24 to 64: {_MAKE_ONE}")
     return value
 
 
 def _ca_file(value: Path, info: ValidationInfo) -> Path:
-    """Only where a person starts us: a worker counts on without a file that has gone since."""
+    """Check the file when an operator starts idagg. In a worker a missing file must not stop the counting."""
     if info.context != _PASSED_ON:
-        import ssl  # not loaded where there is no such file
+        import ssl  # imported late: settings without this file do not need it
 
         try:
             ssl.create_default_context(cafile=value)
@@ -191,9 +191,10 @@ _Secrets = Annotated[str, BeforeValidator(_secrets), AfterValidator(_callback_se
 
 
 class Settings(BaseModel):
-    """Built by ``load`` from what a person wrote, and by ``from_json`` in workers. Prints without secrets.
+    """All settings. ``load`` builds them from the operator's input, ``from_json`` in a worker.
 
-    Each description is a noun phrase with its unit and range: help, README and error messages show it.
+    Printing them shows no secret. Each description is a noun phrase with unit and range, because help, README
+    and error messages show it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
@@ -211,15 +212,15 @@ class Settings(BaseModel):
         default=75,
         ge=1,
         le=3600,
-        description="time an idle connection is kept, 1 to 3600 whole seconds; "
-        "more than the load balancer's own",
+        description="time an idle connection stays open, 1 to 3600 whole seconds; "
+        "set it above the load balancer's own",
     )
     max_connection_age: int | None = Field(
         default=None,
         ge=1,
         le=86_400,
-        description="age at which a connection ends behind its next answer, 1 to 86400 whole seconds, "
-        "up to a tenth earlier; none: no limit",
+        description="age after which a connection is closed with its next answer, 1 to 86400 whole seconds, "
+        "at random up to a tenth earlier; none: no limit",
     )
     cors_origin: Annotated[str, AfterValidator(_origin)] | None = Field(
         default=None,
@@ -230,8 +231,8 @@ class Settings(BaseModel):
     )
     redis_url: Annotated[str, AfterValidator(_redis_url)] | None = Field(
         default=None,
-        description="URL of the store, redis://, rediss:// or unix://; in its query at most db and, "
-        "with rediss, ssl_ca_certs and the like; none: an embedded one",
+        description="URL of the store, redis://, rediss:// or unix://; its query may have db and, "
+        "with rediss, TLS parameters such as ssl_ca_certs; none: the embedded store",
     )
     namespace: str = Field(
         default="idagg",
@@ -240,22 +241,22 @@ class Settings(BaseModel):
     )
     amqp_url: Annotated[str, AfterValidator(_amqp_url)] | None = Field(
         default=None,
-        description="URL of RabbitMQ, amqp:// or amqps://, hosts separated by commas; in its query at most "
+        description="URL of RabbitMQ, amqp:// or amqps://, hosts separated by commas; its query may have "
         "heartbeat, name, auth and, with amqps, cafile, capath, cadata, certfile, keyfile; "
-        "none: windows go to the log file",
+        "none: counts go to the log file",
     )
     amqp_queue: Annotated[str, AfterValidator(_queue)] = Field(
         default="counts_queue",
         description="queue to publish to, 1 to 255 bytes, not starting with amq.; "
-        "declared as a durable queue where missing",
+        "if it is missing, idagg declares it as a durable queue",
     )
     amqp_queue_type: Literal["quorum", "classic", "stream"] = Field(
-        default="quorum", description="type of the queue where it is declared: quorum, classic or stream"
+        default="quorum", description="type of the queue if idagg declares it: quorum, classic or stream"
     )
     amqp_exchange: Annotated[str, AfterValidator(_short)] | None = Field(
         default=None,
-        description="exchange to publish to, 1 to 255 bytes; used as it is, with it no queue is declared; "
-        "none: the default exchange, which leads to the queue",
+        description="exchange to publish to, 1 to 255 bytes; it must exist, and no queue is declared then; "
+        "none: the default exchange, which routes to the queue",
     )
     amqp_routing_key: Annotated[str, AfterValidator(_short)] | None = Field(
         default=None,
@@ -268,77 +269,79 @@ class Settings(BaseModel):
         default=2,
         ge=0.1,
         le=30,
-        description="time a connection to RabbitMQ may take, and finding the queue again, 0.1 to 30 seconds",
+        description="time limit of a connection to RabbitMQ, and then of the check of its queue or exchange, "
+        "0.1 to 30 seconds",
     )
     amqp_publish_timeout: float = Field(
         default=2,
         ge=0.1,
         le=MAX_DEADLINE_S,
-        description="time RabbitMQ may take to confirm a message before its window goes to the log file, "
+        description="time RabbitMQ may take to confirm a message before the count goes to the log file, "
         f"0.1 to {MAX_DEADLINE_S} seconds",
     )
     log_file: Path = Field(
         default=Path("unique_id_capture.log"),
-        description="file for records and callback responses; - or /dev/stdout: standard output",
+        description="log file for counts and callback responses; - or /dev/stdout: standard output",
     )
     window: int = Field(default=60, ge=1, le=3600, description="length of a window, 1 to 3600 whole seconds")
     deadline: float = Field(
         default=2,
         ge=0.05,
         le=MAX_DEADLINE_S,
-        description=f"time a request may wait for the store, 0.05 to {MAX_DEADLINE_S} seconds",
+        description="time a request may wait for the store before it is answered failed, "
+        f"0.05 to {MAX_DEADLINE_S} seconds",
     )
     exact_limit: int = Field(
         default=10_000_000,
         ge=0,
-        description="number of ids per window kept exactly, 0 or more; estimated beyond",
+        description="number of ids per window counted exactly, 0 or more; above it the count is an estimate",
     )
     callback_allow: Annotated[
         tuple[Annotated[str, AfterValidator(_host_or_network)], ...], BeforeValidator(_split)
     ] = Field(
         default=(),
-        description="CIDR, address or host name that callbacks may reach although private; repeatable",
+        description="CIDR, address or host name that callbacks may reach even if it is private; repeatable",
     )
     callbacks: Literal["public", "listed", "off"] = Field(
         default="public",
-        description="who may be called: public (all but private addresses), listed (only what "
-        "callback_allow names) or off",
+        description="endpoints that may be called: public (those at public addresses or in callback_allow), "
+        "listed (only those in callback_allow) or off (none)",
     )
     callback_rate: int = Field(
         default=50,
         ge=1,
         le=10_000,
-        description="number of callbacks a second to one address, 1 to 10000; hosts of callback_allow are "
-        "exempt",
+        description="maximum number of callbacks per second to one address, 1 to 10000; "
+        "hosts of callback_allow are exempt",
     )
     callback_limit: int | None = Field(
         default=None,
         ge=1,
-        description="number of callbacks a window to one address, 1 or more; hosts of callback_allow are "
-        "exempt; none: no limit",
+        description="maximum number of callbacks per window to one address, 1 or more; "
+        "hosts of callback_allow are exempt; none: no limit",
     )
     callback_secret: _Secrets | None = Field(
         default=None,
         description="secret that signs callbacks (Standard Webhooks), whsec_ and the base64 of 24 to 64 "
-        "bytes; two, comma separated, while one is rotated",
+        "bytes; two, separated by a comma, during a rotation",
     )
     callback_ca: Annotated[Path, AfterValidator(_ca_file)] | None = Field(
         default=None,
         description="file of CA certificates (PEM) that callbacks trust besides the system's; "
-        "none: those alone",
+        "none: only the system's",
     )
     callback_proxy: Annotated[str, AfterValidator(_proxy)] | None = Field(
         default=None,
-        description="HTTP proxy for callbacks, http://[user:pass@]host:port, which then resolves their "
-        "names; none: they go straight",
+        description="HTTP proxy for callbacks, http://[user:pass@]host:port; it resolves their host names; "
+        "none: direct connections",
     )
     state_dir: Path = Field(description="folder of the embedded store's data")
 
     @field_validator("*", mode="before")
     @classmethod
     def _no_accident(cls, value: object) -> object:
-        # An empty variable is one that nobody filled in, and pydantic takes true for 1. No path may hold a
-        # NUL, and no JSON a name that is not UTF-8 (`encode` raises).
+        # An empty variable was left empty by mistake, and pydantic would read true as 1. A path cannot have a
+        # NUL, and JSON cannot have a name that is not UTF-8 (`encode` raises).
         if value == "" or isinstance(value, bool) or b"\0" in str(value).encode():
             raise ValueError("not a value of any setting")
         return value
@@ -355,22 +358,22 @@ class Settings(BaseModel):
     @classmethod
     def _key_of_an_exchange(cls, key: str | None, info: ValidationInfo) -> str | None:
         if key is not None and info.data.get("amqp_exchange") is None:
-            raise UnfitError("it is for --amqp-exchange; without that, messages go by the queue's name")
+            raise UnfitError("it needs --amqp-exchange; without one, the queue's name is the routing key")
         return key
 
     def to_json(self) -> bytes:
-        """For a worker process: all of it, secrets too."""
+        """All settings, secrets included, for a worker process."""
         return self.model_dump_json().encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> Settings:
-        """From a supervisor's ``to_json``. What another version has and this one does not is passed over."""
+        """Read a supervisor's ``to_json``. Settings that only another version has are ignored."""
         given = orjson.loads(data)
         known = {name: value for name, value in given.items() if name in cls.model_fields}
         return cls.model_validate_json(orjson.dumps(known), context=_PASSED_ON)
 
     def masked(self) -> dict[str, object]:
-        """The values, fit to be shown."""
+        """The values, with secrets masked."""
         return {name: _masked(name, value) for name, value in self}
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
@@ -382,7 +385,7 @@ def _masked(name: str, value: object) -> object:
         return value
     if name == "callback_secret":
         return "***"
-    # From the colon behind the user to the last @: an unescaped password may hold either character.
+    # From the colon after the user to the last @: an unescaped password may contain both characters.
     text = re.sub(r"\A((?:[\w+.-]+://)?+[^:]*):.*@", r"\1:***@", str(value), flags=re.DOTALL)
     return re.sub(r"(?<=password=)[^&#]*", "***", text)
 
@@ -400,19 +403,19 @@ def variable(name: str) -> str:
 
 
 def default_text(name: str) -> str:
-    """The default in words, for help and README."""
+    """The default as text, for help and README."""
     computed = {"workers": "usable CPUs", "state_dir": "$STATE_DIRECTORY, else the XDG state folder"}
     return computed.get(name) or str(Settings.model_fields[name].default or "none")
 
 
 def load(flags: Mapping[str, object], environ: Mapping[str, str]) -> tuple[Settings, dict[str, str]]:
-    """The settings in force and, for each, where it came from; or every problem at once.
+    """The settings in force and the source of each. Raises SettingsError with every problem at once.
 
-    ``flags`` has settings by name, and ``config``; what is None was not given.
+    ``flags`` has settings by name, and ``config``. None means not given.
     """
     problems: list[str] = []
     path = flags.get("config")
-    found = (  # the later wins
+    found = (  # a later source takes precedence
         _from_default(environ)
         | _from_credentials(environ, problems)
         | _from_file(environ.get(_CONFIG_VARIABLE) if path is None else str(path), problems)
@@ -438,13 +441,13 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str]) -> tuple[Setti
 def _from_default(environ: Mapping[str, str]) -> _Found:
     """The one default that depends on the environment."""
     if folders := environ.get("STATE_DIRECTORY"):
-        folder = folders.split(":")[0]  # systemd lists all of a unit's
+        folder = folders.split(":")[0]  # systemd lists all folders of a unit
     elif state := environ.get("XDG_STATE_HOME"):
         folder = f"{state}/idagg"
     elif home := environ.get("HOME"):
         folder = f"{home}/.local/state/idagg"
     else:
-        folder = ""  # refused like any empty value, unless someone gives one
+        folder = ""  # refused as every empty value is, unless another source sets it
     return {"state_dir": (folder, "default")}
 
 
@@ -500,6 +503,6 @@ def _from_flags(flags: Mapping[str, object]) -> _Found:
 
 
 def _meant(wrong: str, written: Callable[[str], str] = str) -> str:
-    """What to do about a name that no setting has; ``written`` spells a setting as its source does."""
+    """What to do about an unknown name. ``written`` spells a setting as its source does."""
     close = difflib.get_close_matches(wrong.lower(), Settings.model_fields, n=1)
     return f"; did you mean {written(close[0])}?" if close else "; `idagg config` lists them all"

@@ -1,4 +1,4 @@
-"""Ending tasks."""
+"""The end of asyncio tasks."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import asyncio
 
 
 async def end(*tasks: asyncio.Task[None]) -> None:
-    """Cancel the tasks and wait for them, whatever they end with.
+    """Cancel the tasks until they have ended, and ignore their results.
 
-    Again and again: ``asyncio.wait_for`` of Python 3.11, in which the Redis client sends its commands, loses
-    a cancellation that meets its end.
+    One cancellation is not enough: ``asyncio.wait_for`` of Python 3.11 loses one that arrives just as it
+    ends. The Redis client sends its commands in it.
     """
     pending = set(tasks)
     while pending:

@@ -1,8 +1,7 @@
-"""Windows of time and the record of one, as pure values.
+"""Time windows and a window's record. Pure.
 
-A window is ``[k*L, (k+1)*L)`` in whole seconds of Unix time and is named by its start. Which window an id
-falls into is decided inside the store, by the store's clock (``store/lua/accept.lua``); nothing here reads
-a clock.
+A window is ``[k*L, (k+1)*L)`` in whole seconds of Unix time. Its start is its name. The store decides by its
+own clock which window an id falls into (``store/lua/accept.lua``). Nothing here reads a clock.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ def iso(epoch_s: int) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-    """What is known of a sealed window; the same at each of its deliveries.
+    """A sealed window's count, the same in each of its deliveries.
 
-    ``unique_ids`` is exact where ``exact`` is true, else it is ``estimate``, the HyperLogLog's count, which
-    is taken for no more than ``hits``. ``suspect``: the store had lost writes, and ``unique_ids`` is the
+    If ``exact`` is true, ``unique_ids`` is exact; else it equals ``estimate``, the HyperLogLog's count, which
+    is never above ``hits``. If ``suspect`` is true, the store had lost writes, and ``unique_ids`` is the
     larger of ids and estimate. ``hits`` are accepted requests, repeats included. ``epoch`` is the fencing
-    number of the leader that sealed it.
+    token of the leader that sealed the window.
     """
 
     start_s: int
@@ -43,7 +42,7 @@ class Record:
         return self.start_s + self.length_s
 
     def message_id(self, namespace: str) -> str:
-        """The name under which every delivery of this window goes, so that a consumer can drop repeats."""
+        """The message id, the same in every delivery of this window, so that a consumer can drop repeats."""
         return f"{namespace}:{self.start_s}"
 
     def as_json(self) -> bytes:
@@ -62,8 +61,7 @@ class Record:
 
 
 class PendingCallback(NamedTuple):
-    """An endpoint that is still to be called for a window: how many attempts have begun, and when the next
-    may."""
+    """An endpoint still to be called for a window: attempts begun so far, and seconds until the next."""
 
     endpoint: str
     attempts: int
@@ -71,7 +69,7 @@ class PendingCallback(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Numbers of windows: with a pending delivery, message, or callbacks; and quarantined."""
+    """Numbers of windows with a pending delivery, a pending message, pending callbacks; and quarantined."""
 
     deliveries: int
     messages: int

@@ -138,8 +138,9 @@ async def test_a_user_that_may_make_no_queue(
     """It is told what to grant, and needs nothing once somebody else has made the queue."""
     url = await permit(rabbit, configure="^$", write=r"^amq\\.default$")
     sentence = (
-        f"RabbitMQ has no queue {rabbit_queue} and lets this user make none: declare it, or grant the user "
-        f"configure on {rabbit_queue} (access to queue '{rabbit_queue}' in vhost '/' refused for user "
+        f"RabbitMQ has no queue {rabbit_queue} and does not let this user declare it: declare it, or grant "
+        f"the user configure on {rabbit_queue} "
+        f"(access to queue '{rabbit_queue}' in vhost '/' refused for user "
     )
     with pytest.raises(BrokerAwayError) as raised:
         await made(url, Route(rabbit_queue)).check()
@@ -178,7 +179,7 @@ async def test_a_user_that_may_not_write(
         await ready(broker)
         assert len(caplog.records) == 1
         await broker.publish(RECORD)
-        assert [record.message for record in caplog.records[1:]] == ["RabbitMQ gets messages again"]
+        assert [record.message for record in caplog.records[1:]] == ["RabbitMQ takes messages again"]
 
 
 # Exchanges
@@ -234,7 +235,7 @@ async def test_an_exchange_that_leads_nowhere(
 ) -> None:
     """A message that no queue took is not delivered; it is told once, and that it is over, once."""
     caplog.set_level(logging.INFO)
-    sentence = f"RabbitMQ's exchange {exchange} leads the routing key key to no queue: bind one"
+    sentence = f"RabbitMQ's exchange {exchange} routes the key key to no queue: bind a queue"
     async with started(rabbit.url, Route(rabbit_queue, exchange=exchange, routing_key="key")) as broker:
         await ready(broker)
         for _ in range(2):

@@ -22,10 +22,10 @@ HANDED_OVER_S = 2.5
 
 # What a module that is imported before the worker's own does to it.
 BROKEN = {
-    "raise SystemExit('half an upgrade')": r"the successor died \(exit code 1\)",
-    "import os; os.environ['AIOHTTP_NO_EXTENSIONS'] = '1'": r"the successor died \(exit code 3\)",
-    "import signal; signal.setitimer(signal.ITIMER_REAL, 3)": r"the successor died \(SIGALRM\)",
-    "print('another version', flush=True)": r"the successor died \(SIGKILL\)",
+    "raise SystemExit('half an upgrade')": r"the new worker died \(exit code 1\)",
+    "import os; os.environ['AIOHTTP_NO_EXTENSIONS'] = '1'": r"the new worker died \(exit code 3\)",
+    "import signal; signal.setitimer(signal.ITIMER_REAL, 3)": r"the new worker died \(SIGALRM\)",
+    "print('another version', flush=True)": r"the new worker died \(SIGKILL\)",
 }
 
 
@@ -93,7 +93,9 @@ async def test_successor_that_does_not_serve(any_server: RedisServer, tmp_path: 
             for number, (line, reason) in enumerate(BROKEN.items(), 1):
                 first.write_text(line)
                 hang_up(serving)
-                await says(serving, "worker-0 and those behind it are not replaced: ", times=number)
+                await says(
+                    serving, "worker-0 and all later ones go on, they are not replaced: ", times=number
+                )
                 assert re.search(rf"not replaced: {reason}$", serving.said, re.MULTILINE)
                 assert serving.workers() == before
                 assert (await serving.health()).status == 200
@@ -108,7 +110,9 @@ async def test_successor_that_does_not_reach_the_store(any_server: RedisServer) 
         before = serving.workers()
         any_server.kill()
         hang_up(serving)
-        await says(serving, "worker-0 and those behind it are not replaced: the successor is not ready: ")
+        await says(
+            serving, "worker-0 and all later ones go on, they are not replaced: the new worker is not ready: "
+        )
         await until(lambda: serving.workers() == before)
         any_server.start()
         await serving.ready()

@@ -456,7 +456,7 @@ async def test_running_out_of_descriptors_is_told_and_survived(
     try:
         await wire.send(get("id=x"))
         async with asyncio.timeout(5):
-            while "no connection can be taken" not in caplog.text:  # noqa: ASYNC110  a log sets no event
+            while "connections are not accepted for 1 s" not in caplog.text:  # noqa: ASYNC110  a log sets no event
                 await asyncio.sleep(0.001)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -487,7 +487,7 @@ async def test_descriptors_are_kept_back(
             for descriptor in held:
                 os.close(descriptor)
         assert listener.tally[503] == 3
-        assert caplog.text.count("files are open: new connections are turned away") == 1
+        assert caplog.text.count("files are open: new connections are answered 503") == 1
         for wire in (kept, await stage.connect()):
             await wire.send(get("id=x"))
             assert await status(wire) == 400

@@ -77,7 +77,7 @@ async def test_it_is_replaced(any_server: RedisServer) -> None:
         assert (await verbose(serving))[0] == 200
         os.kill(hung, signal.SIGSTOP)
         await has_another(serving, hung)
-        assert f"the callback process (pid {hung}) has been silent for 4 s, ending it" in serving.said
+        assert f"the callback process (pid {hung}) has sent no heartbeat for 4 s, killing it" in serving.said
         assert serving.workers() == workers
         last = serving.callback_process()
         os.kill(serving.pid, signal.SIGHUP)

@@ -158,7 +158,7 @@ async def test_rabbitmq_unreachable_at_the_start() -> None:
     with Serving("--amqp-url", f"amqp://guest:hunter2@127.0.0.1:{free_port()}", window=1) as serving:
         await serving.counts_again()
         await until(
-            lambda: "RabbitMQ gets no messages for now, the log file has the windows: " in serving.said
+            lambda: "RabbitMQ takes no messages for now, the log file gets the counts: " in serving.said
         )
         await until(lambda: any("RabbitMQ" in line["reason"] for line in serving.records("window")))
         answer = await eventually(serving.health, lambda answer: b"broker: " in answer.body)

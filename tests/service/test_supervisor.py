@@ -57,7 +57,7 @@ async def test_hung_worker(any_server: RedisServer) -> None:
         os.kill(victim, signal.SIGSTOP)
         await serving.replaces(victim)
         assert other in serving.workers()
-        assert f"(pid {victim}) has been silent for 4 s" in serving.said
+        assert f"(pid {victim}) has sent no heartbeat for 4 s" in serving.said
         serving.stop()
 
 

@@ -49,8 +49,8 @@ def test_what_is_no_url(url: str) -> None:
 @pytest.mark.parametrize(
     ("query", "sentence"),
     [
-        ("cacertfile=/ca", "'cacertfile' in its query: cafile is its name here"),
-        ("ssl_ca_certs=/ca", "'ssl_ca_certs' in its query: cafile is its name here"),
+        ("cacertfile=/ca", "'cacertfile' in its query: use cafile"),
+        ("ssl_ca_certs=/ca", "'ssl_ca_certs' in its query: use cafile"),
         (
             "no_verify_ssl=1",
             "'no_verify_ssl' in its query: certificates are always verified; cafile names a private CA",
@@ -59,16 +59,16 @@ def test_what_is_no_url(url: str) -> None:
             "verify=verify_none",
             "'verify' in its query: certificates are always verified; cafile names a private CA",
         ),
-        ("timeout=5", "'timeout' in its query: --amqp-connect-timeout sets that"),
-        ("connection_timeout=5", "'connection_timeout' in its query: --amqp-connect-timeout sets that"),
-        ("channel_max=5", "'channel_max' in its query: nothing heeds that"),
+        ("timeout=5", "'timeout' in its query: use --amqp-connect-timeout"),
+        ("connection_timeout=5", "'connection_timeout' in its query: use --amqp-connect-timeout"),
+        ("channel_max=5", "'channel_max' in its query: aiormq has no such parameter"),
         ("heartbeat=0", "'heartbeat' in its query: it is 1 to 999 whole seconds"),
         ("heartbeat=", "'heartbeat' in its query: it is 1 to 999 whole seconds"),
         ("heartbeat=5s", "'heartbeat' in its query: it is 1 to 999 whole seconds"),
-        ("heartbeat=5&heartbeat=6", "a name comes twice in its query"),
+        ("heartbeat=5&heartbeat=6", "a parameter occurs twice in its query"),
         ("auth=amqplain", "'auth' in its query: it is plain or external"),
         ("keyfile=/k", "'keyfile' in its query: it needs certfile"),
-        ("cadata=%21", "'cadata' in its query: it is no base64"),
+        ("cadata=%21", "'cadata' in its query: it is not base64"),
     ],
 )
 def test_what_nothing_would_heed(query: str, sentence: str) -> None:

@@ -317,7 +317,7 @@ async def test_a_waiter_that_fails_harms_nobody(bench: Bench, caplog: pytest.Log
     bench.add("3")
     await settle()
     assert bench.answers == [("2", True), ("3", True)]
-    assert "an answer could not be given" in caplog.text
+    assert "an answer could not be written" in caplog.text
 
 
 async def test_stop_answers_everyone_first(bench: Bench) -> None:

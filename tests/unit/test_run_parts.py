@@ -86,8 +86,8 @@ def test_second_listener(host: str) -> None:
         with pytest.raises(CannotStartError) as caught:
             sockets.listen(host, port, 2)
         assert str(caught.value) == (
-            f"cannot listen on {sockets.shown(host, port)}: Address already in use; is another idagg running "
-            "there? Stop it, or give another --host or --port"
+            f"cannot listen on {sockets.shown(host, port)}: Address already in use; if another idagg runs "
+            "there, stop it, or give another --host or --port"
         )
     with listening(host, port, 2):
         pass  # it is free again, although connections to it may be on their way out

@@ -354,7 +354,7 @@ def test_good_value(name: str, value: str) -> None:
     assert str(getattr(load({name: value}, HOME)[0], name)).startswith(value)
 
 
-NO_SECRET = "it is not whsec_ and base64: write whsec_ and, behind it, what `openssl rand -base64 32` prints"
+NO_SECRET = "it is not whsec_ and base64: write whsec_ followed by the output of `openssl rand -base64 32`"
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ NO_SECRET = "it is not whsec_ and base64: write whsec_ and, behind it, what `ope
         (secret().replace("whsec_", "WHSEC_"), NO_SECRET),
         (
             secret().removeprefix("whsec_"),
-            "base64 alone is taken in different ways: write whsec_ in front of it",
+            "receivers read bare base64 in different ways: write whsec_ in front of it",
         ),
         (
             f"{secret()},{secret(23)}",
@@ -380,7 +380,7 @@ NO_SECRET = "it is not whsec_ and base64: write whsec_ and, behind it, what `ope
         (secret(65), f"its key has 65 bytes, and the standard has 24 to 64: {NO_SECRET.partition(': ')[2]}"),
         (
             secret(64).replace("whsec_", "whsk_"),
-            "whsk_ is a private key, of signatures that idagg does not make: use whsec_",
+            "whsk_ marks a private key, for signatures that idagg does not make: use whsec_",
         ),
     ],
 )
@@ -395,9 +395,7 @@ def test_bad_secret(value: str, why: str) -> None:
 def test_three_secrets() -> None:
     """A third secret is none of a rotation."""
     [problem] = problems({"callback_secret": ",".join(3 * [secret()])})
-    assert problem.endswith(
-        "it has more than two secrets: the new one and the one before are enough to rotate"
-    )
+    assert problem.endswith("it has more than two secrets: give the new one and the previous one")
 
 
 def test_secrets_from_everywhere(tmp_path: Path) -> None:
@@ -537,13 +535,13 @@ def test_same_port_without_a_clash() -> None:
             "amqp_url",
             "amqps://u:hunter2@h/?cacertfile=/ca",
             "amqps://u:***@h/?cacertfile=/ca",
-            "'cacertfile' in its query: cafile is its name here",
+            "'cacertfile' in its query: use cafile",
         ),
         (
             "amqp_routing_key",
             "k",
             "k",
-            "it is for --amqp-exchange; without that, messages go by the queue's name",
+            "it needs --amqp-exchange; without one, the queue's name is the routing key",
         ),
     ],
 )

@@ -1,1 +1,1 @@
-"""Where hits come in: the fast path, the fallback app, one idea of a valid request, and group commit."""
+"""Requests: the fast path, the fallback app, one definition of a valid request, and group commit."""

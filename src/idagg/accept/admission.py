@@ -1,7 +1,6 @@
-"""What becomes of an accept request: the one decision, for the fast path, one-shot connections and the
-fallback app.
+"""The decision about an accept request, for the fast path, one-shot connections and the fallback app alike.
 
-A request is refused here, with its status, or it is taken, and the group commit answers its waiter.
+A request is either refused here, with a status, or taken; then the group commit answers its waiter.
 """
 
 from __future__ import annotations
@@ -15,9 +14,12 @@ TAKEN = 0
 
 
 class Admission:
-    """``tally`` counts requests by the status of answers that the store has no part in. A metric's update
-    would cost more than the request; who owns the tally moves it now and then. Without ``keeps_endpoints``
-    nobody is called: an endpoint is judged, and forgotten."""
+    """Takes or refuses requests.
+
+    ``tally`` counts refused requests by status. Its owner copies it to the metrics once a second, because a
+    metric's update would cost more than the request. If ``keeps_endpoints`` is false, an endpoint is
+    validated and then dropped, because callbacks are off.
+    """
 
     def __init__(
         self, commit: GroupCommit, tally: collections.Counter[int], *, keeps_endpoints: bool = True
@@ -27,18 +29,18 @@ class Admission:
         self._keeps_endpoints = keeps_endpoints
 
     def one(self, waiter: Waiter, query: bytes) -> int:
-        """TAKEN, or the status to answer a GET with."""
+        """Take a GET. Returns TAKEN, or the status to answer with."""
         hit = parse(query)
         return self.hit(waiter, *hit) if hit else self.refuse(400)
 
     def hit(self, waiter: Waiter, canonical_id: bytes, endpoint: bytes | None = None) -> int:
-        """The same, of a query that is parsed already."""
+        """Take a request whose query is parsed already. Returns as ``one`` does."""
         if endpoint is not None and not self._keeps_endpoints:
             endpoint = None
         return TAKEN if self.commit.add(waiter, canonical_id, endpoint) else self.refuse(503)
 
     def many(self, waiter: Waiter, query: bytes, body: bytes) -> int:
-        """TAKEN, or the status to answer a bulk POST with. All of its ids are stored, or none."""
+        """Take a bulk POST, all of its ids or none. Returns TAKEN, or the status to answer with."""
         try:
             hits = parse_bulk(query, body)
         except TooManyError:
@@ -51,6 +53,6 @@ class Admission:
         return TAKEN
 
     def refuse(self, status: int) -> int:
-        """Count an answer that is not the store's; returns its status."""
+        """Count an answer given without the store. Returns its status."""
         self._tally[status] += 1
         return status

@@ -1,7 +1,6 @@
-"""Where the body of a request ends, by its length or in chunks (RFC 9112 6 and 7.1), and what is in it. Pure.
+"""The body of a request, by its length or in chunks (RFC 9112 6 and 7.1). Pure.
 
-Chunks are taken in their strict form: what is lenient about them in practice has been used to smuggle
-requests.
+Only the strict form of chunks is accepted, because lenient parsers have been abused to smuggle requests.
 """
 
 from __future__ import annotations
@@ -15,21 +14,21 @@ _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t -~\x80-\xff]*)?\r\n").ma
 
 
 class BodyReader:
-    """Takes the bytes behind a head until the body is whole; ``content`` is it then."""
+    """Collects the bytes after a head until the body is complete; ``content`` is the body."""
 
     def __init__(self, head: Head) -> None:
-        """Raises RefusedError where the body is too large, or is of a request that has none."""
+        """Raises RefusedError if the body is too large, or if the method takes no body."""
         self.head = head
         self.content = bytearray()
         self._length = head.length
         self._limit = MAX_BULK_BYTES if head.method == b"POST" else 0
-        self._raw = bytearray()  # chunks that are not whole
-        self._trailers = -1  # lines; -1: the last chunk has not come
+        self._raw = bytearray()  # bytes of an incomplete chunk
+        self._trailers = -1  # trailer lines so far; -1: the last chunk has not arrived
         if head.length > self._limit or (head.expects and not self._limit):
             raise RefusedError(413)
 
     def feed(self, data: bytes) -> bytes | None:
-        """What comes behind the body; None where more of the body is to come. Raises RefusedError."""
+        """Take bytes. Returns those after the body, or None if the body goes on. Raises RefusedError."""
         if self._length == Body.CHUNKED:
             self._raw += data
             return self._chunks()
@@ -75,6 +74,6 @@ class BodyReader:
 
 
 def _check_line(raw: bytearray, at: int) -> None:
-    """A line that is whole, or too long, would have been understood."""
+    """Refuse a chunk line that is complete or too long; an incomplete one may become valid."""
     if raw.find(b"\n", at) >= 0 or len(raw) - at > MAX_LINE_BYTES + 1:
         raise RefusedError(400)

@@ -1,29 +1,27 @@
 """Group commit: many requests, one command to the store.
 
-One batch is at the store at a time. Meanwhile, arriving ids collect in the next one; so the batch grows with
-the load and with the store's latency. Nothing is made per request but its place in two lists: no future, no
-task, no clock reading.
+One batch is at the store at a time. Ids that arrive meanwhile collect in the next batch, so batches grow with
+the load and with the store's latency. A request costs two list entries: no future, no task, no clock reading.
 
-Clients that send their next request when they have their answer would fall into two halves that take turns,
-each paying for batches half as large. So the next batch waits for as many requests as were just answered, but
-no longer than LINGER_S after their answers.
+Linger: a client usually sends its next request after its answer. Without a pause, such clients would split
+into two groups that alternate, each with batches half as large. So the next batch waits for as many requests
+as were just answered, but no longer than LINGER_S.
 
-Batches are settled in the order in which they were opened, and the requests of one in the order in which they
-came. That keeps pipelined answers in order, and makes one deadline per batch enough: a batch expires
-``deadline_s`` after its first request, no request joins one older than a tick, and no later batch can expire
-before it. Batches that wait behind each other are sent as one, or a store that is slower than the ticks would
-never catch up.
+Order: batches are answered in the order in which they were opened, and requests in the order of arrival. So
+pipelined answers stay in order, and one deadline per batch is enough. A batch expires ``deadline_s`` after
+its first request. No request joins a batch older than a tick, and no later batch can expire earlier. Batches
+that queue up are sent as one; otherwise a store slower than the ticks would never catch up.
 
-A request is not taken if, as slow as the store is now, half of the deadline would pass before its turn. A
-batch is not sent if it cannot be stored in time any more: a store that works for requests that have expired
-meanwhile would not be done with the next in time, either.
+Overload: if half of the deadline would pass before a request's turn, at the store's present latency, it is
+not taken. If a batch can no longer be stored in time, it is not sent, because the work for expired requests
+would delay the next ones past their deadline, too.
 
-Repeats (see ``repeats.py``) wait with a batch without their ids. If the answer does not confirm them, nothing
-in the batch is answered yet: it goes to the store again, in front of all others, with the ids of its repeats,
-and is settled as a whole. That happens once a window. To answer a part of it earlier would need a list of
-which waiter is a repeat, or a later answer of a pipelined connection would overtake an earlier one.
+Repeats (see ``repeats.py``) wait in a batch, but their ids are not sent. If the store's answer does not
+confirm them, no request of the batch is answered yet. The batch is sent again, before all others, with the
+ids of its repeats, and then answered as a whole. This happens once per window. To answer the rest of it
+earlier would need a list of the waiters that are repeats. Without one, pipelined answers would change order.
 
-May live here: the queue of batches and who is waiting. Not here: sockets, HTTP, Redis.
+This module has the queue of batches and the waiters. It knows nothing of sockets, HTTP or Redis.
 """
 
 from __future__ import annotations
@@ -42,22 +40,22 @@ from idagg.store.hits import Stored
 log = logging.getLogger("idagg.accept")
 
 TICK_S = 0.1
-# The least that the event loop's timers can tell apart.
+# The resolution of the event loop's timers.
 LINGER_S = 0.001
-# A worker's queue at full speed for about a second; some 100 bytes a place.
+# About one second of requests at full speed; about 100 bytes each.
 MAX_WAITING = 65_536
 _RETRY_S = 0.05
 
 
 class Waiter(Protocol):
-    """Someone who waits for an answer."""
+    """A request that waits for its answer."""
 
     def answer(self, stored: bool) -> None:
-        """Called once, in turn."""
+        """Answer the request. Called once, in the order of arrival."""
 
 
 class Hits(Protocol):
-    """Where batches go."""
+    """The store, as batches need it."""
 
     async def add(
         self, seq: int, ids: Sequence[bytes], endpoints: Collection[bytes] = (), repeats: int = 0
@@ -65,25 +63,30 @@ class Hits(Protocol):
 
 
 class Observer(Protocol):
-    """Hears of each batch, once the store has answered it, or will not."""
+    """Is told of each batch after the store has answered, or has failed to."""
 
     def batch(self, *, requests: int, ids: int, repeats: int, stored: bool, took_s: float) -> None:
-        """``requests`` calls of ``add`` and ``add_many`` are answered now. ``ids`` were sent. ``repeats``
-        were counted without being sent."""
+        """Record one batch.
+
+        ``requests`` calls of ``add`` and ``add_many`` have been answered, ``ids`` ids were sent, and
+        ``repeats`` ids counted without being sent.
+        """
 
 
 class _Batch:
-    """Its weight is what it takes of the bounds: one for each waiter, and for a waiter with many ids, one for
-    each id."""
+    """Requests that go to the store together.
+
+    ``weight`` is compared with the limits: one for each waiter, or one for each id of a waiter with several.
+    """
 
     __slots__ = ("endpoints", "expires_at", "extra", "ids", "in_turn", "repeats", "waiters")
 
     def __init__(self, expires_at: float) -> None:
         self.expires_at = expires_at
         self.ids: list[bytes] = []
-        self.repeats: list[bytes] = []  # ids that are not sent, since the repeat cache has them
+        self.repeats: list[bytes] = []  # ids that are not sent, because the repeat cache has them
         self.waiters: list[Waiter] = []
-        self.in_turn = 0  # waiters that brought no id
+        self.in_turn = 0  # waiters without an id
         self.extra = 0  # weight above one for each waiter
         self.endpoints: set[bytes] = set()
 
@@ -109,6 +112,8 @@ class _Batch:
 
 
 class GroupCommit:
+    """The queue of batches, and the loop that sends them to the store one at a time."""
+
     def __init__(
         self,
         hits: Hits,
@@ -123,23 +128,23 @@ class GroupCommit:
         self._hits = hits
         self._observer = observer
         self.repeats = RepeatCache()
-        self._known = self.repeats.ids  # one look-up less for each request
+        self._known = self.repeats.ids  # saves one attribute look-up per request
         self._deadline_s = deadline_s
         self._max_batch = max_batch
         self._max_waiting = max_waiting
         self._now = now
         self._linger_s = linger_s
-        self._expected = max_batch  # waiters in the open batch at which lingering ends
-        self._look_at = max_batch  # waiters at which the open batch has to be looked at
+        self._expected = max_batch  # number of waiters in the open batch that ends the linger
+        self._look_at = max_batch  # number of waiters at which ``_look`` is called
         self._seq = 0
         self._open: _Batch | None = None
         self._closed: collections.deque[_Batch] = collections.deque()
         self._queued = 0  # weight in _closed
-        self._at_store = 0  # weight of the batch that is
+        self._at_store = 0  # weight of the batch at the store
         self._wake: asyncio.Future[None] | None = None
         self._lingering = False
         self._stopping = False
-        self._took_s = 0.0  # the store, for a batch; forgets by half what was slower
+        self._took_s = 0.0  # the store's latency per batch; a slower past one decays by half per batch
         self.trouble: str | None = None  # why the last batch was not stored
 
     def __repr__(self) -> str:
@@ -148,11 +153,11 @@ class GroupCommit:
 
     @property
     def waiting(self) -> int:
-        """How much is not settled yet, in ids; a waiter without an id counts as one."""
+        """Number of ids not answered yet; a waiter without an id counts as one."""
         return self._at_store + self._queued + (self._open.weight if self._open else 0)
 
     def add(self, waiter: Waiter, canonical_id: bytes, endpoint: bytes | None = None) -> bool:
-        """Count the id; ``waiter`` is answered when it is stored, or cannot be. False: no room, not taken."""
+        """Queue the id; ``waiter`` is answered once it is stored or has failed. False: full, not queued."""
         batch = self._open
         if batch is None:
             if self._queued and self._is_full(self._queued):
@@ -171,7 +176,7 @@ class GroupCommit:
         return True
 
     def add_many(self, waiter: Waiter, ids: Sequence[bytes], endpoint: bytes | None = None) -> bool:
-        """Count 1 to ``max_batch`` ids, in one batch, as ``add`` does. False: no room, none was taken."""
+        """Queue 1 to ``max_batch`` ids in one batch, as ``add`` does. False: full, none was queued."""
         assert 1 <= len(ids) <= self._max_batch
         batch = self._open
         if batch is not None and batch.weight + len(ids) > self._max_batch:
@@ -197,8 +202,8 @@ class GroupCommit:
         return True
 
     def in_turn(self, waiter: Waiter) -> None:
-        """Answer ``waiter`` when its turn comes, without counting anything."""
-        if self._open is None and self._closed:  # where there is no room, this must not make any
+        """Answer ``waiter`` in its order of arrival, without counting an id."""
+        if self._open is None and self._closed:  # opening a batch here would let ``add`` pass a full queue
             batch = self._closed[-1]
             self._queued += 1
         else:
@@ -207,12 +212,12 @@ class GroupCommit:
         batch.in_turn += 1
 
     def tick(self) -> None:
-        """To be called every TICK_S: nobody joins a batch that waits since before the last tick."""
+        """Close the open batch. To be called every TICK_S, so that no request joins an older batch."""
         if self._open is not None:
             self._close_batch()
 
     async def run(self) -> None:
-        """Send batches until ``stop`` was called and nobody waits."""
+        """Send batches until ``stop`` has been called and no request waits."""
         while True:
             if not self._closed:
                 if self._open is not None:
@@ -230,7 +235,7 @@ class GroupCommit:
                 await self._gather(len(batch.waiters))
 
     def _next(self) -> _Batch:
-        """The oldest batch, together with those behind it for which there is room."""
+        """The oldest batch, joined with as many of the following ones as fit."""
         batch = self._closed.popleft()
         while self._closed and not self._too_late(batch):
             if batch.weight + self._closed[0].weight > self._max_batch:
@@ -245,11 +250,11 @@ class GroupCommit:
         return queued >= self._max_waiting or ahead_s >= self._deadline_s / 2
 
     def _too_late(self, batch: _Batch) -> bool:
-        """Whether the store, as slow as it was last, may not be done with the batch in time."""
+        """Whether the batch may expire before the store answers, at the store's last latency."""
         return self._now() + min(2 * self._took_s, self._deadline_s / 2) >= batch.expires_at
 
     async def _gather(self, answered: int) -> None:
-        """Give those who were just answered the time to come again, and join those who collect meanwhile."""
+        """Linger: let the clients just answered send their next request into the open batch."""
         if self._closed or self._stopping or not self._linger_s:
             return
         collecting = len(self._open.waiters) if self._open else 0
@@ -264,7 +269,7 @@ class GroupCommit:
         self._expect(self._max_batch)
 
     def stop(self) -> None:
-        """Let ``run`` return once everyone who waits has been answered."""
+        """Let ``run`` return once every waiter is answered."""
         self._stopping = True
         self._rouse()
 
@@ -280,7 +285,7 @@ class GroupCommit:
         self._watch(self._open)
 
     def _watch(self, batch: _Batch | None) -> None:
-        """Both of a batch's bounds as one number of waiters, so that ``add`` has one comparison to make."""
+        """Combine both limits of a batch into one number of waiters, so that ``add`` compares once."""
         self._look_at = min(self._expected, self._max_batch - (batch.extra if batch else 0))
 
     def _look(self, batch: _Batch) -> None:
@@ -303,7 +308,7 @@ class GroupCommit:
             self._wake = None
 
     async def _settle(self, batch: _Batch) -> bool:
-        """Answer all of the batch's waiters. False: not yet, since its repeats have to be sent."""
+        """Store the batch and answer its waiters. False: not yet, because its repeats must be sent."""
         if not batch.needs_store:
             self._answer(batch, True)
             return True
@@ -328,8 +333,10 @@ class GroupCommit:
         return True
 
     def _distrust(self, batch: _Batch) -> bool:
-        """Send the repeats of all that wait, since what the cache said until now may be wrong. True where the
-        batch, which was at the store, has some. Then it waits again, in front of all others."""
+        """Turn all waiting repeats into ids to send, because the repeat cache may have been wrong.
+
+        True if ``batch``, which the store has answered, had repeats. It is then first in the queue again.
+        """
         for waiting in (*self._closed, self._open):
             if waiting is not None:
                 waiting.ids += waiting.repeats
@@ -346,11 +353,11 @@ class GroupCommit:
         for waiter in batch.waiters:
             try:
                 waiter.answer(stored)
-            except Exception:  # one client's trouble must not become everyone's
-                log.exception("an answer could not be given")
+            except Exception:  # one client's error must not stop the answers of the others
+                log.exception("an answer could not be written, its client gets none")
 
     async def _send(self, batch: _Batch) -> Stored | None:
-        """The store's answer to the batch. None where the batch was refused, or no answer came in time."""
+        """The store's answer to the batch; None if it was refused or did not come in time."""
         self._seq += 1
         try:
             async with asyncio.timeout_at(batch.expires_at):

@@ -1,19 +1,25 @@
-"""One client's connection: a protocol of its own for the one request that comes by the hundred thousand.
+"""One client's connection: an asyncio protocol made for the most frequent request, the plain accept request.
 
-A read that is one plain accept request, whole, is recognized by one expression (``head.FAST``) and taken at
-once. Every other read is kept, and worked off in fair turns (``turns.py``), request by request: plain ones
-are taken as above; malformed ones are refused, and the connection ends; all others are handed off one at a
-time to the fallback app, as an ``Exchange``, and the connection goes on where it was. So a head is judged in
-one place, the fallback app never meets one that was not, an odd request costs only itself, and nothing
-behind it is lost.
+If a read is exactly one plain accept request, one regular expression (``head.FAST``) recognizes it, and it is
+taken at once. Every other read is buffered and served in fair turns (``turns.py``), request by request:
 
-Answers leave in the order of the requests: those that wait for the store through the group commit's queue,
-those that do not wait behind them in the same queue, and an exchange begins once nothing is unanswered.
+- A plain accept request is taken, as above.
+- A malformed request is refused, and the connection ends.
+- Every other request is handed off to the fallback app, one at a time, as an ``Exchange``. Then the
+  connection goes on with the next request.
 
-Bounds. Of each connection: at most MAX_UNANSWERED requests wait, bytes are read only while all earlier ones
-could be judged, and a head has an end. Of all: MAX_UNJUDGED_BYTES. What waits behind a request that has
-expired, or has been read for half of a deadline without being judged, has been waiting, too: the connection
-is late, and its requests are refused at once, until it has caught up with its client.
+So heads are judged in one place, the fallback app gets only valid ones, and an unusual request does not slow
+down those after it.
+
+Order: answers leave in the order of the requests. Requests that wait for the store are answered through the
+group commit's queue. Refusals take their place in the same queue. An exchange begins once no answer is
+outstanding.
+
+Limits of a connection: at most MAX_UNANSWERED requests wait; nothing more is read while earlier bytes cannot
+be judged; the size of a head is limited. Limit of all connections together: MAX_UNJUDGED_BYTES.
+
+Late connections: a request can wait behind an expired one, or be unjudged for half of the deadline. Then its
+connection is late: its requests are refused at once until it has caught up with its client.
 """
 
 from __future__ import annotations
@@ -52,39 +58,39 @@ log = logging.getLogger("idagg.accept")
 # From the first byte of a request to its last. Precedents: HAProxy's timeout http-request is commonly 10 s;
 # nginx allows 60.
 REQUEST_S = 10
-# Requests of a connection that may wait for the store.
+# Limit of a connection's requests that wait for the store.
 MAX_UNANSWERED = 512
-# Requests of a connection that are judged in a row, and bytes of a body that are.
+# One slice of a connection's turns: requests judged, and bytes of a body read.
 SLICE = 32
 BODY_SLICE_BYTES = 4096
-# How long the fallback app may take: above the longest deadline.
+# Time the fallback app may take: above the longest deadline.
 EXCHANGE_S = 11
-# Bytes read and not judged yet: of a connection, where it is read from no further (a read has 256 KiB at
-# most), and of all connections, where more are refused. Bodies are in it, and may take half of it.
+# Bytes read and not judged yet. Above the first number, a connection's reading pauses (a read has at most
+# 256 KiB). Above the second, for all connections together, requests are refused. Bodies count, up to half.
 READ_AHEAD_BYTES = 65_536
 MAX_UNJUDGED_BYTES = 67_108_864
-# How long a client may take to close behind its last answer. Precedent: nginx's lingering_timeout.
+# Time a client may take to close after its last answer. Precedent: nginx's lingering_timeout.
 LINGER_S = 5
-# For how many ticks a connection that was late has to keep up before it counts as having caught up.
+# Ticks for which a late connection has to keep up before it has caught up.
 _CAUGHT_UP_TICKS = 2
-# By how much connections differ in their greatest age, so that they do not all end at once.
+# Random part of a connection's maximum age, so that connections do not all end at once.
 _AGE_JITTER = 0.1
 
-# Before a request servers forgive some (RFC 9112 2.2).
+# A server should ignore some empty lines before a request (RFC 9112 2.2).
 _EMPTY_LINES = re.compile(rb"(?:\r\n){0,8}").match
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_KEEP = Style.KEEP  # a look-up through the enum costs some 40 ns, and each answer needs it
+_KEEP = Style.KEEP  # a look-up through the enum costs about 40 ns, and each answer needs one
 
 
 class Reply:
-    """A waiter for an answer that is not the plain one."""
+    """A waiter for any answer but the most frequent one, which the connection itself waits for."""
 
     __slots__ = ("connection", "status", "style")
 
     def __init__(self, connection: Connection, style: Style, status: int | None = None) -> None:
         self.connection = connection
         self.style = style
-        self.status = status  # None: as the store says
+        self.status = status  # None: the store decides
 
     def answer(self, stored: bool) -> None:
         if self.status is None:
@@ -94,10 +100,10 @@ class Reply:
 
 
 class Connection(asyncio.Protocol):
-    """One client.
+    """The protocol of one client's connection.
 
-    In the plain state nothing is unjudged, held, late or about to end; the fast path looks at ``_plain``
-    alone, and ``_go_on`` decides in every other state what comes next. ``_unanswered`` answers are to come.
+    If ``_plain`` is true, nothing is unjudged, held, late or about to end, and the fast path checks nothing
+    else. In every other state ``_go_on`` decides the next step. ``_unanswered`` counts outstanding answers.
     """
 
     __slots__ = (
@@ -132,24 +138,24 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._plain = not path.leaving
         self._unanswered = 0
-        self._rest = b""  # what was read; judged as far as _at
+        self._rest = b""  # bytes read; judged up to _at
         self._at = 0
         self._read_at = 0  # tick
-        self._unjudged = False  # there may be a whole request in it, or more of a body
-        self._waiting = False  # for its turn
+        self._unjudged = False  # _rest may have a complete request, or more of a body
+        self._waiting = False  # queued for its turn
         self._pending: Head | None = None  # to be handed off once nothing is unanswered
         self._body: BodyReader | None = None
-        self._reserved = 0  # bytes set aside for it
+        self._reserved = 0  # bytes reserved for the body
         self._exchange: Exchange | None = None
-        self._choked = False  # does not take its answers
-        self._paused = False  # not read from
+        self._choked = False  # the client does not read its answers
+        self._paused = False  # reading is paused
         self._paused_at = 0  # tick
-        self._late = 0  # ticks for which it has to keep up; until then its requests are refused
+        self._late = 0  # ticks it still has to keep up; until then its requests are refused
         self._kept_up = False  # since the last tick
-        self._leaving = path.leaving  # the next answer with nothing behind it is the last
-        self._over = False  # no request is taken any more; it ends when nothing is unanswered
-        self._eof = False  # the client has said all
-        self._ended = False  # so have we
+        self._leaving = path.leaving  # the last outstanding answer closes the connection
+        self._over = False  # takes no more requests; ends when all are answered
+        self._eof = False  # the client has closed its side
+        self._ended = False  # our side is closed
         self._seen_s = path.now_s
         self._leaves_at_s = path.now_s + path.max_age_s * random.uniform(1 - _AGE_JITTER, 1)  # noqa: S311  no secret
 
@@ -177,7 +183,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         path = self._path
         if not self._plain:
-            if not self._over:  # behind the last answer nothing is processed (RFC 9112 9.6)
+            if not self._over:  # requests after the last answer are ignored (RFC 9112 9.6)
                 self._collect(data)
             return
         self._seen_s = path.now_s
@@ -217,13 +223,13 @@ class Connection(asyncio.Protocol):
             self.settle(stored, _KEEP)
 
     def settle(self, stored: bool, style: Style) -> None:
-        """Answer as the store says."""
+        """Answer the oldest outstanding request with the store's result."""
         if not stored and (self._paused or self._unjudged or self._pending is not None):
             self._be_late()
         self.send(OK if stored else UNAVAILABLE, style)
 
     def send(self, status: int, style: Style) -> None:
-        """Answer the oldest request that is unanswered."""
+        """Answer the oldest outstanding request."""
         self._unanswered -= 1
         if self._leaving and not (self._unanswered or self._pending or self._has_begun()):
             style, self._over = Style.CLOSE, True
@@ -234,7 +240,7 @@ class Connection(asyncio.Protocol):
     # From the clock.
 
     def expire(self, now_s: int) -> None:
-        """Drop the client that is idle, or too slow to say or to take what it wants."""
+        """Drop a client that is idle, or too slow to send its request or to read its answer."""
         if now_s >= self._leaves_at_s:
             self.leave()
         silent_s = now_s - self._seen_s
@@ -253,7 +259,7 @@ class Connection(asyncio.Protocol):
             self._refuse(408)
 
     def catch_up(self) -> None:
-        """A tick has passed since it was late, or since it last kept up."""
+        """Count one tick of a late connection."""
         self._late = self._late - 1 if self._kept_up else _CAUGHT_UP_TICKS
         self._kept_up = False
         if not self._late:
@@ -265,12 +271,12 @@ class Connection(asyncio.Protocol):
         self._plain = False
 
     def finish(self) -> None:
-        """Close once nothing is unanswered."""
+        """Close once every request is answered."""
         self._end_input()
         self._go_on()
 
     def is_busy(self) -> bool:
-        """Whether an answer is to come."""
+        """Whether an answer is outstanding."""
         return bool(self._unanswered or self._pending or self._exchange)
 
     def abort(self) -> None:
@@ -291,13 +297,13 @@ class Connection(asyncio.Protocol):
             self._go_on()
         return self._waiting
 
-    # Its own: what was read.
+    # Internal: the bytes read.
 
     def _collect(self, data: bytes) -> None:
-        """Keep what was read for its turn."""
-        if not self._unjudged:  # what is here already is not whole, and waits for this
+        """Buffer the bytes for the connection's turn."""
+        if not self._unjudged:  # earlier bytes were an incomplete request
             self._read_at = self._path.ticks
-        if not self._has_begun() and self._body is None:  # a body has its head's time
+        if not self._has_begun() and self._body is None:  # the time limit of a body begins with its head
             self._seen_s = self._path.now_s
         self._set_rest(self._rest[self._at :] + data)
         self._unjudged = True
@@ -318,7 +324,7 @@ class Connection(asyncio.Protocol):
             self._advance(match.end())
             self._take(query_of(match), _KEEP)
             return
-        start = _EMPTY_LINES(data, start).end()  # type: ignore[union-attr]  # it matches none, too
+        start = _EMPTY_LINES(data, start).end()  # type: ignore[union-attr]  # it matches no lines, too
         end = data.find(b"\r\n\r\n", start) + 4
         try:
             if end < 4:
@@ -338,19 +344,19 @@ class Connection(asyncio.Protocol):
             self._take(query, head.style)
 
     def _advance(self, to: int) -> None:
-        self._seen_s = self._path.now_s  # the head that begins there has its own time
+        self._seen_s = self._path.now_s  # the next head has its own time limit
         self._at = to
         if to == len(self._rest):
             self._set_rest(b"")
 
     def _take(self, query: bytes, style: Style) -> None:
-        """A plain accept request is taken, or answered in its turn."""
+        """Take a plain accept request, or queue its refusal."""
         admission = self._path.admission
         assert admission is not None
         if style is Style.CLOSE:
             self._end_input()
         if self._late:
-            status = admission.refuse(UNAVAILABLE)  # it has been waiting behind one that has expired
+            status = admission.refuse(UNAVAILABLE)  # it has waited too long
         else:
             status = admission.one(self if style is _KEEP else Reply(self, style), query)
         if status:
@@ -359,13 +365,13 @@ class Connection(asyncio.Protocol):
             self._unanswered += 1
 
     def _refuse(self, status: int) -> None:
-        """The connection ends with this answer."""
+        """Answer with the status, and end the connection."""
         self._end_input()
         self._path.tally[status] += 1
         self._reply(status, Style.CLOSE)
 
     def _reply(self, status: int, style: Style) -> None:
-        """An answer that does not wait for the store, but for those before it."""
+        """Queue an answer that needs no store, after all outstanding ones."""
         self._unanswered += 1
         if self._unanswered == 1:
             self.send(status, style)
@@ -386,10 +392,10 @@ class Connection(asyncio.Protocol):
     def _has_begun(self) -> bool:
         return self._at < len(self._rest)
 
-    # Its own: the fallback app.
+    # Internal: the fallback app.
 
     def _hand_off(self, head: Head) -> None:
-        """Let the fallback app answer one request, once its body is here."""
+        """Hand off one request to the fallback app, once its body is complete."""
         if head.length == 0:
             self._begin_exchange(head, b"")
             return
@@ -434,12 +440,12 @@ class Connection(asyncio.Protocol):
         self._pause()
         try:
             self._exchange = self._path.fallback.begin(head, body, style, self, is_late=self._late > 0)
-        except Exception:  # of the app's parser, for what was judged good here; nobody else may suffer for it
-            log.exception("a request could not be handed off")
+        except Exception:  # the app's parser failed; other connections must go on
+            log.exception("a request could not be handed off, it is answered 500")
             self._refuse(500)
 
     def answered(self, style: Style) -> None:
-        """Hear from the exchange that it has ended."""
+        """Go on after the end of an exchange."""
         self._exchange = None
         self._drop_body()
         self._seen_s = self._path.now_s
@@ -447,7 +453,7 @@ class Connection(asyncio.Protocol):
             self._end_input()
         self._go_on()
 
-    # Its own: what comes next.
+    # Internal: the next step.
 
     def _is_held(self) -> bool:
         return (
@@ -475,7 +481,7 @@ class Connection(asyncio.Protocol):
         self._pause()
 
     def _go_on(self) -> None:
-        """Do what can be done now, in any state but the plain one."""
+        """Do the next step, in any state but the plain one."""
         if self._transport is None:
             return
         if not self._unanswered and self._exchange is None:
@@ -501,8 +507,11 @@ class Connection(asyncio.Protocol):
             self._plain = not busy
 
     def _end(self, transport: asyncio.Transport) -> None:
-        """Close when the client does. It may go on sending until then, and to close on unread bytes would be
-        a reset, which could overtake the answers."""
+        """Close after the client has closed.
+
+        The client may still be sending. To close with unread bytes would reset the connection, and the reset
+        could overtake the answers.
+        """
         if self._ended:
             return
         self._ended = True
@@ -518,7 +527,7 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             try:
                 self._transport.write(data)
-            except RuntimeError:  # uvloop's, of a transport that closed in this very turn of the loop
+            except RuntimeError:  # uvloop raises it if the transport has closed in this turn of the loop
                 self._over, self._plain, self._transport = True, False, None
 
     def _pause(self) -> None:
@@ -536,8 +545,8 @@ class Connection(asyncio.Protocol):
 
 
 def _waiting_bytes(transport: asyncio.Transport) -> int:
-    """What the client has sent and nobody has read."""
+    """Number of bytes that the client has sent and that are not read yet."""
     count = array.array("i", [0])
-    with contextlib.suppress(OSError):  # it has gone
+    with contextlib.suppress(OSError):  # the socket is closed
         fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.FIONREAD, count)
     return count[0]

@@ -1,10 +1,9 @@
 """The fallback app: a minimal aiohttp application for every request that is no plain accept request.
 
-It gets one request at a time, whole, as an ``Exchange``: a transport that lasts for one answer, behind which
-stands aiohttp's own request handler. The handler sees a head that was judged already (``head.py``) and a
-body that is there already (``body.py``); it closes its transport behind the answer, and with that the
-connection is the fast path's again. Framing, pipelining, 100 (Continue) and the end of connections are never
-aiohttp's affair.
+It gets one complete request at a time, as an ``Exchange``: a transport for a single answer, used by aiohttp's
+own request handler. The head has been validated before (``head.py``), and the body is complete (``body.py``).
+The handler closes this transport after the answer, and the fast path goes on with the connection. So aiohttp
+never handles framing, pipelining, 100 (Continue) or the end of a connection.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ T = TypeVar("T")
 
 log = logging.getLogger("idagg.accept")
 
-# How long a close waits for requests in progress: above the longest deadline.
+# Time for which a close waits for requests in progress: above the longest deadline.
 CLOSE_S = 11.0
-# For how long a browser may remember what a preflight said.
+# Time for which a browser may cache the answer to a preflight.
 _PREFLIGHT_S = 86_400
 _CONNECTION = {Style.KEEP: "keep-alive", Style.CLOSE: "close", Style.KEEP_10: "keep-alive"}
 
 Ready = Callable[[], str | None]
-"""Why this process is not ready, in a sentence; None when it is."""
+"""Returns one sentence about why this process is not ready; None if it is ready."""
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -61,8 +60,11 @@ async def _plain_errors(request: web.Request, handler: _Handler) -> web.StreamRe
 
 
 def health_routes(ready: Ready) -> list[web.RouteDef]:
-    """``/livez``: this process turns its loop. ``/readyz``, and ``/``, which load balancers ask where nobody
-    told them a path: it can store hits. Some ask with OPTIONS."""
+    """The routes for load balancers, for GET and OPTIONS.
+
+    ``/livez``: the event loop runs. ``/readyz``: hits can be stored. ``/`` is the same as ``/readyz``,
+    because it is the default path of load balancers.
+    """
 
     async def livez(request: web.Request) -> web.Response:
         return ok()
@@ -82,7 +84,7 @@ class _FutureWaiter:
         self.stored: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     def answer(self, stored: bool) -> None:
-        if not self.stored.done():  # the client may have gone
+        if not self.stored.done():  # the client may have disconnected
             self.stored.set_result(stored)
 
 
@@ -106,7 +108,7 @@ def accept_routes(admission: Admission, cors_origin: str | None) -> list[web.Rou
 
 
 def _query(request: web.Request) -> bytes:
-    """As it came: aiohttp's own query is decoded by other rules."""
+    """The query as it was sent, because aiohttp decodes by other rules."""
     return request.raw_path.partition("?")[2].encode()
 
 
@@ -123,51 +125,51 @@ async def _settled(request: web.Request, admit: Callable[[_FutureWaiter], int]) 
 
 
 class Client(Protocol):
-    """The connection, as an exchange sees it."""
+    """The connection, as an exchange needs it."""
 
     def write(self, data: bytes) -> None: ...
 
     def answered(self, style: Style) -> None:
-        """The exchange has ended; what its answer said of the connection is ``style``."""
+        """End the exchange; ``style`` says whether the connection stays open."""
 
 
 class Exchange(asyncio.Transport):
-    """One request and its answer."""
+    """One request and its answer: the transport of one aiohttp request handler."""
 
     def __init__(
         self, fallback: Fallback, message: bytes, style: Style, client: Client, *, is_late: bool
     ) -> None:
         super().__init__()
-        self.is_late = is_late  # it has been waiting behind a request that has expired
+        self.is_late = is_late  # it has waited behind an expired request, and is refused
         self.is_counted = False
         self.fields = fallback.fields
         self._tally = fallback.tally
         self._style = style
         self._client: Client | None = client
-        self._answered = Style.CLOSE  # until an answer says something else
+        self._answered = Style.CLOSE  # until the head of an answer is written
         self._handler = fallback.handler()
         self._handler.connection_made(self)
         self._handler.data_received(message)
 
     def conclude(self) -> str:
-        """The answer is about to be given; returns what it says of the connection."""
+        """Note that the answer's head is being written. Returns its Connection field."""
         self._answered = self._style
         return _CONNECTION[self._style]
 
     def lost(self) -> None:
-        """The client has gone: nobody hears the answer."""
+        """Drop the answer, because the client has disconnected."""
         self._client = None
-        # Not before the handler's own task has begun, which was to do so in the next turn.
+        # The handler's own task begins in the next turn of the loop, and must begin before this.
         asyncio.get_running_loop().call_soon(self._handler.connection_lost, None)
 
-    # What the handler calls.
+    # Called by the handler.
 
     def write(self, data: Any) -> None:
         if self._client is None:
             return
         if not self.is_counted:
             self.is_counted = True
-            self._tally[int(bytes(data[9:12]))] += 1  # behind "HTTP/1.1 "
+            self._tally[int(bytes(data[9:12]))] += 1  # the status, after "HTTP/1.1 "
         self._client.write(data)
 
     def writelines(self, list_of_data: Iterable[Any]) -> None:
@@ -192,7 +194,7 @@ class Exchange(asyncio.Transport):
 
 
 def _exchange(request: web.BaseRequest) -> Exchange:
-    """Raises ConnectionError where the client has gone, which aiohttp expects."""
+    """The request's exchange. Raises ConnectionError if the client has disconnected; aiohttp expects that."""
     if request.transport is None:
         raise ConnectionResetError
     assert isinstance(request.transport, Exchange)
@@ -200,8 +202,10 @@ def _exchange(request: web.BaseRequest) -> Exchange:
 
 
 class Fallback:
-    """The application's side: makes exchanges. ``tally`` counts answers by status, ``reasons`` why requests
-    came."""
+    """The fallback app. It creates an exchange for each request.
+
+    ``tally`` counts answers by status, ``reasons`` requests by the reason of the hand-off.
+    """
 
     def __init__(
         self,
@@ -215,7 +219,7 @@ class Fallback:
         app.on_response_prepare.append(self._finish_head)
         self.tally = tally
         self.reasons: collections.Counter[str] = collections.Counter()
-        # aiohttp's own Server tells its version and Python's.
+        # aiohttp's default would publish its version and Python's.
         self.fields = fixed_fields(cors_origin) | {"Server": "idagg"}
         self._runner = web.AppRunner(app, handle_signals=False, access_log=None, handler_cancellation=True)
 
@@ -223,14 +227,14 @@ class Fallback:
         await self._runner.setup()
 
     async def close(self) -> None:
-        """Let requests in progress end."""
+        """Wait up to CLOSE_S for requests in progress, then close."""
         assert self._runner.server is not None
         self._runner.server.pre_shutdown()
         await self._runner.server.shutdown(CLOSE_S)
         await self._runner.cleanup()
 
     def take_tally(self) -> dict[int, int]:
-        """Answers by status, of those that the group commit does not count, since the last call."""
+        """Answers by status since the last call, without those that the group commit counts."""
         return _taken(self.tally)
 
     def take_reasons(self) -> dict[str, int]:
@@ -246,15 +250,15 @@ class Fallback:
         return _RequestHandler(
             self._runner.server,
             loop=asyncio.get_running_loop(),
-            keepalive_timeout=0,  # there is one request, and no socket here
+            keepalive_timeout=0,  # one request, and no socket
             lingering_time=0,
             tcp_keepalive=False,
             auto_decompress=False,
-            # Limits are the fast path's; an encoded target is longer than what was sent.
+            # The fast path applies the limits. A percent-encoded target is longer than the one that was sent.
             max_line_size=4 * MAX_LINE_BYTES,
             max_field_size=4 * MAX_LINE_BYTES,
-            read_bufsize=2 * MAX_BULK_BYTES,  # never full: nothing here can hold up the socket
-            access_log=None,  # type: ignore[arg-type]  # aiohttp takes None for no log, and its types do not say so
+            read_bufsize=2 * MAX_BULK_BYTES,  # never full: this transport cannot pause the socket
+            access_log=None,  # type: ignore[arg-type]  # aiohttp accepts None for no log; its types do not
         )
 
     async def _finish_head(self, request: web.Request, response: web.StreamResponse) -> None:
@@ -279,7 +283,7 @@ def _reason(head: Head) -> str:
 
 
 class _RequestHandler(web.RequestHandler):
-    """aiohttp's own handler, but for what it says where something goes wrong."""
+    """aiohttp's own handler, with idagg's answers to errors."""
 
     __slots__ = ()
 
@@ -291,7 +295,7 @@ class _RequestHandler(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         if status >= 500:
-            log.error("answering %d", status, exc_info=exc)
+            log.error("the fallback app failed, answering %d", status, exc_info=exc)
         response = failed(status)
         response.headers.update(_exchange(request).fields)
         response.force_close()

@@ -1,4 +1,4 @@
-"""The fast path: what all connections of a listener share. ``connection.py`` says how one of them works."""
+"""The fast path: the state that all connections of a listener share. ``connection.py`` has a single one."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _NOTHING = re.compile(rb"(?!)").match
 
 
 class FastPath:
-    """What all connections of a listener share. Call it to make the protocol of a new connection.
+    """The shared state of a listener's connections. A call creates the protocol of a new connection.
 
-    Without an admission there is no accept path: every request goes to the fallback app.
+    If ``admission`` is None, there is no accept path: every request goes to the fallback app.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class FastPath:
         self.max_age_s = max_age_s
         self.connections: set[Connection] = set()
         self.late: set[Connection] = set()
-        self.unjudged_bytes = 0  # and what is set aside for bodies
+        self.unjudged_bytes = 0  # and bytes reserved for bodies
         self.ticks = 0  # since the start
-        self.patience_ticks = max(1, int(deadline_s / 2 / TICK_S))  # that a request may wait to be judged
+        self.patience_ticks = max(1, int(deadline_s / 2 / TICK_S))  # limit of an unjudged request's wait
         self.now_s = 0  # whole seconds since the start; advanced by ``second``
         self.leaving = False
 
@@ -55,29 +55,30 @@ class FastPath:
         return Connection(self)
 
     def tick(self) -> None:
-        """To be called every TICK_S."""
+        """Let late connections catch up. To be called every TICK_S."""
         self.ticks += 1
         for connection in list(self.late):
             connection.catch_up()
 
     def second(self, epoch_s: float) -> None:
-        """To be called once a second."""
+        """Renew the Date field and drop expired connections. To be called once a second."""
         self.now_s += 1
         self.replies.at(epoch_s)
         for connection in list(self.connections):
             connection.expire(self.now_s)
 
     def drain(self) -> None:
-        """From now on an answer with nothing unanswered behind it is its connection's last, and says so. An
-        idle connection stays for one more request: a client that is just sending it must not find it
-        closed."""
+        """Begin to end all connections.
+
+        From now on, the last outstanding answer of a connection has ``Connection: close`` and ends it. An
+        idle connection stays open for one more request, because a client may be sending it just now.
+        """
         self.leaving = True
         for connection in self.connections:
             connection.leave()
 
     async def close(self, within_s: float) -> None:
-        """Close each connection once its answers are out. Cut off those that have unanswered requests after
-        that time, or do not take it."""
+        """Close connections after their outstanding answers. Abort those still open after ``within_s``."""
         for connection in list(self.connections):
             connection.finish()
         with contextlib.suppress(TimeoutError):

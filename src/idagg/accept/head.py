@@ -1,15 +1,14 @@
-"""What a request head says, judged by its own bytes alone. Pure; no sockets, no state.
+"""The parser of request heads. Pure; no sockets, no state.
 
-There are two judges, and they never differ:
+There are two parsers, which always agree:
 
-- ``FAST`` (and ``CLOSING``, its like for requests that close their connection) is one regular expression for
-  the request that comes by the hundred thousand: ``GET`` of the accept
-  path in HTTP/1.1, without a body. It reads the whole head, since each header field may be one that matters,
-  and it keeps nothing: load balancers make every head different, so a memory of heads seen before would never
-  be right for the next one. It is linear in the length of any input.
-- ``judge`` reads every other head by RFC 9112, field by field, and raises the status of the refusal.
+- ``FAST`` is one regular expression for the most frequent request: ``GET`` of the accept path in HTTP/1.1,
+  without a body. ``CLOSING`` is its variant for requests that close their connection. ``FAST`` reads the
+  whole head, because any header field may matter. It caches nothing, because load balancers make every head
+  different. Its time is linear in the length of any input.
+- ``judge`` reads every other head by RFC 9112, field by field. It raises RefusedError with the status.
 
-``FAST`` matches a subset of what ``judge`` finds to be a plain accept request (tests).
+``FAST`` matches a subset of the heads that ``judge`` finds to be plain accept requests (tests).
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _TARGET = rb"[!-~\x80-\xff]"  # bytes from 0x80 on are illegal (RFC 3986), harml
 
 
 class Style(enum.IntEnum):
-    """What becomes of the connection after the answer, and what the answer says of it."""
+    """Whether the connection stays open after the answer, and the answer's Connection field."""
 
     KEEP = 0  # HTTP/1.1
     CLOSE = 1
@@ -44,13 +43,13 @@ class Style(enum.IntEnum):
 
 
 class Body(enum.IntEnum):
-    """Lengths that are none."""
+    """Values of ``Head.length`` that are not a length."""
 
     CHUNKED = -1
 
 
 class RefusedError(Exception):
-    """The head cannot be served; ``status`` says why, and the connection ends with that answer."""
+    """The head is refused with ``status``, and the connection ends after that answer."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -59,8 +58,11 @@ class RefusedError(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Head:
-    """``target`` is in origin-form. ``length`` is the body's, bytes, or Body.CHUNKED; ``expects``: the
-    client waits for 100 (Continue) before it sends that."""
+    """A valid request head.
+
+    ``target`` is in origin-form. ``length`` is the body's length in bytes, or Body.CHUNKED. If ``expects`` is
+    true, the client waits for 100 (Continue) before it sends the body.
+    """
 
     method: bytes
     target: bytes
@@ -75,8 +77,10 @@ class Head:
         return self.target[len(_ACCEPT) :] if plain else None
 
     def message(self, body: bytes) -> bytes:
-        """The request as the fallback app gets it: nothing there depends on header fields, and what its
-        parser makes of them need not be known."""
+        """The request for the fallback app, without the client's header fields.
+
+        The app needs none of them, so its parser cannot read them in another way than ``judge``.
+        """
         method = self.method if self.method in _METHODS else _OTHER_METHOD
         target = _HIGH.sub(_percent_encoded, self.target)
         head = b"%b %b HTTP/1.1\r\nHost: idagg\r\nContent-Length: %d\r\n\r\n" % (method, target, len(body))
@@ -87,33 +91,34 @@ _ACCEPT = PATH.encode() + b"?"
 
 
 def _any_case(word: str) -> bytes:
-    """Cheaper than the expression engine's own way to ignore case."""
+    """A case-insensitive pattern, faster than the regular expression engine's own flag."""
     return "".join(f"[{c.upper()}{c}]" if c.isalpha() else re.escape(c) for c in word).encode()
 
 
-# RFC 9112 3.2, RFC 3986 3.2.2: a name or an IPv4 address; ``judge`` knows IPv6 addresses, too.
+# RFC 9112 3.2, RFC 3986 3.2.2: a name or an IPv4 address; ``judge`` accepts IPv6 addresses, too.
 _HOST = rb"[0-9A-Za-z._~%!$&'()*+,;=\-]++"
-_PORT = rb"(?:[0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3})"  # almost all; ``judge`` knows the others, too
-# Fields that decide something. Upgrade does not: idagg ignores every offer, as RFC 9110 7.8 allows.
+_PORT = rb"(?:[0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3})"  # not all; ``judge`` accepts the others, too
+# Fields that matter. Upgrade does not: idagg ignores every offer, as RFC 9110 7.8 allows.
 _DECIDING = b"|".join(map(_any_case, ("host", "content-length", "transfer-encoding", "expect", "connection")))
-# Most of the others are told by their first letter, which is cheaper.
+# Most other fields are recognized by their first letter alone, which is cheaper.
 _OTHER = rb"[ABDFGI-SU-Zabdfgi-su-z]%b*+:%b*+\r\n" % (_TOKEN, _VALUE)
 _OTHER_YET = rb"(?!(?:%b):)[!#$%%&'*+\-.^_`|~0-9CEHTceht]%b*+:%b*+\r\n" % (_DECIDING, _TOKEN, _VALUE)
-# Of the options of a connection, only close means anything here.
+# Of the connection options, only close matters.
 _KEEP = rb"%b:%b*+(?:[Cc](?!%b)%b*+)*\r\n" % (_any_case("connection"), _NO_C, _any_case("lose"), _NO_C)
 _CLOSE = rb"%b:[ ]?%b\r\n" % (_any_case("connection"), _any_case("close"))
 _HOST_LINE = rb"%b:[ ]?%b(?::%b)?\r\n" % (_any_case("host"), _HOST, _PORT)
-# Java's own client says that a GET has no body.
+# Java's standard client sends Content-Length: 0 with a GET.
 _NO_BODY = rb"%b:[ ]?0\r\n" % _any_case("content-length")
-# No two of these match the same line, and none what one of the three above does, so there is nothing to try
-# again where the whole does not match. (A possessive group would say so, but matches wrongly in the Python
-# 3.11.2 that Debian 12 has.)
+# These match disjoint sets of lines, disjoint from the three patterns above, too. So a mismatch causes no
+# backtracking. (A possessive group would state this, but it matches wrongly in Debian 12's Python 3.11.2.)
 _FIELDS = rb"(?:%b|%b|%b){0,31}" % (_OTHER, _OTHER_YET, _KEEP)
 
 
 def _head(*must: bytes, may: tuple[bytes, ...] = ()) -> bytes:
-    """The rest of a head: these lines once each, those that ``may`` be there at most once, in any order and
-    among others. No more than MAX_FIELDS in all."""
+    """The rest of a head: each line of ``must`` once, each of ``may`` at most once, in any order.
+
+    Other lines may stand between them. MAX_FIELDS lines at most.
+    """
     ways = [line + _head(*(other for other in must if other != line), may=may) for line in must]
     ways += [line + _head(*must, may=tuple(other for other in may if other != line)) for line in may]
     return rb"%b(?:%b)" % (_FIELDS, b"|".join(ways if must else [rb"\r\n", *ways]))
@@ -121,12 +126,14 @@ def _head(*must: bytes, may: tuple[bytes, ...] = ()) -> bytes:
 
 _LINE = rb"GET %b(?:id=(%b)|(%b*+)) HTTP/1\.1\r\n" % (re.escape(_ACCEPT), PLAIN_ID, _TARGET)
 FAST = re.compile(_LINE + _head(_HOST_LINE, may=(_NO_BODY,))).match
-"""Matches a plain accept request that keeps its connection, at the given place, whole: ``match(data, start,
-end)``, with an end that is at most MAX_LINE_BYTES behind the start. Group PLAIN is the id, if nothing else
-is in the query and it is canonical; else group QUERY is the query."""
+"""Matches one complete plain accept request that keeps its connection: ``match(data, start, end)``.
+
+``end`` is at most MAX_LINE_BYTES after ``start``. If the query is a canonical id and nothing else, group
+PLAIN is the id; else group QUERY is the query.
+"""
 PLAIN, QUERY = 1, 2
 CLOSING = re.compile(_LINE + _head(_HOST_LINE, _CLOSE, may=(_NO_BODY,))).fullmatch
-"""Matches one that closes its connection, and nothing else."""
+"""Matches data that is exactly one plain accept request that closes its connection."""
 
 
 def query_of(match: re.Match[bytes]) -> bytes:
@@ -137,10 +144,10 @@ _REQUEST_LINE = re.compile(rb"(%b++) (%b++) HTTP/([0-9])\.([0-9])" % (_TOKEN, _T
 _LINE_BEGUN = re.compile(rb"%b*+(?: %b*+(?: [!-~]*+\r?)?)?" % (_TOKEN, _TARGET)).fullmatch
 FIELD = re.compile(rb"(%b++):[ \t]*+(%b*)" % (_TOKEN, _VALUE)).fullmatch
 _HOST_FIELD = re.compile(rb"(?:%b|\[([0-9A-Fa-f:.]++)\])(?::([0-9]{0,5}))?" % _HOST).fullmatch
-# RFC 9112 3.2.2: the authority, and what is left for the origin-form.
+# RFC 9112 3.2.2: the authority, and the rest, which becomes the origin-form.
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#]++)(.*+)").fullmatch
-# The methods that idagg takes, and one for all others: they are refused alike, and aiohttp's parser does not
-# know every token.
+# The methods that idagg accepts, and one in place of all others: these are refused alike, and aiohttp's
+# parser does not know every token.
 _METHODS = frozenset({b"GET", b"HEAD", b"POST", b"OPTIONS"})
 _OTHER_METHOD = b"PATCH"
 _LENGTH = re.compile(rb"[0-9]{1,18}").fullmatch
@@ -149,7 +156,7 @@ _MAX_PORT = 65_535
 
 
 def judge(head: bytes) -> Head:
-    """Read a whole head, its blank line included. Raises RefusedError."""
+    """Read a complete head, its blank line included. Raises RefusedError."""
     line, *lines = head[:-4].split(b"\r\n")
     method, target, minor = _request_line(line)
     if (
@@ -183,8 +190,11 @@ def judge(head: bytes) -> Head:
 
 
 def check_begun(begun: bytes) -> None:
-    """Look at the first bytes of a head whose blank line has not come. Raises RefusedError where it can
-    become no request, or none that is small enough, so that the client need not wait for that."""
+    """Check the first bytes of an incomplete head.
+
+    Raises RefusedError if it cannot become a valid request within the size limits, so that the client gets
+    its answer at once.
+    """
     if begun == b"\r":
         return
     line, *lines = begun.split(b"\r\n")
@@ -194,7 +204,7 @@ def check_begun(begun: bytes) -> None:
         raise RefusedError(414)
     elif not _LINE_BEGUN(line):
         raise RefusedError(400)
-    # The last one is not whole, and may end in CR.
+    # The last line is incomplete, and may end in CR.
     if (
         len(begun) > MAX_HEAD_BYTES
         or len(lines) > MAX_FIELDS + 1
@@ -206,7 +216,7 @@ def check_begun(begun: bytes) -> None:
 
 
 def _request_line(line: bytes) -> tuple[bytes, bytes, int]:
-    """Method, target, and the minor version of HTTP/1."""
+    """The method, the target, and the minor version of HTTP/1."""
     if len(line) > MAX_LINE_BYTES:
         raise RefusedError(414)
     found = _REQUEST_LINE(line)
@@ -219,7 +229,7 @@ def _request_line(line: bytes) -> tuple[bytes, bytes, int]:
 
 
 def _origin_form(method: bytes, target: bytes) -> bytes:
-    """The target without the authority that proxies are sent; idagg is the same by every name."""
+    """The target without an authority, which clients send to proxies; idagg serves every host name."""
     if target.startswith(b"/") or (method, target) == (b"OPTIONS", b"*"):
         return target
     absolute = _ABSOLUTE(target)
@@ -241,7 +251,7 @@ def _check_host(hosts: list[bytes]) -> None:
 
 
 def _length(lengths: list[bytes], codings: list[bytes], minor: int) -> int:
-    """RFC 9112 6.3, without its leniency: what two readers could read in two ways is refused."""
+    """The body's length by RFC 9112 6.3. Every ambiguous form is refused."""
     if codings:
         if lengths or not minor:
             raise RefusedError(400)

@@ -1,11 +1,11 @@
-"""Where connections arrive: most get a transport of the event loop, the shortest-lived do not.
+"""The listener: accepts connections. Most get a transport of the event loop; one-shot connections do not.
 
-A client that opens a connection for one request, says all at once and asks to close it, costs the loop's
-transport more than its request: registration, two look-ups of addresses, a turn of the loop for the greeting
-and one for the end. So the first bytes are looked at here; where they are one whole plain request that
-closes, the socket waits for its answer as it is.
+A one-shot client opens a connection, sends one request and asks to close. For such a client, a transport
+costs more than the request: registration, two address look-ups, and two turns of the loop. So the listener
+peeks at the first bytes. If they are one complete plain request that closes the connection, no transport is
+created.
 
-TCP_DEFER_ACCEPT lets the kernel keep a connection until its first bytes are there.
+With TCP_DEFER_ACCEPT the kernel holds a connection back until its first bytes have arrived.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from idagg.accept.replies import OK, UNAVAILABLE
 
 log = logging.getLogger("idagg.accept")
 
-# Between two looks at the connections that already exist.
+# Connections accepted in one turn of the loop, before existing ones are served again.
 _AT_ONCE = 64
-# A silent client is let in after about this time; the kernel counts in retransmissions, the first after 1 s.
+# A silent client is accepted after about 1 s: the kernel counts in retransmissions, the first after 1 s.
 _DEFER_S = 1
-# Precedent: asyncio's pause after running out of file descriptors.
+# Pause after an error. Precedent: asyncio's pause when file descriptors run out.
 _BREATHER_S = 1.0
-# Kept back for the store, the sinks and 500 callbacks, lest clients stop the counts they came for.
+# Descriptors reserved for the store and the sinks, so that clients cannot stop counting and delivery.
 RESERVED_FILES = 600
 
 
 class OneShot:
-    """A client that is answered once, on a socket without a transport. The kernel has room for one answer."""
+    """A client that gets one answer, on a socket without a transport; the kernel's buffer has room for it."""
 
     __slots__ = ("_client", "_path")
 
@@ -46,16 +46,18 @@ class OneShot:
         self.send(OK if stored else UNAVAILABLE)
 
     def send(self, status: int) -> None:
-        with contextlib.suppress(OSError):  # the client has gone
+        with contextlib.suppress(OSError):  # the client has disconnected
             self._client.send(self._path.replies.by_status[status][Style.CLOSE], socket.MSG_DONTWAIT)
         self._client.close()
 
 
 class Listener:
+    """Accepts the connections of one socket."""
+
     def __init__(self, listener: socket.socket, path: FastPath) -> None:
         listener.setblocking(False)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, _DEFER_S)
-        # For how long a client may not take its answers. Connections inherit it.
+        # Time for which a client may leave answers unacknowledged. Connections inherit this option.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, path.keepalive_s * 1000)
         self._listener = listener
         self._path = path
@@ -68,7 +70,7 @@ class Listener:
         self._open()
 
     async def close(self) -> None:
-        """Let nobody in any more. Who waits in the backlog waits for another holder of the listener."""
+        """Stop accepting. Connections in the backlog wait for another process that holds the listener."""
         self._closed = True
         self._loop.remove_reader(self._listener)
         self._listener.close()
@@ -86,13 +88,13 @@ class Listener:
             except BlockingIOError:
                 return
             except ConnectionError:
-                continue  # the client has gone already
+                continue  # the client has disconnected already
             except OSError as error:  # out of descriptors or memory, as a rule
-                log.error("no connection can be taken for a second: %s", error.strerror)
+                log.error("connections are not accepted for 1 s, new ones wait: %s", error.strerror)
                 self._loop.remove_reader(self._listener)
                 self._loop.call_later(_BREATHER_S, self._open)
                 return
-            if client.fileno() < self._most_files:  # the kernel gives the lowest number that is free
+            if client.fileno() < self._most_files:  # the kernel assigns the lowest free number
                 self._welcome(client)
             else:
                 self._turn_away(client)
@@ -102,11 +104,11 @@ class Listener:
             said = client.recv(MAX_LINE_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             match = CLOSING(said) if self._path.admission else None
             if match is not None:
-                client.recv(len(said))  # to close on unread bytes would be a reset
+                client.recv(len(said))  # closing with unread bytes would reset the connection
                 self._answer(client, query_of(match))
                 return
         except BlockingIOError:
-            pass  # it has said nothing yet
+            pass  # nothing has arrived yet
         except OSError:
             client.close()
             return
@@ -125,13 +127,17 @@ class Listener:
     def _turn_away(self, client: socket.socket) -> None:
         if self._loop.time() >= self._told_at + _BREATHER_S:
             self._told_at = self._loop.time()
-            log.error("more than %d files are open: new connections are turned away", self._most_files)
-        with contextlib.suppress(OSError):  # it has said nothing yet, or has gone
-            client.recv(MAX_LINE_BYTES, socket.MSG_DONTWAIT)  # to close on unread bytes would be a reset
+            log.error(
+                "more than %d files are open: new connections are answered 503, their ids are not counted; "
+                "raise the limit of open files or add workers",
+                self._most_files,
+            )
+        with contextlib.suppress(OSError):  # nothing has arrived yet, or the client has disconnected
+            client.recv(MAX_LINE_BYTES, socket.MSG_DONTWAIT)  # unread bytes would reset the connection
         self._path.tally[UNAVAILABLE] += 1
         OneShot(client, self._path).send(UNAVAILABLE)
 
     def _joined(self, joining: asyncio.Task[object]) -> None:
         self._joining.discard(joining)
         if not joining.cancelled() and joining.exception():
-            log.error("a connection could not be taken", exc_info=joining.exception())
+            log.error("a connection could not be set up", exc_info=joining.exception())

@@ -1,5 +1,4 @@
-"""The fixed answers of the public listener, whole, so that an answer is one ``write`` of bytes that are
-there already."""
+"""The fixed answers of the public listener as prepared bytes, so that an answer is a single ``write``."""
 
 from __future__ import annotations
 
@@ -8,13 +7,12 @@ from http import HTTPStatus
 
 OK, BAD, UNAVAILABLE = 200, 400, 503
 _REFUSALS = (400, 408, 413, 414, 417, 431, 500, 501, 503, 505)
-# By style.
+# The Connection field, by style.
 _CONNECTION = ("", "Connection: close\r\n", "Connection: keep-alive\r\n")
 
 
 def fixed_fields(cors_origin: str | None) -> dict[str, str]:
-    """What every answer says, whatever it is about. A cache that kept an ``ok`` would give it for ids that
-    nobody counted."""
+    """Header fields of every answer. ``no-store``, because a cached ``ok`` would answer for uncounted ids."""
     fields = {"Cache-Control": "no-store"}
     if cors_origin:
         fields["Access-Control-Allow-Origin"] = cors_origin
@@ -22,8 +20,7 @@ def fixed_fields(cors_origin: str | None) -> dict[str, str]:
 
 
 class Replies:
-    """The bytes of every answer, by status and style. Made anew once a second, for ``Date`` (RFC 9110
-    6.6.1)."""
+    """The bytes of every answer, by status and style. ``at`` renews them for ``Date`` (RFC 9110 6.6.1)."""
 
     __slots__ = ("_fixed", "by_status", "ok")
 
@@ -35,7 +32,7 @@ class Replies:
         date = email.utils.formatdate(epoch_s, usegmt=True)
         self.by_status = {OK: self._each(OK, "ok", date)}
         self.by_status |= {status: self._each(status, "failed", date) for status in _REFUSALS}
-        self.ok = self.by_status[OK][0]  # the plain one, which needs no look-up
+        self.ok = self.by_status[OK][0]  # the most frequent one, without a look-up
 
     def _each(self, status: int, body: str, date: str) -> list[bytes]:
         retry = "Retry-After: 1\r\n" if status == UNAVAILABLE else ""

@@ -1,7 +1,7 @@
-"""What a valid accept request asks for. Pure; every way in asks here, so that they cannot differ.
+"""The id and endpoint of a valid accept request. Pure. All request paths use it, so they cannot differ.
 
 The query is read as every web framework reads it: split at ``&`` and ``=``, then percent-encoding and ``+``
-are decoded, once. What two readers could read in two ways is refused.
+are decoded once. An ambiguous query is refused.
 """
 
 from __future__ import annotations
@@ -14,24 +14,23 @@ from urllib.parse import unquote_to_bytes
 import orjson
 
 MAX_ENDPOINT_BYTES = 2048
-_MAX_HOST_BYTES = 253  # RFC 1035, less the two bytes that the wire form adds
+_MAX_HOST_BYTES = 253  # RFC 1035: 255 in the wire form, which adds two
 _MAX_PORT = 65_535
 _INT64_DIGITS = 19
-# An id that is canonical as it stands: no sign, no zero in front, and too short to leave 64 bits.
+# An id that is canonical already: no sign, no leading zero, and too short to exceed 64 bits.
 PLAIN_ID = rb"[1-9][0-9]{0,17}+"
 _is_plain = re.compile(PLAIN_ID).fullmatch
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
-# A DNS name as resolvers take it: letters, digits, hyphens, underscores (common, though not legal) and dots.
-# What follows it: RFC 3986's characters, no space, control, quote or backslash.
+# A DNS name as resolvers accept it: letters, digits, hyphens, underscores (common, but not legal) and dots.
+# After it: RFC 3986's characters, no space, control, quote or backslash.
 _ENDPOINT = re.compile(
     rb"(?i:https?)://(?:([0-9A-Za-z_-]{1,63}(?:\.[0-9A-Za-z_-]{1,63})*\.?)|\[([0-9A-Fa-f:.]+)\])"
     rb"(?::([0-9]{0,5}))?(?:[/?#][!#-;=?-Z\[\]_a-z~]*)?"
 ).fullmatch
-# How most requests with an endpoint are written: three times as fast to take apart.
+# The most common form with an endpoint: parsed three times as fast.
 _COMMON = re.compile(rb"id=(%b)&endpoint=([^&]*+)" % PLAIN_ID).fullmatch
 _WHITE = b" \t\r\n"
-# Ids that are canonical as they stand, in the two forms of a bulk body: three times as fast as looking at
-# each.
+# The two forms of a bulk body, if all ids are canonical already: three times as fast as parsing each id.
 _LINES = re.compile(rb"(?:%b\n)*%b\n?" % (PLAIN_ID, PLAIN_ID)).fullmatch
 _ARRAY = re.compile(
     rb"%(gap)b\[(?:%(gap)b%(id)b%(gap)b,)*%(gap)b%(id)b%(gap)b\]%(gap)b"
@@ -41,7 +40,7 @@ _ARRAY = re.compile(
 T = TypeVar("T")
 Hit = tuple[bytes, bytes | None]
 
-# Of a bulk request. The store takes no more ids in one batch.
+# Limits of a bulk request. The store accepts no more ids in one batch.
 MAX_BULK_IDS = 4096
 MAX_BULK_BYTES = 131_072
 
@@ -51,9 +50,9 @@ class TooManyError(Exception):
 
 
 def parse(query: bytes) -> Hit | None:
-    """The id, canonical, and the endpoint or None; None for what is answered 400.
+    """The canonical id, and the endpoint or None. Returns None for a request to answer 400.
 
-    Unknown parameters are ignored; ``id`` and ``endpoint`` may stand once.
+    Unknown parameters are ignored. ``id`` and ``endpoint`` may occur once.
     """
     common = _COMMON(query)
     if common is not None:
@@ -66,10 +65,10 @@ def parse(query: bytes) -> Hit | None:
 
 
 def parse_bulk(query: bytes, body: bytes) -> tuple[list[bytes], bytes | None] | None:
-    """The canonical ids of a bulk request, in their order, and the endpoint or None; None for what is
-    answered 400.
+    """The canonical ids of a bulk request, in their order, and the endpoint or None.
 
-    The body is a JSON array, of integers or strings of digits, or has an id a line. Raises TooManyError.
+    Returns None for a request to answer 400. The body is a JSON array of integers or strings of digits, or
+    has one id per line. Raises TooManyError.
     """
     values = _parameters(query)
     if values is None or values[0] is not None:
@@ -79,7 +78,7 @@ def parse_bulk(query: bytes, body: bytes) -> tuple[list[bytes], bytes | None] | 
 
 
 def _bulk_ids(body: bytes) -> list[bytes] | None:
-    """Raises TooManyError, before it has looked at too many."""
+    """The canonical ids of the body. Raises TooManyError before it checks each id."""
     if _LINES(body):
         return _few_enough(body.split())
     if _ARRAY(body):
@@ -103,7 +102,7 @@ def _few_enough(items: list[T]) -> list[T]:
 
 
 def _with_endpoint(ids: T, value: bytes | None) -> tuple[T, bytes | None] | None:
-    """HTML forms send an empty value for a field that nobody filled in: no endpoint."""
+    """Add the endpoint. An empty value means none, because HTML forms send one for an empty field."""
     if not value:
         return ids, None
     endpoint = canonical_endpoint(value)
@@ -111,7 +110,7 @@ def _with_endpoint(ids: T, value: bytes | None) -> tuple[T, bytes | None] | None
 
 
 def _parameters(query: bytes) -> tuple[bytes | None, bytes | None] | None:
-    """The decoded values of ``id`` and ``endpoint``; None where one of them stands twice."""
+    """The decoded values of ``id`` and ``endpoint``; None if one of them occurs twice."""
     found: dict[bytes, bytes] = {}
     for pair in query.split(b"&"):
         name, _, value = pair.partition(b"=")
@@ -127,7 +126,7 @@ def _decoded(text: bytes) -> bytes:
     text = text.replace(b"+", b" ")
     if b"%" not in text:
         return text
-    # In an endpoint there is often nothing else; the library takes four times as long.
+    # An endpoint often has no other escapes, and the library takes four times as long.
     text = text.replace(b"%3A", b":").replace(b"%2F", b"/")
     return unquote_to_bytes(text) if b"%" in text else text
 

@@ -1,9 +1,9 @@
-"""Fair turns: connections that sent more than one request at a time are worked off a little at a time.
+"""Fair turns: connections with more than one request are served in slices, in rotation.
 
-A client can pipeline thousands of requests in one read. Served at once, they would hold up every other
-client of the worker for as long as they take. So whatever is not a single plain request waits here, and each
-turn of the event loop works for at most TURN_S on those who wait, one slice of each in rotation. New single
-requests are served in between.
+A client can pipeline thousands of requests in one read. If they were served at once, every other client of
+the worker would wait. So each connection with more than a single plain request queues here. Each turn of the
+event loop serves the queue for at most TURN_S, one slice of a connection at a time. New single requests are
+served between the turns.
 """
 
 from __future__ import annotations
@@ -16,25 +16,27 @@ from typing import Protocol
 
 log = logging.getLogger("idagg.accept")
 
-# A quarter of the latency that callers see when it is quiet (bench, open loop at 10,000 requests a second).
+# A quarter of the latency measured at low load (bench, open loop at 10,000 requests a second).
 TURN_S = 0.001
 
 
 class Work(Protocol):
     def work(self) -> bool:
-        """Do a slice. True: there is more, and it can be done now."""
+        """Do one slice. True: there is more to do now."""
 
     def abort(self) -> None:
-        """It has failed."""
+        """End after an error in ``work``."""
 
 
 class Turns:
+    """The queue of connections that wait for a slice."""
+
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._waiting: collections.deque[Work] = collections.deque()
 
     def join(self, work: Work) -> None:
-        """Have ``work`` called in one of the next turns. It must not join again before that."""
+        """Queue ``work`` for one of the next turns. It must not join again before that."""
         if not self._waiting:
             self._loop.call_soon(self._turn)
         self._waiting.append(work)
@@ -47,8 +49,8 @@ class Turns:
             try:
                 if work.work():
                     waiting.append(work)
-            except Exception:  # one client's trouble must not become everyone's
-                log.exception("a request could not be looked at, its connection is closed")
+            except Exception:  # one client's error must not affect the others
+                log.exception("a request could not be judged, its connection is closed")
                 work.abort()
             if time.monotonic() >= ends_s:
                 break

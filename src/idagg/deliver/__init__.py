@@ -1,1 +1,1 @@
-"""Ways out: RabbitMQ, the log file, and callbacks behind their guard."""
+"""Delivery: RabbitMQ, the log file, and callbacks with their guard."""

@@ -1,4 +1,4 @@
-"""A connection to RabbitMQ's port, by whichever address of its name answers first (RFC 8305)."""
+"""A TCP connection to RabbitMQ, to the first of its addresses that answers (RFC 8305)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from yarl import URL
 
 from idagg.errors import BrokerAwayError
 
-# After which the next address is tried beside the one before. RFC 8305 recommends it.
+# Delay before the next address is tried beside the previous one. RFC 8305 recommends it.
 NEXT_ADDRESS_S = 0.25
 
 
@@ -21,7 +21,7 @@ async def addresses(host: str, port: int | None) -> Sequence[AddrInfoType]:
 
 
 class Dial(TransportFactory):
-    """uvloop itself would try one address after the other, each for as long as the kernel does."""
+    """Connects by Happy Eyeballs, because uvloop waits for the kernel's timeout at each address in turn."""
 
     async def create(
         self, url: URL, **options: SSLContextProvider

@@ -1,7 +1,8 @@
-"""The way of a message inside RabbitMQ: to a queue by the default exchange, or to an exchange of the user's.
+"""The route of a message in RabbitMQ: through the default exchange to a queue, or to the user's exchange.
 
-Permissions are proven without leaving a trace. RabbitMQ looks at them before it looks at a message or a
-declaration: what it then returns, or refuses for its form, it would have been allowed to take.
+Permissions are tested without a lasting effect. RabbitMQ checks permissions before it checks a message or a
+declaration. So if it returns an unroutable message, or refuses one for its invalid form, the permission is
+there.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from idagg.errors import BrokerAwayError
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Route:
-    """``exchange`` "" is the default exchange: then the queue is declared where it is missing."""
+    """Where messages are published. If ``exchange`` is "", the default one, a missing queue is declared."""
 
     queue: str
     queue_type: str = "quorum"
@@ -35,10 +36,10 @@ class Route:
         return self.routing_key or self.queue
 
     def unroutable(self) -> str:
-        return f"RabbitMQ's exchange {self.exchange} leads the routing key {self.key} to no queue: bind one"
+        return f"RabbitMQ's exchange {self.exchange} routes the key {self.key} to no queue: bind a queue"
 
     async def open(self, connection: AbstractConnection) -> AbstractChannel:
-        """A channel that may be published on; what messages go to is there. Raises BrokerAwayError."""
+        """Find or declare what messages go to, and open a channel to publish. Raises BrokerAwayError."""
         if self.exchange:
             await self._find_exchange(connection)
         elif not await self._has_queue(connection):
@@ -46,24 +47,24 @@ class Route:
         return await self._may_write(connection)
 
     async def check(self, connection: AbstractConnection) -> str:
-        """What ``open`` would find or do, in words; makes nothing. Raises BrokerAwayError."""
+        """Describe what ``open`` would find or do, without declaring anything. Raises BrokerAwayError."""
         if self.exchange:
             await self._find_exchange(connection)
             found = (
                 f"exchange {self.exchange} is there and may be written to; "
-                f"whether {self.key} leads to a queue shows at the first message"
+                f"whether {self.key} is routed to a queue shows at the first message"
             )
         elif await self._has_queue(connection):
             found = f"queue {self.queue} is there and may be written to"
         else:
-            # It is refused for this, had it been allowed.
+            # With permission, RabbitMQ refuses this argument; without, it refuses the declaration.
             await self._declare(connection, {"x-max-length-bytes": -1})
             found = f"queue {self.queue} will be declared, durable and of type {self.queue_type}"
         await self._may_write(connection)
         return found
 
     async def _has_queue(self, connection: AbstractConnection) -> bool:
-        """Of whatever type; whoever may connect may ask."""
+        """Whether the queue exists, of any type. No permission is needed to ask."""
         channel = await connection.channel()
         try:
             await channel.queue_declare(self.queue, passive=True)
@@ -83,14 +84,14 @@ class Route:
         await channel.close()
 
     async def _declare(self, connection: AbstractConnection, unfit: dict[str, int]) -> None:
-        """With ``unfit`` arguments it is asked for, and not made."""
+        """Declare the queue. With ``unfit`` arguments RabbitMQ refuses it: this tests the permission only."""
         channel = await connection.channel()
         arguments: ArgumentsType = {"x-queue-type": self.queue_type, **unfit}
         try:
             await channel.queue_declare(self.queue, durable=True, arguments=arguments)
         except ChannelAccessRefused as error:
             raise BrokerAwayError(
-                f"RabbitMQ has no queue {self.queue} and lets this user make none: declare it, "
+                f"RabbitMQ has no queue {self.queue} and does not let this user declare it: declare it, "
                 f"or grant the user configure on {self.queue} ({_reply(error)})"
             ) from error
         except ChannelPreconditionFailed:
@@ -103,11 +104,11 @@ class Route:
         channel = await connection.channel()
         try:
             if not self.exchange:
-                # No queue has this name, so it comes back.
+                # No queue has this name, so RabbitMQ returns the message.
                 nowhere = f"idagg-check-{secrets.token_hex(8)}"
                 await channel.basic_publish(b"", routing_key=nowhere, mandatory=True)
             else:
-                # No key surely leads nowhere: a fanout exchange takes all of them.
+                # No routing key is certain to be unroutable: a fanout exchange takes all of them.
                 unfit = aiormq.spec.Basic.Properties(expiration="-1")
                 await channel.basic_publish(
                     b"", exchange=self.exchange, routing_key=self.key, properties=unfit

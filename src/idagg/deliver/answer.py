@@ -1,9 +1,9 @@
-"""What an endpoint answers, read within bounds. Pure: bytes come in, an answer or an error comes out.
+"""A bounded parser of endpoints' answers. Pure: bytes come in, an answer or an error comes out.
 
-A stranger writes these bytes. An HTTP library wants a whole and well-formed answer: it reads interim answers
-without limit, and refuses a head that is long or has a field twice. A callback needs the final status
-line and at most two fields. So the bytes are taken line by line, each once, and at most ``max_bytes`` of
-them, interim answers included. What follows is never looked at, and no line is kept that has ended.
+These bytes are untrusted. An HTTP library reads interim answers without limit, and refuses a head that is
+long or has a field twice. A callback needs only the final status line and at most two fields. So this parser
+reads line by line, each byte once, and at most ``max_bytes``, interim answers included. It ignores the rest,
+and keeps no complete line.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-# "Later" in so many words: request time-out, too early (RFC 8470), too many requests; and all of 5xx.
+# Statuses that ask for a retry: request timeout, too early (RFC 8470), too many requests, and all of 5xx.
 RETRIED = frozenset({408, 425, 429, *range(500, 600)})
 
 _SWITCHING_PROTOCOLS = 101  # the one 1xx that is final
@@ -21,7 +21,7 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.[0-9] ([1-5][0-9]{2})(?: |\Z)")
 
 
 class Answer(NamedTuple):
-    """The final status, and of the fields those that were waited for and seen."""
+    """The final status, and the fields that were read before the parser stopped."""
 
     status: int
     retry_after: str | None = None
@@ -29,14 +29,15 @@ class Answer(NamedTuple):
 
 
 class AnswerError(Exception):
-    """No final status came; the text says why, in the words of the log."""
+    """No final status arrived. The text is the reason, as the log file shows it."""
 
 
 class AnswerReader:
-    """Is fed the bytes of one answer, however they are cut, until it returns the answer.
+    """Parses one answer. ``feed`` takes its bytes in pieces of any size, and returns the answer once known.
 
     The head of a redirect or a retried status is read to its end, for Location and Retry-After, but not past
-    ``max_bytes``; then the lines that were whole count. ``whole_head`` reads every final head so.
+    ``max_bytes``; after that, only the complete lines count. If ``whole_head`` is true, every final head is
+    read like this.
     """
 
     def __init__(self, max_bytes: int = 16_384, *, whole_head: bool = False) -> None:
@@ -50,12 +51,12 @@ class AnswerReader:
 
     @property
     def so_far(self) -> Answer | None:
-        """What is known already, for a caller that waits no longer."""
+        """The answer as far as it is known, for a caller that stops waiting."""
         fields = map(self._fields.get, _FIELDS)
         return None if self._status is None else Answer(self._status, *fields)
 
     def feed(self, data: bytes) -> Answer | None:
-        """The answer, or None if more is needed. Raises AnswerError."""
+        """Take bytes. Returns the answer, or None if more bytes are needed. Raises AnswerError."""
         if self._is_over:
             return self.so_far
         data = data[: self._left]
@@ -68,11 +69,11 @@ class AnswerReader:
                 return self._end("")
         self._line += rest
         if self._status is None and not self._is_interim and not _BEGINNING.match(self._line):
-            raise AnswerError("not an HTTP answer")  # which may never end its line
+            raise AnswerError("not an HTTP answer")  # at once, because its line may never end
         return None if self._left else self._end("answer too long")
 
     def eof(self) -> Answer:
-        """The connection has ended. Raises AnswerError where no final status came before."""
+        """End the input. Returns the answer so far. Raises AnswerError if it has no final status."""
         return self._end("connection closed")
 
     def _end(self, error: str) -> Answer:
@@ -82,7 +83,7 @@ class AnswerReader:
         return answer
 
     def _take(self, line: bytes) -> bool:
-        """Whether this line was the last that is needed."""
+        """Parse one line. Returns whether it was the last one needed."""
         if self._is_interim:
             self._is_interim = bool(line)
             return False

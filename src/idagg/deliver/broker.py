@@ -1,8 +1,8 @@
-"""RabbitMQ: one connection kept alive beside the work, and messages that count once they are confirmed.
+"""RabbitMQ: a background task keeps one connection open; a message counts once it is confirmed.
 
-aiormq does not reconnect, waits for ever on a broker that falls silent, and reports a lost connection as a
-``CancelledError`` that nobody asked for. So every call to it goes through ``_bounded``, and a connection that
-has failed once is thrown away.
+aiormq does not reconnect, waits without limit for a silent broker, and reports a lost connection as a
+``CancelledError`` although nothing was cancelled. So every call to it goes through ``_bounded``, and a
+connection is discarded after its first failure.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from idagg.window import Record
 T = TypeVar("T")
 
 _log = logging.getLogger("idagg.broker")
-# It tells of each failed attempt; Broker tells of the trouble, once.
+# aiormq logs each failed attempt; Broker logs the trouble once.
 logging.getLogger("aiormq").setLevel(logging.CRITICAL)
 
-# A silent broker is given up after 3 * (5 + 1) s where nothing is published (aiormq's own rule).
+# If nothing is published, aiormq closes the connection to a silent broker after 3 * (5 + 1) s.
 _HEARTBEAT_S = 5
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 3.0
 
 
 class Broker:
-    """What window records are published to.
+    """The client that publishes window records to RabbitMQ.
 
-    ``ready`` is set while there is a connection that RabbitMQ lets us publish on; ``trouble`` says in words
-    why there is none, or why it takes no messages.
+    ``ready`` is set while there is a connection with permission to publish. ``trouble`` is the reason, in one
+    sentence, why there is none, or why RabbitMQ refused the last message.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class Broker:
         self.ready = asyncio.Event()
         self._away_for: str | None = None  # the trouble with the connection
         self._refused_for: str | None = None  # the trouble with the last message
-        self._tried = asyncio.Event()  # to connect, to each host, however it ended
-        # aiormq heeds the first of two, so a heartbeat of the user's own wins.
+        self._tried = asyncio.Event()  # set after the first attempt at every host, successful or not
+        # aiormq obeys the first of two, so a heartbeat in the user's URL takes precedence.
         self._urls = [
             f"{one}{'&' if '?' in one else '?'}heartbeat={_HEARTBEAT_S}" for one in one_per_host(url)
         ]
@@ -78,7 +78,7 @@ class Broker:
         self._publish_timeout_s = publish_timeout_s
         self._connect_timeout_s = connect_timeout_s
         self._channel: AbstractChannel | None = None
-        self._lost = asyncio.Event()  # wakes the keeper
+        self._lost = asyncio.Event()  # wakes ``_keep``
         self._pause_s = _FIRST_PAUSE_S
         self._said_trouble = False
         self._keeper: asyncio.Task[None] | None = None
@@ -88,7 +88,7 @@ class Broker:
         return self._away_for or self._refused_for
 
     def start(self) -> None:
-        """Connect, and keep connected until ``close``."""
+        """Connect, and reconnect after each loss, until ``close``."""
         self._keeper = asyncio.create_task(self._keep(), name="idagg.broker")
 
     async def close(self) -> None:
@@ -100,10 +100,10 @@ class Broker:
             await asyncio.wait((self._keeper,))
 
     async def publish(self, record: Record) -> None:
-        """Return once the broker has taken charge of the message; call it from one task at a time.
+        """Publish a record and wait for RabbitMQ's confirmation. To be called by one task at a time.
 
-        Raises BrokerAwayError otherwise, at once where there is no connection; only the very
-        first attempt to connect is waited for.
+        Raises BrokerAwayError if there is none in time. If there is no connection, it raises at once, except
+        that it waits for the first attempt to connect.
         """
         if not self._tried.is_set():
             with contextlib.suppress(TimeoutError):
@@ -136,8 +136,8 @@ class Broker:
             unroutable = isinstance(error.__cause__, PublishError)
             if unroutable and self._route.exchange:
                 error = BrokerAwayError(self._route.unroutable())
-            # A queue that has gone is declared anew, by a new connection; what else refuses a message goes on
-            # refusing it there.
+            # If the queue is gone, a new connection declares it again. Other refusals of a message would
+            # repeat on a new connection, so this one is kept.
             elif unroutable or not isinstance(error.__cause__, DeliveryError):
                 self._away(str(error))
                 self._say()
@@ -145,13 +145,13 @@ class Broker:
             self._refused_for = str(error)
             self._say()
             raise error from error.__cause__
-        # Only this proves that the trouble is over: some last while connecting goes well.
+        # Only a confirmed message proves the end of the trouble: connecting can succeed while it lasts.
         self._refused_for = None
         self._pause_s = _FIRST_PAUSE_S
         self._say()
 
     async def check(self) -> str:
-        """How the broker is, in words. Raises BrokerAwayError where no host of it can be used."""
+        """Describe the state of each host. Raises BrokerAwayError if none can be used."""
         reached, unreached = "", []
         for url in self._urls:
             try:
@@ -186,7 +186,7 @@ class Broker:
             await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311  jitter
 
     def _cannot(self, url: str, error: BrokerAwayError, *, tell: bool) -> None:
-        """Where another host is still to be tried, nobody needs to hear of this one."""
+        """Note the failure of one host. Log it (``tell``) only after all hosts have been tried."""
         self._away(self._at(url, error))
         if tell:
             self._tried.set()
@@ -199,27 +199,27 @@ class Broker:
             await _bounded(connection.connect(), self._connect_timeout_s)
             yield connection
         finally:
-            with contextlib.suppress(BrokerAwayError):  # it is of no more use, whatever became of it
+            with contextlib.suppress(BrokerAwayError):  # the connection is discarded in any case
                 await _bounded(connection.close(), self._connect_timeout_s)
 
     def _at(self, url: str, error: BrokerAwayError) -> str:
-        """The error in words, and of which host it is, if there are several."""
+        """The error's text, with the host in front if there are several."""
         if len(self._urls) == 1:
             return str(error)
         place = URL(url)
         return f"{place.host}{f':{place.explicit_port}' if place.explicit_port else ''}: {error}"
 
     async def _sit_out_block(self, connection: AbstractConnection) -> None:
-        """While an alarm lasts, keep a connection that RabbitMQ has blocked.
+        """If RabbitMQ has blocked the connection, wait until it unblocks or closes it.
 
-        It would accept a new one, and block that at its first message.
+        A new connection would not help: RabbitMQ accepts it, and blocks it at its first message.
         """
         unblocked = asyncio.ensure_future(connection.ready())
         either = (unblocked, connection.closing)
         try:
             done, _ = await asyncio.wait(either, timeout=0, return_when=asyncio.FIRST_COMPLETED)
             if not done:
-                self._away("RabbitMQ blocks publishers; it is short of memory or disk")
+                self._away("RabbitMQ blocks publishers: it is short of memory or disk space")
                 self._tried.set()
                 self._say()
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -246,22 +246,22 @@ class Broker:
         self._lost.set()
 
     def _say(self) -> None:
-        """Once when trouble begins, and once when a message has gone through again."""
+        """Log once when trouble begins, and once when a message is confirmed again."""
         if self.trouble and not self._said_trouble:
             self._said_trouble = True
-            _log.warning("RabbitMQ gets no messages for now, the log file has the windows: %s", self.trouble)
+            _log.warning("RabbitMQ takes no messages for now, the log file gets the counts: %s", self.trouble)
         elif self._said_trouble and not self.trouble:
             self._said_trouble = False
-            _log.info("RabbitMQ gets messages again")
+            _log.info("RabbitMQ takes messages again")
 
 
 async def _bounded(call: Coroutine[Any, Any, T], timeout_s: float) -> T:
-    """What a call to aiormq returns; whatever else becomes of it is a BrokerAwayError, in time.
+    """Run a call to aiormq for at most ``timeout_s``. Every failure becomes a BrokerAwayError.
 
-    A task of its own, because aiormq at times swallows a cancellation and at times raises one.
+    The call runs in its own task, because aiormq sometimes swallows a cancellation and sometimes raises one.
     """
     task = asyncio.create_task(call)
-    task.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may be left to ask
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())  # or asyncio logs it
     try:
         await asyncio.wait((task,), timeout=timeout_s)
     finally:
@@ -282,7 +282,7 @@ def _in_words(error: BaseException | None) -> str:
             return "the connection to RabbitMQ was lost"
         case ProbableAuthenticationError():
             return "RabbitMQ refused the user name or the password"
-        case InvalidFrameError() if "OpenOk" in str(error):  # all that aiormq tells of the refusal
+        case InvalidFrameError() if "OpenOk" in str(error):  # the only sign of this refusal in aiormq's error
             return "RabbitMQ refused the virtual host: it is missing, or this user has no permission there"
         case PublishError():
             return "RabbitMQ has no such queue any more"

@@ -1,12 +1,15 @@
-"""Callbacks: a window's count is POSTed to the endpoints that asked for it.
+"""Callbacks: POST a window's count to the endpoints collected in it.
 
-The life of a callback: its host's addresses are found; it waits for its turn, by the address that will be
-dialled, however endpoints spell it; the attempt is counted in the store; it is made. Then it has ended, or it
-sleeps until the next attempt. Counting comes first: a call that takes this process down with it is not made
-again without end.
+The steps of a callback:
 
-`Schedule`, `Silence` and `retry` decide, without I/O or clock; `Callbacks` carries that out. Only attempts
-and lookups run in tasks. A callback that waits or sleeps is an entry in a queue.
+1. The addresses of its host are looked up.
+2. It waits for its turn, in a queue per dialled address.
+3. The attempt is counted in the store. This comes before the attempt: if a call crashes this process, it is
+   not repeated without end.
+4. The attempt is made. Then the callback has ended, or it sleeps until the next attempt.
+
+`Schedule`, `Silence` and `retry` decide, without I/O or clock. `Callbacks` executes their decisions. Only
+attempts and lookups run in tasks. A callback that waits or sleeps is an entry in a queue.
 """
 
 from __future__ import annotations
@@ -38,45 +41,45 @@ from idagg.window import PendingCallback, Record
 
 log = logging.getLogger("idagg.deliver")
 
-# Each has a descriptor and a task, some 30 KiB with TLS.
+# Each has a descriptor and a task, about 30 KiB with TLS.
 CONCURRENCY = 500
 PER_DESTINATION = 4
 TIMEOUT_S = 10.0
-# What is written to the store goes there together: an attempt waits so long for others that begin, an outcome
-# for others that end. Each write costs the store an fsync, and those of hits wait behind it.
+# Writes to the store are grouped: an attempt waits this long for other attempts, an outcome for other
+# outcomes. Each write costs the store an fsync, which delays the writes of hits.
 TOGETHER_S = 0.02
-# A script with more of them holds the store up for longer than a hit takes.
+# A script with more entries would block the store for longer than a hit takes.
 MOST_TOGETHER = 50
-# Of one processor. Without a limit 10,000 calls with TLS keep one busy for 10 s, whatever its priority.
+# Share of one CPU. Without a limit, 10,000 calls with TLS keep one busy for 10 s, at any priority.
 MOST_BUSY = 0.5
-# The least that the event loop's timers can tell apart.
+# The resolution of the event loop's timers.
 SHORTEST_S = 0.001
 
 
 class CallbackLog(Protocol):
-    """Where each endpoint's outcome is written."""
+    """The log file, as callbacks need it: it gets each endpoint's outcome."""
 
     async def callbacks(self, lines: Sequence[CallbackLine]) -> None: ...
 
 
 class Ledger(Protocol):
-    """What is kept of a window's callbacks, so that another leader can go on."""
+    """A window's pending callbacks in the store, so that another leader can go on."""
 
     async def spend(self, attempts: Sequence[PendingCallback]) -> Sequence[bool]:
-        """Count attempts before they are made. False: the callback is not pending any more."""
+        """Count attempts before they are made. Returns for each whether its callback is still pending."""
 
     async def done(self, endpoints: Sequence[str]) -> None:
-        """These are not pending any more."""
+        """Remove the endpoints from the pending callbacks."""
 
 
 _NOT_MADE = Outcome(error=outcome.EXPIRED)
-# Not pending any more when its attempt was to be counted; nothing is known of it, nor logged.
+# The callback was no longer pending when its attempt was to be counted. It is not logged.
 _NO_MORE = Outcome()
 
 
 @dataclasses.dataclass(eq=False, slots=True)
 class _Delivery:
-    """One run of `Callbacks.deliver`."""
+    """The state of one run of `Callbacks.deliver`."""
 
     record: Record
     ledger: Ledger
@@ -85,15 +88,15 @@ class _Delivery:
     ended: asyncio.Queue[list[_Call] | Exception] = dataclasses.field(default_factory=asyncio.Queue)
     tasks: set[asyncio.Task[None]] = dataclasses.field(default_factory=set)
     postponed: list[PendingCallback] = dataclasses.field(default_factory=list)
-    lookups: int = 0  # under way
+    lookups: int = 0  # in progress
     let_in: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    over_limit: dict[str, list[_Call]] = dataclasses.field(default_factory=dict)  # by what they would dial
+    over_limit: dict[str, list[_Call]] = dataclasses.field(default_factory=dict)  # by destination address
     is_over: bool = False
 
 
 @dataclasses.dataclass(eq=False, slots=True)
 class _Call:
-    """One endpoint of a delivery; its outcome is that of its last attempt."""
+    """One endpoint of a delivery. ``outcome`` is that of its last attempt."""
 
     delivery: _Delivery
     endpoint: str
@@ -105,10 +108,10 @@ class _Call:
 
 
 class Callbacks:
-    """Calls endpoints, many at a time and yet few of one destination, for any number of deliveries at once.
+    """Calls endpoints: many at a time, few of one destination, for any number of deliveries at once.
 
-    ``limit`` is how many callbacks of a window one paced destination gets. ``on_result`` hears of each
-    endpoint once, as `Outcome.result` has it.
+    ``limit`` is the maximum number of callbacks of a window to one paced destination. ``on_result`` is called
+    once per endpoint, with its `Outcome.result`.
     """
 
     def __init__(
@@ -140,13 +143,13 @@ class Callbacks:
         self._schedule = Schedule[_Call](
             concurrency=concurrency, per_destination=PER_DESTINATION, pace_s=1 / rate
         )
-        self._unroutable: list[_Call] = []  # their outcome is known, and is an attempt's all the same
+        self._unroutable: list[_Call] = []  # lookup failed; this still counts as an attempt
         self._spacing = Spacing(MOST_BUSY)
         self._deliveries: set[_Delivery] = set()
         self._work = asyncio.Event()
 
     async def run(self) -> None:
-        """Make what is due, until cancelled; whoever awaits ``deliver`` needs it beside them."""
+        """Make the attempts that are due, until cancelled. ``deliver`` makes no progress without it."""
         loop = asyncio.get_running_loop()
         while True:
             self._work.clear()
@@ -169,10 +172,11 @@ class Callbacks:
     async def deliver(
         self, record: Record, pending: Iterable[PendingCallback], ledger: Ledger, *, deadline: float
     ) -> None:
-        """POST ``record`` to each endpoint; as they end, log each once and then tell the ledger.
+        """POST ``record`` to each endpoint. When a callback ends, log it once and then mark it done.
 
-        At ``deadline``, in the loop's time, whatever has not ended ends as it stands. An error of the log or
-        the ledger ends the delivery; an endpoint that is not done by then may have been called and logged.
+        At ``deadline``, in the loop's time, every callback still waiting ends with its last outcome. An error
+        of the log file or the ledger ends the delivery; endpoints not yet marked done may then have been
+        called and logged.
         """
         delivery = _Delivery(record, ledger, deadline, record.as_json())
         self._deliveries.add(delivery)
@@ -194,12 +198,12 @@ class Callbacks:
                 task.cancel()
             await asyncio.gather(*delivery.tasks, return_exceptions=True)
 
-    # The stages of a callback, in their order.
+    # The steps of a callback, in their order.
 
     def _begin(self, delivery: _Delivery, pending: Iterable[PendingCallback]) -> int:
-        """Put each callback where it belongs; returns how many there are."""
+        """Put each callback into its queue. Returns their number."""
         now = asyncio.get_running_loop().time()
-        # Those that an earlier leader has let in count first for the limit of their destination.
+        # Callbacks with attempts under an earlier leader come first within the limit of their destination.
         callbacks = sorted(pending, key=lambda callback: -callback.attempts)
         at_once: list[_Call] = []
         for callback in callbacks:
@@ -207,7 +211,7 @@ class Callbacks:
             if self._silence.until(call.endpoint, now) is not None:
                 self._end(call, Outcome(error=outcome.SILENCED))
             elif call.attempts >= retry.ATTEMPTS:
-                self._end(call, Outcome(error=outcome.INTERRUPTED))  # during the last of them
+                self._end(call, Outcome(error=outcome.INTERRUPTED))  # during its last attempt
             elif callback.due_in_s > 0:
                 self._asleep.add(now + callback.due_in_s, call)
             else:
@@ -217,7 +221,7 @@ class Callbacks:
         return len(callbacks)
 
     def _find(self, calls: Iterable[_Call]) -> None:
-        """Have the addresses of the calls' hosts looked up, each host once."""
+        """Start the lookups of the calls' hosts, one per host and port."""
         groups: dict[tuple[_Delivery, str, int], list[_Call]] = {}
         for call in calls:
             try:
@@ -241,7 +245,7 @@ class Callbacks:
         except BlockedAddressError:
             for call in calls:
                 self._end(call, Outcome(error=outcome.BLOCKED))
-        except OSError as error:  # the time-out is one
+        except OSError as error:  # a timeout is one, too
             for call in calls:
                 call.route, call.outcome = None, Outcome(error=in_words(error))
             self._unroutable += calls
@@ -251,7 +255,7 @@ class Callbacks:
 
     def _looked_up(self, delivery: _Delivery) -> None:
         delivery.lookups -= 1
-        if not delivery.lookups:  # each destination is known with all of its callbacks
+        if not delivery.lookups:  # all callbacks of each destination are known now
             for calls in delivery.over_limit.values():
                 delivery.ended.put_nowait(calls)
             delivery.over_limit = {}
@@ -260,7 +264,7 @@ class Callbacks:
         self._work.set()
 
     def _queue(self, call: _Call, route: Route) -> None:
-        """Let the call wait for its turn, if it is within its destination's limit."""
+        """Queue the call for its turn, or end it if it is over its destination's limit."""
         delivery, destination = call.delivery, route.destination
         is_new = call.route is None
         call.route = route
@@ -289,7 +293,7 @@ class Callbacks:
                     delivery.ended.put_nowait([call])
 
     def _spent(self, call: _Call) -> PendingCallback:
-        """What the store is to know of the attempt: when another leader may make the next."""
+        """The attempt, as the store records it: its number, and when another leader may make the next."""
         attempts = call.attempts + 1
         pause_s = self._pause_s(attempts, chance=1) if attempts < retry.ATTEMPTS else 0
         return PendingCallback(call.endpoint, attempts, pause_s)
@@ -298,7 +302,7 @@ class Callbacks:
         if attempts and not delivery.is_over:
             try:
                 return await delivery.ledger.spend(attempts)
-            except Exception as error:  # it is for whoever awaits this delivery, and ends no other
+            except Exception as error:  # ends this delivery, and no other
                 delivery.ended.put_nowait(error)
         return [False] * len(attempts)
 
@@ -335,13 +339,13 @@ class Callbacks:
             error = None if answer else outcome.TIMEOUT
         except PostError as exc:
             error = str(exc)
-        except Exception as exc:  # whatever a stranger's answer sets off is this call's outcome
-            log.exception("a callback has failed in a way that was not foreseen")
+        except Exception as exc:  # an untrusted answer must end this call only
+            log.exception("a callback failed with an unexpected error")
             error = type(exc).__name__
         call.outcome = Outcome(answer, error, round((loop.time() - began) * 1000))
 
     def _headers(self, record: Record, endpoint: str, body: bytes) -> dict[str, str]:
-        # The same over retries and leaders, another for each window and endpoint.
+        # The same over retries and leaders, but different for each window and endpoint.
         digest = hashlib.sha256(endpoint.encode()).hexdigest()[:16]
         webhook_id = f"{record.message_id(self._namespace)}:{digest}"
         return {
@@ -368,13 +372,13 @@ class Callbacks:
             asked = came_to.answer.retry_after if came_to.answer else None
             pause_s = self._pause_s(
                 call.attempts,
-                chance=random.random(),  # noqa: S311  spreads retries; nothing secret hangs on it
+                chance=random.random(),  # noqa: S311  spreads retries; no secret
                 retry_after=asked,
                 unix_s=time.time(),
             )
             wakes_at = asyncio.get_running_loop().time() + pause_s
             if wakes_at < delivery.deadline:
-                if asked:  # the next leader has to know, too
+                if asked:  # the next leader needs this time, too
                     delivery.postponed.append(PendingCallback(call.endpoint, call.attempts, pause_s))
                 self._asleep.add(wakes_at, call)
                 return
@@ -390,7 +394,7 @@ class Callbacks:
         call.delivery.ended.put_nowait([call])
 
     async def _settle(self, delivery: _Delivery, groups: Iterable[list[_Call] | Exception]) -> int:
-        """Log callbacks that have ended, mark them done, and return how many they were."""
+        """Log callbacks that have ended and mark them done. Returns their number."""
         lines: list[CallbackLine] = []
         calls: list[_Call] = []
         count = 0
@@ -411,7 +415,7 @@ class Callbacks:
     # The end of a delivery, and its tasks.
 
     def _expire(self, delivery: _Delivery) -> None:
-        """End the callbacks that are not on their way; those that are have their own time-out."""
+        """End the callbacks that are not being attempted. Attempts in progress have their own timeout."""
         for call in self._withdraw(delivery):
             self._end(call, call.outcome)
 
@@ -426,7 +430,7 @@ class Callbacks:
     def _start(
         self, delivery: _Delivery, work: Coroutine[None, None, None], then: Callable[[], None]
     ) -> None:
-        """Run a task of the delivery's; ``then`` follows also where it is cancelled before its first step."""
+        """Run a task of the delivery, then ``then``, even if the task is cancelled before its first step."""
         task = asyncio.get_running_loop().create_task(work)
         delivery.tasks.add(task)
 
@@ -441,7 +445,7 @@ class Callbacks:
 
 
 def _line(delivery: _Delivery, calls: Sequence[_Call]) -> CallbackLine:
-    """Of one callback; or of all that were over one destination's limit."""
+    """The line of one callback, or of all that were over one destination's limit."""
     call = calls[0]
     answer = call.outcome.answer
     is_over_limit = call.outcome.error == outcome.LIMIT

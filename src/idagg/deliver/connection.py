@@ -1,8 +1,9 @@
-"""A connection in clear or in TLS, of which every byte is asked for.
+"""A plain or TLS connection that reads only on demand.
 
-A socket is read only when something waits for its bytes, so that nothing collects here. TLS runs over two
-buffers in memory: its bytes are counted, too, and to hang up is to close the socket, with no farewell to wait
-for. No transports of asyncio: they read ahead, and drop an answer that came before the request was taken.
+The socket is read only while a caller waits for bytes, so nothing accumulates in memory. TLS runs over two
+memory buffers, so that its bytes count towards the limit, too. To hang up is to close the socket, without a
+TLS shutdown to wait for. asyncio's transports do not fit: they read ahead, and they drop an answer that
+arrives before the whole request is sent.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _CHUNK = 4096
 
 
 class Connection:
-    """What is said over ``sock``, in clear or in TLS; it takes no more than ``max_bytes`` from there."""
+    """A connection over ``sock``, plain or TLS. It receives at most ``max_bytes``."""
 
     def __init__(self, sock: socket.socket, max_bytes: int) -> None:
         self._loop = asyncio.get_running_loop()
@@ -37,8 +38,8 @@ class Connection:
         await self._drive(self._tls.do_handshake)
 
     async def ask(self, request: bytes, reader: AnswerReader) -> Answer:
-        """Raises AnswerError, OSError."""
-        with contextlib.suppress(ConnectionError):  # who has answered need not read the rest
+        """Send the request and read the answer. Raises AnswerError, OSError."""
+        with contextlib.suppress(ConnectionError):  # an endpoint may answer without reading the rest
             if self._tls is None:
                 await self._loop.sock_sendall(self._socket, request)
             else:
@@ -54,13 +55,13 @@ class Connection:
                 return answer
 
     async def _read(self) -> bytes:
-        """Some bytes; none where they have ended."""
+        """Receive some bytes; none at the end."""
         if self._tls is None:
             return await self._receive()
         return await self._drive(functools.partial(self._tls.read, _CHUNK))
 
     async def _drive(self, step: Callable[[], T]) -> T:
-        """Carry bytes between TLS and the socket until ``step`` has what it wants."""
+        """Exchange bytes between TLS and the socket until ``step`` succeeds."""
         while True:
             try:
                 result = step()
@@ -87,7 +88,7 @@ class Connection:
 
 
 async def connected(places: list[Any]) -> socket.socket:
-    """A connection to the first of what ``getaddrinfo`` found that takes one."""
+    """Connect to the first address of ``getaddrinfo``'s result that accepts. Raises OSError if none does."""
     trouble = OSError()
     for family, kind, proto, _, place in places:
         sock = socket.socket(family, kind, proto)
@@ -106,7 +107,7 @@ async def connected(places: list[Any]) -> socket.socket:
 
 
 def tls_context(ca: str | None = None) -> ssl.SSLContext:
-    """Verifies against the system's CAs and, where it is given, those in the file ``ca``."""
+    """A TLS context that trusts the system's CAs and, if given, those in the file ``ca``."""
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     if ca is not None:

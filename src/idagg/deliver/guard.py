@@ -1,10 +1,10 @@
-"""Where callbacks may go: a judgement of addresses. Pure.
+"""The guard against server-side request forgery: which addresses callbacks may be sent to. Pure.
 
-Anyone may name an endpoint, so without a guard anyone could make this server call its own neighbours. What is
-judged is the address, after the name is resolved, and just that address is dialled: a name that leads
-elsewhere when it is asked again gains nothing. ``ipaddress.is_global`` is no such judgement (it passes
-multicast, NAT64 and 6to4 forms of 127.0.0.1 and some clouds' metadata services, and its answers differ
-between releases of Python), so the table is our own.
+Every API user can name an endpoint. Without a guard, this server would call hosts in its own network for
+them. The guard judges the address after the name is resolved, and exactly that address is dialled. So a name
+that resolves to another address later gains nothing. ``ipaddress.is_global`` cannot be used: it accepts
+multicast, NAT64 and 6to4 forms of 127.0.0.1 and some clouds' metadata services, and it differs between Python
+releases. So this module has its own table.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections.abc import Iterable
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# IANA's special-purpose address registries (RFC 6890) plus metadata services at public addresses; the first
-# match counts. Of IPv6 only 2000::/3 is given out (RFC 4291), hence the last two rows.
+# IANA's special-purpose address registries (RFC 6890), and metadata services at public addresses. The first
+# match counts. Of IPv6 only 2000::/3 is allocated (RFC 4291), hence the last two rows.
 _SPECIAL: tuple[tuple[_Network, str | None], ...] = tuple(
     (ipaddress.ip_network(network), reason)
     for network, reason in (
@@ -43,7 +43,7 @@ _SPECIAL: tuple[tuple[_Network, str | None], ...] = tuple(
         ("240.0.0.0/4", "reserved"),
         ("::/128", "unspecified"),
         ("::1/128", "loopback"),
-        ("64:ff9b:1::/48", "private"),  # local-use NAT64: where in it the IPv4 address stands is local, too
+        ("64:ff9b:1::/48", "private"),  # local-use NAT64: the position of the IPv4 address is a local choice
         ("fc00::/7", "private"),
         ("fe80::/10", "link-local"),
         ("fec0::/10", "site-local"),
@@ -57,10 +57,10 @@ _SPECIAL: tuple[tuple[_Network, str | None], ...] = tuple(
 )
 _IPV4_IN_THE_LAST_32_BITS = (
     ipaddress.IPv6Network("64:ff9b::/96"),  # NAT64, RFC 6052
-    ipaddress.IPv6Network("::/96"),  # IPv4-compatible, RFC 4291; it holds :: and ::1, too
+    ipaddress.IPv6Network("::/96"),  # IPv4-compatible, RFC 4291; it contains :: and ::1, too
 )
-# What browsers do not call either: other protocols' ports, some of which take a POST for commands. The Fetch
-# standard's list, https://fetch.spec.whatwg.org/#bad-port, and Redis', which is not on it.
+# Ports that browsers do not call either: some of their protocols read a POST as commands. This is the Fetch
+# standard's list, https://fetch.spec.whatwg.org/#bad-port, and Redis' port, which it lacks.
 _BAD_PORTS = frozenset(
     {
         *(0, 1, 7, 9, 11, 13, 15, 17, 19, 20, 21, 22, 23, 25, 37, 42, 43, 53, 69, 77, 79, 87, 95, 101, 102),
@@ -71,20 +71,20 @@ _BAD_PORTS = frozenset(
         6379,
     }
 )
-# The last label is no number: resolvers take 2130706433 and 127.1 for addresses.
+# The last label is no number: resolvers read 2130706433 and 127.1 as addresses.
 _HOST = re.compile(r"(?:[a-z0-9_-]+\.)*(?!\d+\Z)[a-z0-9_-]+")
 
 
 class BlockedAddressError(OSError):
-    """The guard refuses this address; nothing was sent to it."""
+    """The guard refuses this address. Nothing was sent to it."""
 
 
 class Guard:
-    """Refuses every address that is not public, but for what ``allow`` names.
+    """Refuses every address that is not public, except those that ``allow`` names.
 
-    An item of ``allow`` is a network, an address or a host name. A network lifts the refusal of the addresses
-    in it, and of IPv6 forms of them, such as IPv4-mapped or NAT64; a host may be called whatever its name
-    resolves to. With ``only_allowed`` all else is refused, public or not.
+    An item of ``allow`` is a network, an address or a host name. A network allows the addresses in it, and
+    IPv6 forms of them, such as IPv4-mapped or NAT64. A host name allows every address that it resolves to. If
+    ``only_allowed`` is true, every other address is refused, public or not.
     """
 
     def __init__(self, allow: Iterable[str] = (), only_allowed: bool = False) -> None:
@@ -103,11 +103,11 @@ class Guard:
                 self._hosts.add(host)
 
     def for_host(self, host: str) -> Guard:
-        """The guard for calls to ``host``: one that refuses nothing where the host is allowed by its name."""
+        """The guard for calls to ``host``. If ``allow`` has its name, this guard refuses nothing."""
         return _OPEN if _plain(host) in self._hosts else self
 
     def refusal(self, address: str) -> str | None:
-        """Why ``address`` must not be dialled, or None."""
+        """The reason why ``address`` must not be dialled; None if it may be."""
         try:
             dialled = ipaddress.ip_address(address)
         except ValueError:
@@ -118,11 +118,11 @@ class Guard:
         return next(filter(None, map(_special, unnamed)), None)
 
     def is_exempt(self, host: str, address: str) -> bool:
-        """Whether calls to ``host`` at ``address`` are not paced: ``allow`` names one of the two."""
+        """Whether calls to ``host`` at ``address`` have no rate limit: ``allow`` names one of the two."""
         return _plain(host) in self._hosts or not self._unnamed(ipaddress.ip_address(address))
 
     def _unnamed(self, address: _Address) -> list[_Address]:
-        """Where a packet to ``address`` may end that no network of ``allow`` names."""
+        """The final destinations of ``address`` that are in no network of ``allow``."""
         if self._allows(address):
             return []
         return [judged for judged in _destinations(address) if not self._allows(judged)]
@@ -135,16 +135,17 @@ _OPEN = Guard(["0.0.0.0/0", "::/0"])
 
 
 def refused_port(port: int) -> bool:
-    """Whether no callback may go to ``port``, whoever has it; ``allow`` does not lift this."""
+    """Whether callbacks to ``port`` are refused at every address. ``allow`` does not change this."""
     return port in _BAD_PORTS
 
 
 def dialled(address: str) -> str:
-    """What calls to ``address`` are counted under, so that many spellings of one destination are one.
+    """The key under which calls to ``address`` are counted, the same for all forms of one destination.
 
-    The IPv4 address that it is or leads to; of other IPv6 addresses the /64, the least that one owner has.
+    It is the IPv4 address itself or the one inside an IPv6 address. For other IPv6 addresses it is the /64,
+    the smallest network that one owner has.
     """
-    inner = _destinations(ipaddress.ip_address(address))[-1]  # of Teredo, the client behind the server
+    inner = _destinations(ipaddress.ip_address(address))[-1]  # for Teredo: the client, not the server
     if isinstance(inner, ipaddress.IPv4Address):
         return str(inner)
     return str(ipaddress.ip_network((int(inner) >> 64 << 64, 64)))
@@ -155,7 +156,7 @@ def _plain(host: str) -> str:
 
 
 def _destinations(address: _Address) -> tuple[_Address, ...]:
-    """Where a packet to ``address`` may end: the IPv4 addresses inside an IPv6 one, else the address."""
+    """The final destinations of ``address``: the IPv4 addresses inside an IPv6 one, else the address."""
     if isinstance(address, ipaddress.IPv4Address):
         return (address,)
     if inner := address.ipv4_mapped or address.sixtofour:

@@ -1,4 +1,4 @@
-"""The log file: one logfmt line a record, appended whole or not at all, by any number of processes."""
+"""The log file: one logfmt line per record. Several processes append to it, each line whole or not at all."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from pathlib import Path
 from idagg.errors import LogFileError
 from idagg.window import Record, iso
 
-# What a line may take, its way to the disk included: as long as a message to the broker, by default.
+# Time limit of a line, fsync included: the same as for a message to the broker, by default.
 LINE_S = 2.0
-# Names of what this process was given: opened by their names they would be other files, or none at all.
+# Names of inherited descriptors. Opening such a name could yield another file, or fail.
 _STANDARD = {
     **dict.fromkeys(("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"), 1),
     **dict.fromkeys(("/dev/stderr", "/dev/fd/2", "/proc/self/fd/2"), 2),
@@ -32,7 +32,7 @@ _STANDARD = {
 
 
 def window_line(record: Record, *, time_s: float, reason: str | None = None) -> str:
-    """A window's count; ``reason`` says why the broker, where there is one, did not get it."""
+    """The line of a window. ``reason``: why RabbitMQ, if it is configured, did not get the count."""
     line = (
         f"time={_iso_ms(time_s)} level=INFO event=window window={iso(record.start_s)}"
         f" unique_ids={record.unique_ids} estimate={record.estimate} hits={record.hits}"
@@ -43,11 +43,10 @@ def window_line(record: Record, *, time_s: float, reason: str | None = None) -> 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CallbackLine:
-    """What became of a callback: the status that it was answered with, or the error where there was no
-    answer.
+    """The outcome of a callback: the status of its answer, or the error if there was none.
 
-    Callbacks that were not made, being over the limit of one ``address``, share a line: ``url`` is None then,
-    and ``endpoints`` how many they were. ``silenced_s`` is set where the endpoint is left alone from now on.
+    Callbacks over the limit of one ``address`` were not made, and share one line: ``url`` is None, and
+    ``endpoints`` is their number. If the endpoint is silenced from now on, ``silenced_s`` says for how long.
     """
 
     window_s: int
@@ -80,11 +79,11 @@ class CallbackLine:
 
 
 class LogFile:
-    """Lines appended by one thread of its own: a disk that hangs costs one thread, and nobody's time.
+    """Appends lines in its own thread, so that a hanging disk blocks that thread only.
 
-    A regular file is opened anew for each line, so that whoever rotates it has nothing to tell us. ``-`` is
-    standard output. Streams (standard output and error, terminals, named pipes) stay open, since a reader of
-    a pipe takes each close for the end.
+    A regular file is opened again for each line, so that rotation needs no signal. ``-`` is standard output.
+    Streams (standard output and error, terminals, named pipes) stay open, because the reader of a pipe treats
+    a close as the end.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, timeout_s: float = LINE_S) -> None:
@@ -93,36 +92,36 @@ class LogFile:
         self._jobs: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._under_way: Future[None] | None = None
-        self._hangs: Future[None] | None = None  # what was under way when somebody had waited for too long
+        self._hangs: Future[None] | None = None  # the job in progress when a caller timed out
         self._stream: int | None = None
-        self._torn = False  # the stream's last line
+        self._torn = False  # the last line on the stream is incomplete
 
     async def window(self, record: Record, *, reason: str | None) -> None:
-        """Add a window's line; it is on disk when this returns."""
+        """Append a window's line. It is on disk when this returns."""
         await self.append(window_line(record, time_s=time.time(), reason=reason), durable=True)
 
     async def callbacks(self, lines: Sequence[CallbackLine]) -> None:
-        """Add lines of callbacks."""
+        """Append lines of callbacks."""
         now = time.time()
         if lines:
             await self.append("\n".join(line.text(now) for line in lines), durable=False)
 
     async def append(self, text_line: str, *, durable: bool) -> None:
-        """Add one line; ``durable``: it is on disk when this returns.
+        """Append one line. If ``durable`` is true, it is on disk when this returns.
 
-        Raises LogFileError within the time limit, and at once while an earlier line hangs.
+        Raises LogFileError within the time limit; while an earlier line hangs, at once.
         """
         await self._in_thread(partial(self._append, text_line.encode() + b"\n", durable))
 
     async def check(self) -> None:
-        """Raise what ``append`` would raise."""
+        """Raise the error that ``append`` would raise, without writing."""
         await self._in_thread(self._check)
 
     async def _in_thread(self, work: Callable[[], None]) -> None:
         if self._hangs is not None and self._hangs is self._under_way:
             raise self._hanging()
         if self._thread is None:
-            # A daemon: a thread of the loop's executor would be waited for when the process ends.
+            # A daemon thread, because the process would wait at its end for a thread of the loop's executor.
             self._thread = threading.Thread(target=self._work, name="idagg.logfile", daemon=True)
             self._thread.start()
         done = Future[None]()
@@ -131,7 +130,7 @@ class LogFile:
             async with asyncio.timeout(self._timeout_s):
                 await asyncio.wrap_future(done)
         except TimeoutError:
-            # What waits behind it is dropped, being cancelled now; what is under way may still be done, late.
+            # Queued jobs are cancelled by this and dropped. The job in progress may still finish later.
             self._hangs = self._under_way
             raise self._hanging() from None
 
@@ -155,7 +154,7 @@ class LogFile:
             if self._stream is None and (descriptor := _STANDARD.get(str(self._path))) is not None:
                 self._stream = os.dup(descriptor)
             elif self._stream is None and _is_stream(self._path):
-                # Without O_NONBLOCK, a pipe that has no reader would be waited for, instead of told.
+                # Without O_NONBLOCK, opening a pipe without a reader would block instead of failing.
                 self._stream = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
             if self._stream is None:
                 self._append_to_file(line, durable)
@@ -169,9 +168,9 @@ class LogFile:
             fcntl.flock(file, fcntl.LOCK_EX)
             size = os.fstat(file.fileno()).st_size
             if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
-                line = b"\n" + line  # a power cut tore the line before
+                line = b"\n" + line  # a power failure cut off the previous line
             try:
-                while line:  # after a short write, the next one says what is wrong
+                while line:  # after a short write, the next write raises the error
                     line = line[file.write(line) :]
                 if durable:
                     os.fsync(file.fileno())
@@ -181,7 +180,7 @@ class LogFile:
                 raise
 
     def _append_to_stream(self, stream: int, line: bytes, durable: bool) -> None:
-        """What is written here cannot be taken back."""
+        """Write the line. Unlike in a file, a partial line cannot be removed again."""
         if self._torn:
             line = b"\n" + line
         try:
@@ -194,13 +193,13 @@ class LogFile:
             if durable and stat.S_ISREG(os.fstat(stream).st_mode):
                 os.fsync(stream)
         except OSError:
-            # What the name stands for may be another thing at the next line.
+            # Open it again for the next line: the name may then mean another file.
             self._stream = None
             os.close(stream)
             raise
 
     def _check(self) -> None:
-        # Creates nothing: where root asks, the file would be root's and closed to the service.
+        # Creates no file: if root runs the check, the file would be root's, and the service could not write.
         try:
             if (descriptor := _STANDARD.get(str(self._path))) is not None:
                 os.fstat(descriptor)
@@ -210,7 +209,7 @@ class LogFile:
         except FileNotFoundError as error:
             if not os.access(self._path.parent, os.W_OK | os.X_OK):
                 raise LogFileError(
-                    f"the log file {self._path} cannot be made: its folder is missing or not writable"
+                    f"the log file {self._path} cannot be created: its folder is missing or not writable"
                 ) from error
         except OSError as error:
             raise self._trouble(error) from error
@@ -231,12 +230,12 @@ def is_stdout(path: Path) -> bool:
 
 
 def shown(path: Path) -> str:
-    """The path in words, for people."""
+    """The path as messages show it."""
     return {1: "standard output", 2: "standard error"}.get(_STANDARD.get(str(path), 0), str(path))
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether it is no regular file, nor to become one: then there is nothing to rotate, sync or truncate."""
+    """Whether the path exists and is no regular file. A stream cannot be rotated, synced or truncated."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -245,7 +244,7 @@ def _is_stream(path: Path) -> bool:
 
 
 def _fsync_folder(path: Path) -> None:
-    """Without this, a power cut can take a new file's name while its content is safe."""
+    """Sync the folder. Without this, a power failure can lose a new file's name, but not its content."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -259,5 +258,5 @@ def _iso_ms(time_s: float) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A JSON string in printable ASCII: it cannot end its line or its field, nor steer a terminal."""
+    """A JSON string in printable ASCII: it cannot end its line or field, nor control a terminal."""
     return json.dumps(text)

@@ -1,4 +1,4 @@
-"""What a callback came to, in the words of the log and of the metrics. Pure."""
+"""The outcome of a callback, in the terms of the log file and the metrics. Pure."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ LIMIT = "limit"
 SILENCED = "silenced"
 TIMEOUT = "timeout"
 
-# By error, of callbacks that were not made and say nothing of their receiver.
+# Errors of callbacks that were not made, so they are no failure of the receiver. Error → result.
 _RESULTS = {BLOCKED: "blocked", EXPIRED: "expired", LIMIT: "limit", SILENCED: "silenced"}
 _GONE_STATUS = 410
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outcome:
-    """An answer, or an error in words."""
+    """An answer, or the text of an error."""
 
     answer: Answer | None = None
     error: str | None = None
@@ -29,24 +29,24 @@ class Outcome:
 
     @property
     def is_retried(self) -> bool:
-        """Whether another attempt may come to more."""
+        """Whether another attempt may succeed."""
         if self.answer is not None:
             return self.answer.status in RETRIED
         return self.error not in (*_RESULTS, INVALID, INTERRUPTED)
 
     @property
     def is_failure(self) -> bool:
-        """Whether it speaks against the endpoint."""
+        """Whether it counts as a failure of the endpoint."""
         return self.result in ("refused", "error")
 
     @property
     def is_gone(self) -> bool:
-        """Whether the receiver wants no callback any more."""
+        """Whether the receiver asked for no more callbacks (410)."""
         return self.answer is not None and self.answer.status == _GONE_STATUS
 
     @property
     def result(self) -> str:
-        """ok (2xx), refused (another status), error, blocked, expired, silenced, limit."""
+        """The metric's label: ok (2xx), refused (other status), error, blocked, expired, silenced, limit."""
         if self.answer is not None:
             return "ok" if 200 <= self.answer.status < 300 else "refused"
         return _RESULTS.get(self.error or "", "error")

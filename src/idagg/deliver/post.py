@@ -1,10 +1,10 @@
-"""One POST to one address: dial it, say the request, read the answer as far as is needed, hang up.
+"""One POST to one address: dial, send the request, read the needed part of the answer, hang up.
 
-No HTTP library, since none was found that fits both ends: they read interim answers and heads without limit,
-at the expense of all that the loop does, and refuse answers whose status stands (a head over 8 KiB, a length
-that is given twice). What is needed of HTTP is a request of known length and `AnswerReader`.
+No HTTP library was found that fits. They read interim answers and heads without limit, which blocks the event
+loop. They also refuse answers with a valid status for a head over 8 KiB or a repeated length. A request of
+known length and `AnswerReader` are all that is needed of HTTP.
 
-A task that is cancelled closes its socket at once, and nothing of it is left.
+If its task is cancelled, the socket is closed at once.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from idagg.deliver.target import Proxy, Target
 
 __all__ = ["PostError", "Poster", "Proxy", "Target", "tls_context"]
 
-# What a handshake may take: OpenSSL takes chains of certificates of up to 100 KiB.
+# Limit of a handshake: OpenSSL accepts certificate chains of up to 100 KiB.
 _TLS_BYTES = 131_072
 
 
 class PostError(Exception):
-    """No answer; the text says why, in the words of the log."""
+    """No answer arrived. The text is the reason, as the log file shows it."""
 
 
 class Poster:
-    """Makes POSTs, each on a connection of its own. The caller limits their time and their number."""
+    """Makes POSTs, each on its own connection. The caller limits their time and number."""
 
     def __init__(
         self, *, tls: ssl.SSLContext | None = None, proxy: Proxy | None = None, max_bytes: int = 16_384
@@ -51,8 +51,8 @@ class Poster:
     ) -> Answer:
         """POST to ``target`` at ``address``, a literal, or through the proxy, which resolves the host itself.
 
-        A caller that ends this by time-out gives a ``reader`` and finds in its ``so_far`` what stood by then.
-        Raises PostError.
+        If the caller may stop this by a timeout, it passes a ``reader``, whose ``so_far`` then has the answer
+        as far as it is known. Raises PostError.
         """
         reader = reader or AnswerReader(self._max_bytes)
         try:
@@ -81,7 +81,7 @@ class Poster:
 
     async def _dial(self, target: Target, address: str | None) -> socket.socket:
         if self._proxy is None:
-            literal = str(ipaddress.ip_address(address or ""))  # ValueError: else it might be resolved
+            literal = str(ipaddress.ip_address(address or ""))  # ValueError, or a name would be resolved
             return await connected(
                 socket.getaddrinfo(literal, target.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
             )
@@ -103,11 +103,11 @@ class Poster:
 
 
 def in_words(error: Exception) -> str:
-    """What went wrong, in the words of the log."""
+    """The text of an error, as the log file shows it."""
     match error:
         case AnswerError():
             return str(error)
-        case TimeoutError():  # the kernel's own
+        case TimeoutError():  # the kernel's connection timeout
             return "timeout"
         case ssl.SSLEOFError() | ssl.SSLZeroReturnError():
             return "connection closed"

@@ -1,4 +1,4 @@
-"""The addresses of an endpoint's host, of which only those that the guard lets through are told."""
+"""The resolver: the addresses of an endpoint's host that the guard allows."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import threading
 
 from idagg.deliver.guard import BlockedAddressError, Guard
 
-# A name's owner chooses how many it has.
+# A limit is needed, because the owner of a name chooses the number of its addresses.
 _ADDRESSES = 8
-# The system's default is 8 MiB of address space each, which counts where that is limited.
+# The system's default is 8 MiB of address space per thread, too much if address space is limited.
 _STACK_BYTES = 524_288
 
 
 class Resolver:
-    """Asks the system's resolver, on threads of its own.
+    """Queries the system's resolver, in its own threads.
 
-    The loop's threads are few and serve others, too, and a dead name server holds a thread for longer than an
-    attempt lasts: a lookup whose caller has gone goes on, and those that wait for a thread are dropped.
+    The event loop's default threads are few and shared. A dead name server blocks a thread for longer than an
+    attempt lasts. If a caller is cancelled, its running lookup goes on, and a lookup still queued is dropped.
     """
 
     def __init__(self, threads: int) -> None:
         self._threads = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="callback-dns")
 
     async def addresses(self, host: str, guard: Guard) -> list[str]:
-        """Literals, best first; a numeric ``host`` in whatever form (``127.1``, ``0x7f000001``) is one, too.
+        """The host's addresses as literals, best first. A numeric host (``127.1``, ``0x7f000001``) has one.
 
         Raises BlockedAddressError if the guard refuses all of them, ``socket.gaierror`` if there are none.
         """
         lookup = functools.partial(
             socket.getaddrinfo, host, None, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
         )
-        outside = threading.stack_size(_STACK_BYTES)  # the thread is started here, if it is
+        outside = threading.stack_size(_STACK_BYTES)  # for a thread that starts below
         try:
             future = asyncio.get_running_loop().run_in_executor(self._threads, lookup)
         finally:
@@ -47,5 +47,5 @@ class Resolver:
         return lawful
 
     def close(self) -> None:
-        """Lookups that run end by themselves."""
+        """Drop queued lookups. Running ones end by themselves."""
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Where a callback goes: the addresses of its host that the guard lets through."""
+"""The routes of a callback: the addresses of its host that the guard allows."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from idagg.deliver.schedule import Destination
 
 
 class Route(NamedTuple):
-    """``address`` is what to dial; None: the proxy finds it."""
+    """``address`` is dialled; None: the proxy resolves the host."""
 
     address: str | None
     destination: Destination
 
 
 class Router:
+    """Finds the routes to a host, by the guard, the resolver and the proxy setting."""
+
     def __init__(self, guard: Guard, resolver: Resolver, *, has_proxy: bool) -> None:
         self._guard = guard
         self._resolver = resolver
         self._has_proxy = has_proxy
 
     async def routes(self, host: str, port: int) -> list[Route]:
-        """At least one. Raises BlockedAddressError where the guard lets none through, OSError where the name
-        is not resolved.
+        """The routes to the host, at least one.
 
-        Through a proxy a name is not resolved here: what it leads to is for the proxy to refuse.
+        Raises BlockedAddressError if the guard allows none, OSError if the name cannot be resolved. With a
+        proxy, a name is not resolved here: the proxy has to refuse forbidden addresses.
         """
         if refused_port(port):
-            raise BlockedAddressError(f"port {port} is another service's")
+            raise BlockedAddressError(f"port {port} belongs to another service")
         guard = self._guard.for_host(host)
         if self._has_proxy and not _is_literal(host):
             if guard is self._guard and guard.only_allowed:
@@ -47,7 +49,7 @@ class Router:
 
 
 def _is_literal(host: str) -> bool:
-    """Whether resolvers take ``host`` for an address: 127.1 and 0x7f000001 are."""
+    """Whether resolvers read ``host`` as an address, as they do 127.1 and 0x7f000001."""
     try:
         socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
     except OSError:

@@ -1,4 +1,4 @@
-"""Whose turn it is to be called: decided without I/O or clock."""
+"""The order and pace of callbacks. Pure: time comes in as an argument."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ T = TypeVar("T")
 
 
 class Destination(NamedTuple):
-    """What is dialled, however endpoints spell it."""
+    """An address that is dialled, in one form for all spellings of endpoints."""
 
     address: str
     is_paced: bool
 
 
 class Schedule(Generic[T]):
-    """At most ``concurrency`` items run at a time, and ``per_destination`` of one destination. Items of a
-    paced destination begin at least ``pace_s`` apart.
+    """A fair queue of items by destination.
 
-    Destinations that have an item waiting and a slot left, and do not pause, stand in a ring. A turn takes
-    the oldest item of the destination in front, which goes to the back: however many items a destination has,
-    another waits for one turn of it at most.
+    At most ``concurrency`` items run at a time, and at most ``per_destination`` of one destination. Items of
+    a paced destination begin at least ``pace_s`` apart.
+
+    Destinations that have a waiting item and a free slot, and do not pause, form a ring. ``take`` takes the
+    oldest item of the first destination and moves that destination to the end. So a destination with many
+    items delays the others by one item per round.
     """
 
     def __init__(self, *, concurrency: int, per_destination: int, pace_s: float) -> None:
@@ -33,7 +35,7 @@ class Schedule(Generic[T]):
         self._pace_s = pace_s
         self._waiting: dict[Destination, collections.deque[T]] = {}
         self._running: collections.Counter[Destination] = collections.Counter()
-        self._pausing: dict[Destination, float] = {}  # until when, the first to end in front
+        self._pausing: dict[Destination, float] = {}  # end of each pause, the earliest first
         self._ring: collections.OrderedDict[Destination, None] = collections.OrderedDict()
 
     def add(self, destination: Destination, item: T) -> None:
@@ -59,7 +61,7 @@ class Schedule(Generic[T]):
         return item
 
     def wakes_at(self) -> float | None:
-        """When `take` may give an item that it did not give just now, if nothing is added or released."""
+        """The time at which `take` may return an item again, if nothing is added or released before."""
         return next(iter(self._pausing.values()), None) if self._waiting and self._slots else None
 
     def release(self, destination: Destination) -> None:
@@ -70,7 +72,7 @@ class Schedule(Generic[T]):
         self._stand(destination)
 
     def withdraw(self, which: Callable[[T], bool]) -> list[T]:
-        """Take out the items that wait and that ``which`` is true of."""
+        """Remove and return the waiting items for which ``which`` is true."""
         gone: list[T] = []
         for destination, items in list(self._waiting.items()):
             gone += filter(which, items)
@@ -90,10 +92,9 @@ class Schedule(Generic[T]):
 
 
 class Spacing:
-    """When the next of many pieces of work may begin, so that they take no more than a ``share`` of a
-    processor, and leave it to others between any two of them.
+    """The start times of many pieces of work, so that they take no more than a ``share`` of one CPU.
 
-    What a piece costs is learnt; what was not used is not saved up.
+    The pauses lie between any two pieces. The cost of a piece is measured. Unused time is not saved up.
     """
 
     def __init__(self, share: float, *, guess_s: float = 0.001) -> None:
@@ -103,7 +104,7 @@ class Spacing:
         self._next_at = 0.0
 
     def begun(self, now: float, used_s: float) -> float:
-        """A piece begins; ``used_s`` is the processor time taken in all. Returns when the next may."""
+        """Note that a piece begins, after ``used_s`` of CPU time in all. Returns when the next may begin."""
         if self._used_s:
             self._cost_s += (used_s - self._used_s - self._cost_s) / 64
         self._used_s = used_s
@@ -112,7 +113,7 @@ class Spacing:
 
 
 class Sleepers(Generic[T]):
-    """Items that wait for their time."""
+    """Items that wait for a point in time."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, T]] = []
@@ -125,14 +126,14 @@ class Sleepers(Generic[T]):
         return self._heap[0][0] if self._heap else None
 
     def due(self, now: float) -> list[T]:
-        """Take out those whose time has come."""
+        """Remove and return the items whose time has come."""
         found = []
         while self._heap and self._heap[0][0] <= now:
             found.append(heapq.heappop(self._heap)[-1])
         return found
 
     def withdraw(self, which: Callable[[T], bool]) -> list[T]:
-        """Take out those that ``which`` is true of."""
+        """Remove and return the items for which ``which`` is true."""
         gone = [item for *_, item in self._heap if which(item)]
         self._heap = [entry for entry in self._heap if not which(entry[-1])]
         heapq.heapify(self._heap)

@@ -1,10 +1,10 @@
-"""Signatures of callbacks, as Standard Webhooks 1.0 has them (https://www.standardwebhooks.com). Pure.
+"""Signatures of callbacks by Standard Webhooks 1.0 (https://www.standardwebhooks.com). Pure.
 
 A secret is ``whsec_`` and the base64 of 24 to 64 bytes, and nothing else. The receivers' libraries decode
-base64 with or without the prefix: if other text were taken as it is, each verification would fail, and
-nobody would hear why here. Text that a person made up is refused for another reason, too: who has one
-callback can try passwords on it. The asymmetric form (``whsk_``, ed25519) is refused: the library for it
-would be the largest of all that are installed.
+base64, with or without the prefix. If idagg used other text as it is, each verification would fail at the
+receivers, and no log here would show it. A password is refused for another reason, too: with one callback, an
+attacker can test guesses offline. The asymmetric form (``whsk_``, ed25519) is refused, because its library
+would be the largest of all dependencies.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ _KEY_BYTES = range(24, 65)
 
 
 class Signer:
-    """Signs with each of ``secrets``: two while one is rotated, so that receivers may verify with either.
+    """Signs with each of ``secrets``. During a rotation there are two, and receivers may verify with either.
 
-    Raises ValueError for what is no secret.
+    Raises ValueError for an invalid secret.
     """
 
     def __init__(self, secrets: Sequence[str]) -> None:
         self._keys = [signing_key(secret) for secret in secrets]
 
     def headers(self, webhook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-        """The fields of an attempt, made at ``timestamp``; without a secret it is not signed."""
+        """The header fields of an attempt at ``timestamp``. Without a secret there is no signature."""
         fields = {"webhook-id": webhook_id, "webhook-timestamp": str(timestamp)}
         if self._keys:
             fields["webhook-signature"] = " ".join(
@@ -37,13 +37,13 @@ class Signer:
 
 
 def signing_key(secret: str) -> bytes:
-    """The key in a secret. Raises ValueError, without the secret in it."""
+    """The key in a secret. Raises ValueError, whose text does not contain the secret."""
     encoded = secret.rstrip("\r\n").removeprefix(_PREFIX)
     try:
         key = base64.b64decode(encoded, validate=True)
     except ValueError:  # binascii.Error is one
         key = b""
-    # Libraries differ in what they make of base64 that is not in its one canonical form.
+    # Libraries decode base64 that is not canonical in different ways.
     if not secret.startswith(_PREFIX) or base64.b64encode(key).decode() != encoded:
         raise ValueError(f"a callback secret is {_PREFIX} and base64")
     if len(key) not in _KEY_BYTES:
@@ -52,6 +52,6 @@ def signing_key(secret: str) -> bytes:
 
 
 def signature(key: bytes, webhook_id: str, timestamp: int, body: bytes) -> str:
-    """One signature, with its version."""
+    """One signature, with its version prefix."""
     digest = hmac.digest(key, f"{webhook_id}.{timestamp}.".encode() + body, "sha256")
     return f"v1,{base64.b64encode(digest).decode()}"

@@ -1,10 +1,10 @@
-"""Endpoints that are left alone for a while. Pure: time comes in as an argument.
+"""Silenced endpoints: those that get no callbacks for a time. Pure: time comes in as an argument.
 
-A receiver that is gone says so with 410; one whose windows all fail does not want them, or is no receiver at
-all. Precedent: Standard Webhooks disables an endpoint for both. Here it is for a while only, since nobody is
-there whom its owner could ask to enable it again.
+An endpoint is silenced after a 410 (Gone), or after FAILING_WINDOWS failed windows in a row. Precedent:
+Standard Webhooks disables an endpoint in both cases. Here the silence is limited in time, because there is no
+interface to enable an endpoint again.
 
-This is kept in memory, for the present leader: the next one finds out anew, at the cost of a few calls.
+The state is in memory only. The next leader learns it again, at the cost of a few calls.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ import collections
 
 GONE_S = 86_400
 FAILING_S = 3_600
-# So many windows in a row, each of them with all its attempts.
+# Failed windows in a row, each after all its attempts.
 FAILING_WINDOWS = 5
-# A window's endpoints (store.hits.MAX_ENDPOINTS): some 3 MB. The longest unheard of is forgotten first.
+# As many as a window's endpoints (store.hits.MAX_ENDPOINTS): about 3 MB. The oldest entry is dropped first.
 MAX_REMEMBERED = 10_000
 
 
 class Silence:
+    """The failures of endpoints, and which endpoints are silenced."""
+
     def __init__(self, *, max_remembered: int = MAX_REMEMBERED) -> None:
         self._max_remembered = max_remembered
-        # By endpoint: windows failed in a row, and until when it is silenced.
+        # By endpoint: failed windows in a row, and the end of the silence.
         self._known: collections.OrderedDict[str, tuple[int, float]] = collections.OrderedDict()
 
     def until(self, endpoint: str, now: float) -> float | None:
-        """Until when the endpoint is not called; None where it may be."""
+        """The end of the endpoint's silence; None if it may be called."""
         _, until = self._known.get(endpoint, (0, 0.0))
         return until if until > now else None
 
@@ -34,7 +36,7 @@ class Silence:
         self._known.pop(endpoint, None)
 
     def failed(self, endpoint: str, now: float, *, is_gone: bool) -> int | None:
-        """A window's callback has failed for good. Returns for how long, s, the endpoint is silenced now."""
+        """Note a callback that has failed finally. Returns the endpoint's silence in seconds, or None."""
         failures, until = self._known.pop(endpoint, (0, 0.0))
         failures += 1
         silenced_s = GONE_S if is_gone else FAILING_S if failures >= FAILING_WINDOWS else None

@@ -1,6 +1,6 @@
-"""An endpoint and a proxy, taken apart. Pure.
+"""Parsers of an endpoint's and a proxy's URL. Pure.
 
-The patterns are as strict as what the API accepts: no byte of an endpoint can end a line of the request.
+The patterns are as strict as the API's own: no byte of an endpoint can end a line of the request.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PROXY = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Where an endpoint points, taken apart. ``host`` is as it was written, in lower case."""
+    """The parts of an endpoint. ``host`` is as it was written, but in lower case."""
 
     is_tls: bool
     host: str
@@ -31,7 +31,7 @@ class Target:
 
     @classmethod
     def parse(cls, endpoint: str) -> Target:
-        """Raises ValueError for what no accepted endpoint looks like."""
+        """Parse an endpoint. Raises ValueError for a form that the API does not accept."""
         if not (found := _URL.fullmatch(endpoint)):
             raise ValueError("not an absolute http or https URL")
         scheme, name, literal, port, path = found.groups()
@@ -45,13 +45,13 @@ class Target:
         )
 
     def with_count(self, count: int) -> Target:
-        """The same to the byte, with ``count`` at the end of the query."""
+        """The same target, byte for byte, with ``count`` appended to the query."""
         joint = b"" if self.path.endswith(b"?") else b"&" if b"?" in self.path else b"?"
         return dataclasses.replace(self, path=b"%b%bcount=%d" % (self.path, joint, count))
 
     @property
     def authority(self) -> bytes:
-        """Host and port as the Host field has them, without the port where it is the scheme's own."""
+        """The value of the Host field, without the scheme's default port."""
         return self.full_authority.removesuffix(b":443" if self.is_tls else b":80")
 
     @property
@@ -61,7 +61,7 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class Proxy:
-    """An HTTP proxy, and the Basic credentials it wants."""
+    """An HTTP proxy and the Basic credentials for it."""
 
     host: str
     port: int
@@ -69,7 +69,7 @@ class Proxy:
 
     @classmethod
     def parse(cls, url: str) -> Proxy:
-        """Takes ``http://[user:pass@]host:port``. Raises ValueError."""
+        """Parse ``http://[user:pass@]host:port``. Raises ValueError."""
         if not (found := _PROXY.fullmatch(url)):
             raise ValueError("not http://[user:pass@]host:port")
         user, password, name, literal, port = found.groups()

@@ -1,1 +1,1 @@
-"""The processes that run accept, store, flush and deliver, and what puts them together."""
+"""The processes that run accept, store, flush and deliver, and their composition."""

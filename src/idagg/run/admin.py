@@ -1,4 +1,4 @@
-"""The admin listener: metrics and health of this machine. Served by the supervisor, never in public."""
+"""The admin listener: the supervisor serves metrics and health of this machine, never in public."""
 
 from __future__ import annotations
 
@@ -19,17 +19,21 @@ from idagg.run.messages import SINKS
 from idagg.tasks import end
 
 _KEEPALIVE_S = 75
-# How long a stop waits for answers under way.
+# Time for which a stop waits for answers in progress.
 _CLOSE_S = 1.0
 
 
 class Watched(Protocol):
+    """The supervisor, as the admin listener needs it."""
+
     metrics_folder: Path
 
     def trouble(self) -> dict[str, str]: ...
 
 
 class AdminListener:
+    """Serves ``/metrics``, ``/livez`` and ``/readyz``."""
+
     def __init__(self, watched: Watched) -> None:
         self._watched = watched
         readyz = self._readyz
@@ -50,7 +54,7 @@ class AdminListener:
         self._ticking: asyncio.Task[None] | None = None
 
     async def start(self, host: str, port: int) -> str:
-        """Returns the URL. Raises CannotStartError."""
+        """Listen. Returns the URL. Raises CannotStartError."""
         (listening,) = sockets.listen(host, port, 1, flags="--admin-host or --admin-port")
         await self._fallback.start()
         self._listener = Listener(listening, self._path)
@@ -77,7 +81,7 @@ class AdminListener:
         return web.Response(text="ok")
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        """200 where hits are counted; trouble with deliveries is told of, and does not keep us from that."""
+        """Answer 200 if hits are counted. Trouble with deliveries is listed, but changes no status."""
         trouble = self._watched.trouble()
         ready = not trouble.keys() - SINKS
         text = "ok" if ready else "failed"

@@ -1,12 +1,11 @@
 """The callback process: calls endpoints while a worker of this machine leads.
 
-A stranger chooses whom it calls, so it has nothing that the callers of the API need: not the accept path's
-event loop, not its memory, not its descriptors, and of the processors what others leave. If it dies or hangs,
-the supervisor replaces it, and the attempts that it had begun are spent. It reads what is pending from the
-store itself, under the leader's epoch; so nothing of it passes through the leading worker.
+Any API user can choose an endpoint, so this process shares nothing with the accept path: it has its own event
+loop, memory and descriptors, and gets only the CPU time that others leave. If it dies or hangs, the
+supervisor replaces it; attempts that it had begun count as made. It reads pending callbacks from the store
+itself, under the leader's epoch, so they do not pass through the leading worker.
 
-Run by the supervisor as ``python -m idagg.run.callback_process``; see ``idagg.run.messages`` for what they
-say.
+The supervisor runs ``python -m idagg.run.callback_process``. ``idagg.run.messages`` has their messages.
 """
 
 from __future__ import annotations
@@ -43,19 +42,19 @@ from idagg.tasks import end
 log = logging.getLogger("idagg.callbacks")
 
 STORE_TIMEOUT_S = 5.0
-# Nobody waits for its lines, and at its niceness it may wait long for a processor itself.
+# Nothing waits for this process's lines, and at its niceness it may wait long for a CPU.
 LOG_TIMEOUT_S = 30.0
-# Of other processes' 0: a seventieth of a processor that others want, and all of one that is idle.
+# Other processes have 0. With 19, this one gets 1/70 of a busy CPU and all of an idle one.
 NICENESS = 19
-# The kernel kills it before any other of ours when memory runs out.
+# If memory runs out, the kernel kills this process before the other idagg processes.
 OOM_SCORE = 500
-# MAX_CALLBACKS endpoints of the longest kind, and what their calls take.
+# MAX_CALLBACKS endpoints of maximum length, and the memory of their calls.
 MAX_BYTES = 1 << 30
 MAX_FILES = CONCURRENCY + 256
 
 
 class Assigned:
-    """The leader that the supervisor tells of; a `Leader` for the `Caller`."""
+    """The leadership that the supervisor reports; a `Leader` for the `Caller`."""
 
     def __init__(self) -> None:
         self.epoch = 0
@@ -77,6 +76,8 @@ class Assigned:
 
 
 class CallbackProcess:
+    """All parts of the callback process, their start, and their orderly stop."""
+
     def __init__(self, start: CallbackStart, *, heartbeats: int) -> None:
         settings = start.settings
         self._heartbeats = heartbeats  # a descriptor
@@ -114,7 +115,7 @@ class CallbackProcess:
         )
 
     async def run(self) -> None:
-        """Work until told to stop. An error that escapes from any part ends the process."""
+        """Work until SIGTERM or SIGINT. An unhandled error in any part ends the process."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -135,7 +136,7 @@ class CallbackProcess:
         await self._client.close()
 
     async def _listen(self) -> None:
-        """Hear who leads; stop when the supervisor has died: its end of our standard input closes."""
+        """Receive the epoch from the supervisor. Stop if it dies, which closes our standard input."""
         reader = asyncio.StreamReader()
         protocol = asyncio.StreamReaderProtocol(reader)
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, sys.stdin)
@@ -149,7 +150,7 @@ class CallbackProcess:
     async def _beat(self) -> None:
         while True:
             self._metrics.tasks(len(asyncio.all_tasks()))
-            with contextlib.suppress(BlockingIOError):  # the supervisor is busy; the next one will do
+            with contextlib.suppress(BlockingIOError):  # the supervisor is busy: skip this heartbeat
                 os.write(self._heartbeats, Heartbeat().line())
             await asyncio.sleep(HEARTBEAT_S)
 
@@ -157,17 +158,17 @@ class CallbackProcess:
 def _tls(ca: Path | None) -> ssl.SSLContext:
     try:
         return tls_context(None if ca is None else str(ca))
-    except OSError as error:  # it was there when idagg was started
-        log.error("the CA file %s cannot be used any more, callbacks trust the system's alone: %s", ca, error)
+    except OSError as error:  # the file was valid when idagg was started
+        log.error("the CA file %s cannot be read, callbacks trust only the system's CAs: %s", ca, error)
         return tls_context()
 
 
 def restrain() -> None:
-    """Take a back seat."""
+    """Limit this process's CPU time, memory and descriptors in favour of the other processes."""
     os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
-    # Where the kernel schedules by session (sched_autogroup), and this process has one of its own, its own
-    # niceness is not compared with that of other sessions; this is.
-    with contextlib.suppress(OSError):  # the kernel may do without
+    # If the kernel schedules by session (sched_autogroup), it compares the niceness of sessions, not of
+    # processes, and this process has its own session.
+    with contextlib.suppress(OSError):  # not every kernel has autogroups
         Path("/proc/self/autogroup").write_text(str(NICENESS))
     with contextlib.suppress(OSError):  # a container may not show the file
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))

@@ -1,4 +1,4 @@
-"""``idagg check``: reach every dependency, and say how each is."""
+"""``idagg check``: connect to every dependency and print the state of each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TIMEOUT_S = 5.0
 
 
 def check(settings: Settings) -> int:
-    """Print a line a dependency; returns Exit.OK where all are well, else Exit.TROUBLE."""
+    """Print one line for each dependency. Returns Exit.OK if all can be used, else Exit.TROUBLE."""
     return asyncio.run(_check(settings))
 
 
@@ -33,19 +33,19 @@ async def _check(settings: Settings) -> int:
         except (StoreError, BrokerAwayError, LogFileError, CannotStartError) as error:
             well = False
             verdict = f"failed  {name}: {error}"
-        print(verdict)  # noqa: T201  what this command is for
+        print(verdict)  # noqa: T201  printing is the purpose of this command
     return Exit.OK if well else Exit.TROUBLE
 
 
 async def _store(settings: Settings) -> str:
     if settings.redis_url is None:
-        return f"embedded {find_binary()}, data would be in {settings.state_dir}"
+        return f"embedded {find_binary()}, its data goes to {settings.state_dir}"
     return await probe(settings.redis_url, settings.namespace, timeout_s=TIMEOUT_S)
 
 
 async def _broker(settings: Settings) -> str:
     broker = sinks.broker(settings)
-    return await broker.check() if broker else f"none, counts go to {shown(settings.log_file)}"
+    return await broker.check() if broker else f"none configured, counts go to {shown(settings.log_file)}"
 
 
 async def _log_file(settings: Settings) -> str:

@@ -1,7 +1,7 @@
-"""A process of ours: started as a fresh interpreter, listened to, and ended when it hangs.
+"""A process of the supervisor: a fresh interpreter that is watched by its heartbeats and killed if it hangs.
 
-It says a heartbeat twice a second, a line on its standard output. It dies with this process, since its
-standard input closes then.
+It writes a heartbeat to its standard output twice a second. If the supervisor dies, the process's standard
+input closes, and it stops.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ T = TypeVar("T")
 
 log = logging.getLogger("idagg.supervisor")
 
-# Twenty heartbeats. A worker's longest honest silence is a full batch, some tens of ms.
+# The time of 20 heartbeats. A healthy worker is silent for one full batch at most, some tens of ms.
 HUNG_S = 10.0
-# From SIGABRT to SIGKILL, for one that hangs.
+# From SIGABRT to SIGKILL, for a process that hangs.
 LAST_WORDS_S = 1.0
 # From SIGTERM to SIGKILL: above the longest deadline of a request and that of a message together.
 STOP_S = 20.0
 
 
 class Child(Generic[T]):
-    """A process: what it said last, and what became of it. Its ``life`` begins at once.
+    """A process, its last heartbeat and its end. It is started at once; the task ``life`` ends with it.
 
-    ``module`` is run by the same interpreter and given ``start``, a line. ``writer`` is no other living
-    process's, and names its metrics.
+    The same interpreter runs ``module``, which gets ``start``, one line. ``writer`` is the number of its
+    metrics files, unique among running processes.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Child(Generic[T]):
         self.name = name
         self.writer = writer
         self.said: T | None = None  # last
-        self.code: int | None = None  # of its exit; None, once it has ended: it could not even be started
+        self.code: int | None = None  # exit code; None after its end: it could not be started
         self._module = module
         self._start = start
         self._parse = parse
@@ -64,7 +64,7 @@ class Child(Generic[T]):
 
     @property
     def served_s(self) -> float:
-        """For how long it has worked."""
+        """Seconds since its first heartbeat; 0 before that."""
         return time.monotonic() - self._listens_since if self._listens_since else 0.0
 
     @property
@@ -75,11 +75,11 @@ class Child(Generic[T]):
 
     def send(self, line: bytes) -> None:
         if self._process is not None and self._process.stdin is not None:
-            with contextlib.suppress(RuntimeError):  # uvloop's, of a process that has died already
+            with contextlib.suppress(RuntimeError):  # uvloop raises it if the process has died
                 self._process.stdin.write(line)
 
     def stop(self) -> None:
-        """Tell the process to stop, also one that is just being made."""
+        """Send SIGTERM, even to a process that is only being started."""
         self._stopping = True
         self.signal(signal.SIGTERM)
 
@@ -95,7 +95,7 @@ class Child(Generic[T]):
                 stdout=asyncio.subprocess.PIPE,
                 pass_fds=self._pass_fds,
                 env=dict(self._environment),
-                # Ctrl-C goes to the whole group, but it is for the supervisor to say when they stop.
+                # Ctrl-C signals the whole process group, but the supervisor decides when its processes stop.
                 start_new_session=True,
             )
         except OSError as error:
@@ -108,18 +108,18 @@ class Child(Generic[T]):
         try:
             await self._listen_to(process)
         except TimeoutError:
-            log.error("%s has been silent for %g s, ending it", who, HUNG_S)
-            self.signal(signal.SIGABRT)  # it says where it hangs
+            log.error("%s has sent no heartbeat for %g s, killing it", who, HUNG_S)
+            self.signal(signal.SIGABRT)  # it prints where it hangs
             await asyncio.wait([asyncio.create_task(process.wait())], timeout=LAST_WORDS_S)
-            self.signal(signal.SIGKILL)  # a stopped process takes nothing else
+            self.signal(signal.SIGKILL)  # a stopped process reacts to no other signal
         except (TypeError, ValueError) as error:
-            log.error("%s sends unreadable heartbeats (another version?), ending it: %s", who, error)
+            log.error("%s sent an unreadable heartbeat (a version mismatch?), killing it: %s", who, error)
             self.signal(signal.SIGKILL)
         self.said = None
         self.code = await process.wait()
 
     async def _listen_to(self, process: asyncio.subprocess.Process) -> None:
-        """Take its heartbeats until it ends. Raises TimeoutError where they do not come."""
+        """Read its heartbeats until it ends. Raises TimeoutError if there is none for HUNG_S."""
         assert process.stdout is not None
         while True:
             async with asyncio.timeout(HUNG_S):
@@ -131,13 +131,13 @@ class Child(Generic[T]):
 
 
 async def end(*children: Child[T]) -> None:
-    """Stop them, and wait for their end, which comes one way or the other."""
+    """Stop the processes and wait for their end. Kill those that take longer than STOP_S."""
     if not children:
         return
     for child in children:
         child.stop()
     _, late = await asyncio.wait([child.life for child in children], timeout=STOP_S)
     if late:
-        log.error("%d processes did not stop within %g s, ending them", len(late), STOP_S)
+        log.error("%d processes did not stop within %g s, killing them", len(late), STOP_S)
     for child in children:
         child.signal(signal.SIGKILL)

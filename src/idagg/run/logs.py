@@ -1,4 +1,4 @@
-"""Our own log, for the operator. The counts go to the log file, which is another thing."""
+"""idagg's own log on standard error, for the operator. Counts go to the log file, not here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 
 
 def log_to_stderr(process: str) -> None:
-    """Lines on standard error, in UTC; without a time where the journal reads them, which has its own."""
+    """Log to standard error, with the time in UTC, unless the journal reads it and adds its own."""
     formatter = logging.Formatter(f"{process} %(levelname)s %(message)s")
     if not _is_journal():
         formatter = logging.Formatter(
@@ -22,8 +22,7 @@ def log_to_stderr(process: str) -> None:
 
 
 def _is_journal() -> bool:
-    """Whether standard error is what systemd says that the journal reads (systemd.exec(5),
-    JOURNAL_STREAM)."""
+    """Whether the journal reads standard error, by JOURNAL_STREAM of systemd.exec(5)."""
     try:
         stderr = os.fstat(sys.stderr.fileno())
     except (AttributeError, OSError, ValueError):  # closed, or no file

@@ -1,11 +1,11 @@
-"""What passes between the supervisor and its processes: messages, each a line of JSON with named fields.
+"""Messages between the supervisor and its processes, each a line of JSON with named fields.
 
-The first comes on the process's standard input, which then stays open and so tells of the supervisor's death.
-A worker's heartbeats go the other way, on its standard output. The callback process is told, in further lines
-on its standard input, when this machine leads.
+The supervisor writes a process's first message to its standard input and keeps that open: it closes when the
+supervisor dies. Each process writes heartbeats to its standard output. To the callback process the supervisor
+also writes whenever this machine begins or ceases to lead.
 
-During an upgrade the two are of different versions. So a field that is not known here is passed over, and one
-that is missing has its default.
+During an upgrade the two sides may have different versions. So an unknown field is ignored, and a missing one
+has its default.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ import orjson
 from idagg.settings import Settings
 
 HEARTBEAT_S = 0.5
-# Parts whose trouble keeps nobody from counting, and is told in the log by the process that has it.
+# Parts whose trouble does not stop the counting. The process that has it logs it itself.
 SINKS = frozenset({"broker", "delivery", "callbacks"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Message:
+    """Base of all messages: reads and writes one line."""
+
     def line(self) -> bytes:
         return orjson.dumps(self, default=_settings_as_json) + b"\n"
 
     @classmethod
     def parse(cls, line: bytes) -> Self:
-        """Raises ValueError or TypeError for what is no such message."""
+        """Read a line. Raises ValueError or TypeError if it is no such message."""
         given = orjson.loads(line)
         if not isinstance(given, dict):
             raise TypeError(f"no message: {line[:100]!r}")
@@ -42,8 +44,11 @@ class Message:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CallbackStart(Message):
-    """What the callback process is to know. ``writer`` is no other living process's, and names its metrics.
-    ``stdout`` is the supervisor's standard output, an inherited descriptor: its own is for heartbeats."""
+    """The first message to the callback process.
+
+    ``writer`` is the number of its metrics files, unique among running processes. ``stdout`` is an inherited
+    descriptor of the supervisor's standard output, since the process's own carries heartbeats.
+    """
 
     settings: Settings
     redis_url: str
@@ -53,8 +58,11 @@ class CallbackStart(Message):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WorkerStart(CallbackStart):
-    """What a worker is to know. ``slot`` names it among those of this machine, ``listener`` is an inherited
-    descriptor; its predecessor may still have both."""
+    """The first message to a worker.
+
+    ``slot`` is its number among this machine's workers, ``listener`` an inherited descriptor. During a
+    replacement the old worker of this slot has both, too.
+    """
 
     slot: int
     listener: int
@@ -62,8 +70,10 @@ class WorkerStart(CallbackStart):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Heartbeat(Message):
-    """The process lives. A worker leads if it has an ``epoch``; ``store``, ``broker`` and ``delivery`` say
-    what is wrong with them, if anything."""
+    """Sign of life of a process. A worker with an ``epoch`` is the leader.
+
+    ``store``, ``broker`` and ``delivery`` are one sentence each about the trouble with that part, or None.
+    """
 
     epoch: int = 0
     store: str | None = None
@@ -73,7 +83,7 @@ class Heartbeat(Message):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Leads(Message):
-    """The epoch in which this machine leads; 0: another does, or none."""
+    """The epoch in which this machine leads; 0: it does not lead."""
 
     epoch: int = 0
 

@@ -1,5 +1,4 @@
-"""What every process of the supervisor's does first: it takes its first message, and lets go of the two
-streams that it hears and talks to the supervisor by."""
+"""First steps of each process of the supervisor: read the first message, set up the log and heartbeats."""
 
 from __future__ import annotations
 
@@ -16,16 +15,19 @@ T = TypeVar("T")
 
 
 def first_message(parse: Callable[[bytes], T]) -> T:
-    """The first line of standard input, which stays open: it ends when the supervisor dies."""
+    """Read the first line of standard input, and leave that open: it ends when the supervisor dies."""
     with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as messages:
         return parse(messages.readline())
 
 
 def begin(name: str, *, writer: int, stdout: int) -> int:
-    """Log as ``name``, write figures as ``writer``. Returns a descriptor for heartbeats, which never blocks:
-    from here on, standard output is the supervisor's own, ``stdout``, by whatever name it is opened."""
+    """Log as ``name`` and write metrics as ``writer``. Returns a non-blocking descriptor for heartbeats.
+
+    From here on, standard output is the supervisor's own, ``stdout``, under each of its names
+    (``/dev/stdout``, too).
+    """
     log_to_stderr(name)
-    faulthandler.enable()  # says where it hung when the supervisor ends it with SIGABRT
+    faulthandler.enable()  # if the supervisor sends SIGABRT to a hung process, it prints where it hangs
     metrics.write_as(writer)
     heartbeats = os.dup(sys.stdout.fileno())
     os.set_blocking(heartbeats, False)

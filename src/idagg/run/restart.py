@@ -1,8 +1,8 @@
-"""When to start a dead worker again. Pure: time comes in as arguments.
+"""The delay before a dead process is started again. Pure: time comes in as an argument.
 
-The first restart is immediate, since its backlog waits. A worker that dies young again and again is started
-ever later, and in the end not at all: it will not get better by itself. Precedents: systemd gives up after 5
-starts in 10 s; gunicorn halts when a worker could not boot.
+The first restart is immediate, because connections wait in the worker's backlog. If a process dies again and
+again within YOUNG_S of its start, the delay doubles each time. After a limit there is no restart. Precedents:
+systemd gives up after 5 starts in 10 s; gunicorn halts if a worker cannot boot.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from __future__ import annotations
 YOUNG_S = 1.0
 FIRST_DELAY_S = 0.1
 LONGEST_DELAY_S = 2.0
-# The delays before add up to some 9 s.
+# The delays before the last start add up to about 9 s.
 LIMIT = 10
 
 
 class Restarts:
-    """The history of one process: how often in a row it died young. The ``limit``th such death is its last;
-    None stands for LIMIT."""
+    """The restart history of one process: its deaths in a row within ``young_s`` of a start.
+
+    After ``limit`` such deaths there is no restart. None stands for LIMIT.
+    """
 
     def __init__(
         self,
@@ -31,7 +33,7 @@ class Restarts:
         self._limit = LIMIT if limit is None else limit
 
     def after(self, served_s: float) -> float | None:
-        """The delay before the next start, s, of a worker that served so long; None: start it no more."""
+        """The delay in seconds before the next start, after ``served_s`` of service; None: no restart."""
         self.young_deaths = self.young_deaths + 1 if served_s < self._young_s else 0
         if self.young_deaths >= self._limit:
             return None

@@ -1,4 +1,4 @@
-"""Settings → what messages go to."""
+"""The broker that the settings describe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from idagg.settings import Settings
 
 
 def broker(settings: Settings) -> Broker | None:
-    """RabbitMQ as the settings have it; None where they have none."""
+    """A Broker for RabbitMQ; None if the settings name none."""
     if settings.amqp_url is None:
         return None
     return Broker(

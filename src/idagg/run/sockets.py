@@ -1,7 +1,7 @@
 """Listening sockets: for the public listener one SO_REUSEPORT socket per worker, held by the supervisor.
 
-The kernel spreads connections over them. A dead worker's socket stays open here, so that what waits in its
-backlog waits for the successor instead of being reset.
+The kernel spreads connections over them. If a worker dies, its socket stays open here. So the connections in
+its backlog wait for the next worker instead of being reset.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ BACKLOG = 4096
 
 
 def listen(host: str, port: int, count: int, *, flags: str = "--host or --port") -> list[socket.socket]:
-    """``count`` listening sockets on one address, which ``flags`` set. Raises CannotStartError."""
+    """Open ``count`` listening sockets on one address, set by ``flags``. Raises CannotStartError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -25,8 +25,8 @@ def listen(host: str, port: int, count: int, *, flags: str = "--host or --port")
         raise CannotStartError(f"{flags.split()[0]} {host} cannot be resolved: {error.strerror}") from error
     sockets: list[socket.socket] = []
     try:
-        # SO_REUSEPORT alone would share the port with any other process of this user: the first socket is
-        # bound without it, which is refused where somebody listens, and lets go before the others are bound.
+        # SO_REUSEPORT alone would share the port with any other process of this user. So a first socket is
+        # bound without it, which fails if another process listens. It is closed before the others are bound.
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
@@ -44,8 +44,8 @@ def listen(host: str, port: int, count: int, *, flags: str = "--host or --port")
             listener.close()
         reason = os.strerror(error.errno or 0)
         raise CannotStartError(
-            f"cannot listen on {shown(host, port)}: {reason}; is another idagg running there? "
-            f"Stop it, or give another {flags}"
+            f"cannot listen on {shown(host, port)}: {reason}; if another idagg runs there, stop it, "
+            f"or give another {flags}"
         ) from error
     return sockets
 

@@ -1,8 +1,8 @@
-"""The supervisor: holds the listening sockets and the embedded store, keeps workers running, tells how it is.
+"""The supervisor: holds the listening sockets and the embedded store, and keeps all processes running.
 
-Workers accept; one of them, on one machine, leads. Endpoints are called in a process of their own, one on
-each machine, which works while a worker of its machine leads: what a stranger's endpoint does to it costs the
-callers of the API nothing.
+Workers accept requests. One worker of all machines is the leader. Each machine has one callback process,
+which calls endpoints while a worker of its machine leads. It is a separate process so that no endpoint can
+delay an accept request.
 """
 
 from __future__ import annotations
@@ -42,20 +42,22 @@ T = TypeVar("T")
 log = logging.getLogger("idagg.supervisor")
 
 CALLBACK_MODULE = "idagg.run.callback_process"
-# A callback process that lives so long does well. One that does not is started ever later, no later than
-# this.
+# A callback process that has run this long is considered stable. For one that dies earlier, the restart delay
+# grows, up to this value.
 CALM_S = 30.0
-# How soon the callback process hears of a new leader.
+# Interval at which the callback process is told of a new leader.
 TELL_S = 0.25
-# How often trouble that lasts is told again.
+# Interval at which trouble that persists is logged again.
 REMIND_S = 30.0
 
 
 class CrashLoopError(IdaggError):
-    """A worker died young too often in a row."""
+    """A worker died right after its start too often in a row."""
 
 
 class Supervisor:
+    """Starts, watches, replaces and stops the processes of this machine."""
+
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._stop = asyncio.Event()
@@ -63,7 +65,7 @@ class Supervisor:
         self._port: int = self._listeners[0].getsockname()[1]
         self._workers: list[Child[Heartbeat] | None] = [None] * settings.workers  # by their slots
         self._callbacks: Child[Heartbeat] | None = None
-        self._alive: set[Child[Any]] = set()  # those, and whoever is yet to serve or serves no more
+        self._alive: set[Child[Any]] = set()  # those, and processes that are starting or stopping
         self._replace = asyncio.Event()
         self._stdout = standard_output(settings)
         self.metrics_folder = Path(tempfile.mkdtemp(prefix="idagg-metrics-"))
@@ -71,7 +73,7 @@ class Supervisor:
         self._redis_url = settings.redis_url or ""  # or the embedded store's, once it runs
 
     async def run(self) -> None:
-        """Raises CannotStartError or CrashLoopError; returns after an orderly stop."""
+        """Run until SIGTERM or SIGINT. Raises CannotStartError or CrashLoopError."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -109,14 +111,14 @@ class Supervisor:
             shutil.rmtree(self.metrics_folder, ignore_errors=True)
 
     def trouble(self) -> dict[str, str]:
-        """What is wrong now, in a sentence a part; empty when all is well."""
+        """Present trouble, one sentence for each part; empty if there is none."""
         found: dict[str, str] = {}
         if self._settings.callbacks != "off" and not self._callbacks:
             found["callbacks"] = "the callback process has died: no endpoint is called until it runs again"
         for slot, worker in enumerate(self._workers):
             heartbeat = worker.said if worker else None
             if heartbeat is None:
-                found[f"worker-{slot}"] = "it is not running"
+                found[f"worker-{slot}"] = "it is not running, its new connections wait until it runs again"
                 continue
             for part in ("store", "broker", "delivery"):
                 if sentence := getattr(heartbeat, part):
@@ -174,7 +176,7 @@ class Supervisor:
         return child
 
     async def _keep(self, slot: int) -> None:
-        """Keep the slot filled until the stop."""
+        """Keep a worker running in this slot until the supervisor stops."""
         restarts = Restarts()
         while not self._stop.is_set():
             worker = self._workers[slot]
@@ -185,21 +187,27 @@ class Supervisor:
                 continue
             self._workers[slot] = None
             if worker.code == Exit.CANNOT_START:
-                raise CannotStartError(f"worker-{slot} cannot start: see the line above")
+                raise CannotStartError(f"worker-{slot} cannot start: its log lines above give the reason")
             delay_s = restarts.after(worker.served_s)
             if delay_s is None:
                 raise CrashLoopError(
                     f"worker-{slot} died {restarts.young_deaths} times in a row as soon as it had "
-                    "started: see what it said above"
+                    "started: idagg stops and counts nothing here, its log lines above give the reason"
                 )
-            log.error("worker-%d died (%s), starting it again", slot, worker.died_of)
+            log.error(
+                "worker-%d died (%s), starting it again: ids that it had not answered may not be counted",
+                slot,
+                worker.died_of,
+            )
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay_s):
                     await self._stop.wait()
 
     async def _keep_callbacks(self) -> None:
-        """Keep the callback process running until the stop, whatever endpoints do to it, and have it know
-        when this machine leads."""
+        """Keep the callback process running until the supervisor stops, and tell it when this machine leads.
+
+        It is restarted without a limit: no endpoint may end the callbacks for good.
+        """
         restarts = Restarts(young_s=CALM_S, longest_delay_s=CALM_S, limit=math.inf)
         while not self._stop.is_set():
             child = self._callbacks = self._start_callbacks()
@@ -212,7 +220,7 @@ class Supervisor:
                     child.send(Leads(epoch).line())
                     told = epoch
                 await asyncio.wait([child.life], timeout=TELL_S)
-            if self._stop.is_set() or child.code == Exit.OK:  # told to end, by a reload
+            if self._stop.is_set() or child.code == Exit.OK:  # stopped by a reload
                 continue
             self._callbacks = None
             delay_s = restarts.after(child.served_s) or 0
@@ -226,7 +234,7 @@ class Supervisor:
                     await self._stop.wait()
 
     async def _replace_all(self) -> None:
-        """Replace the workers one by one at each SIGHUP; those that come meanwhile count as one."""
+        """At each SIGHUP, replace the workers one by one. Further signals during this count as one."""
         while True:
             await self._replace.wait()
             self._replace.clear()
@@ -235,7 +243,7 @@ class Supervisor:
             for slot in range(len(self._workers)):
                 trouble = await self._replace_one(slot)
                 if trouble:
-                    log.error("worker-%d and those behind it are not replaced: %s", slot, trouble)
+                    log.error("worker-%d and all later ones go on, they are not replaced: %s", slot, trouble)
                     break
             else:
                 if self._callbacks:
@@ -244,27 +252,27 @@ class Supervisor:
             notify("READY=1")
 
     async def _replace_one(self, slot: int) -> str | None:
-        """Have a successor serve beside the worker for a while, then stop the worker; or say why not."""
+        """Replace the worker once a new one has served beside it for YOUNG_S; or return why not."""
         successor = self._start_worker(slot)
         while not successor.life.done() and successor.served_s < YOUNG_S:  # noqa: ASYNC110  it grows by itself
             await asyncio.sleep(0.02)
         heartbeat = successor.said
         if heartbeat is None:
-            return f"the successor died ({successor.died_of})"
+            return f"the new worker died ({successor.died_of})"
         if heartbeat.store:
             await end(successor)
-            return f"the successor is not ready: {heartbeat.store}"
+            return f"the new worker is not ready: {heartbeat.store}"
         worker, self._workers[slot] = self._workers[slot], successor
         if worker:
             await end(worker)
         return None
 
     async def _greet(self, admin_url: str) -> None:
-        """Say what a person wants to know once all workers listen; then tell of trouble, and of its end."""
+        """Print the greeting once all workers listen. Then log each trouble, and its end."""
         while not all(worker and worker.said for worker in self._workers):  # noqa: ASYNC110  any of many sets it
             await asyncio.sleep(0.02)
         notify("READY=1", f"STATUS={len(self._workers)} workers listen")
-        # The person at the terminal reads this; whoever reads records reads nothing else.
+        # The greeting is for the terminal. If records go to standard output, it must not mix with them.
         aside = sys.stderr if is_stdout(self._settings.log_file) else sys.stdout
         print(self._greeting(admin_url), file=aside, flush=True)
         told: dict[str, str] = {}
@@ -274,11 +282,11 @@ class Supervisor:
             if trouble != told or (trouble and time.monotonic() - told_at > REMIND_S):
                 for part, sentence in trouble.items():
                     if told.get(part) == sentence:
-                        log.warning("%s: still waiting: %s", part, sentence)
+                        log.warning("%s: still in trouble: %s", part, sentence)
                     else:
                         log.warning("%s: %s", part, sentence)
                 for part in told.keys() - trouble.keys():
-                    log.info("%s: well again", part)
+                    log.info("%s: works again", part)
                 told, told_at = trouble, time.monotonic()
             await asyncio.sleep(0.25)
 
@@ -288,7 +296,7 @@ class Supervisor:
         if settings.amqp_url:
             queue = f"queue {settings.amqp_queue}"
             way = f"exchange {settings.amqp_exchange}" if settings.amqp_exchange else queue
-            sink = f"to RabbitMQ's {way}, or {log_file} while it is away"
+            sink = f"to RabbitMQ's {way}, or to {log_file} while RabbitMQ is away"
         else:
             sink = f"to {log_file} (for RabbitMQ: --amqp-url)"
         if self._store:
@@ -310,7 +318,10 @@ class Supervisor:
 
 
 def standard_output(settings: Settings) -> int:
-    """A descriptor for workers to write to. Raises CannotStartError where it is closed and they have to."""
+    """A descriptor of standard output for the workers.
+
+    Raises CannotStartError if standard output is closed and is the log file.
+    """
     if sys.stdout is not None:
         return os.dup(1)
     if is_stdout(settings.log_file):
@@ -321,7 +332,7 @@ def standard_output(settings: Settings) -> int:
 
 
 def serve(settings: Settings) -> int:
-    """``idagg serve``."""
+    """Run ``idagg serve``."""
     log_to_stderr("idagg")
 
     async def run() -> None:

@@ -1,4 +1,4 @@
-"""Word to systemd, by the protocol of sd_notify(3)."""
+"""Notifications to systemd, by the protocol of sd_notify(3)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 
 
 def notify(*states: str) -> None:
-    """``READY=1`` and the like; does nothing where nobody listens, or nobody any more."""
+    """Send states such as ``READY=1``. Does nothing if no service manager listens."""
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return

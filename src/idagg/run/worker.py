@@ -1,7 +1,7 @@
-"""A worker process: one event loop that accepts, and stands for leader. The composition root of accept,
-store, flush and deliver.
+"""A worker process: one event loop that accepts requests and is a candidate for leader.
 
-Run by the supervisor as ``python -m idagg.run.worker``; see ``idagg.run.messages`` for what they say.
+This is the composition root of accept, store, flush and deliver. The supervisor runs
+``python -m idagg.run.worker``. ``idagg.run.messages`` has their messages.
 """
 
 from __future__ import annotations
@@ -42,18 +42,20 @@ from idagg.tasks import end
 
 log = logging.getLogger("idagg.worker")
 
-# The flush side waits for the store longer than a request may: nobody waits for it.
+# Longer than a request may wait for the store, because no client waits for a flush.
 FLUSH_TIMEOUT_S = 5.0
-# How long a worker is not ready after a batch that was not stored, if nothing else is wrong.
+# Time for which a worker is not ready after a failed batch, if nothing else is wrong.
 TROUBLE_LASTS_S = 2.0
-# Connections and all else that is open. Shells and systemd give 1,024, for the sake of programs that use
-# select(); precedent for raising that: Go's runtime.
+# Limit of open files, connections included. Shells and systemd set 1,024, which is the limit of select().
+# Precedent for raising it: Go's runtime.
 MAX_FILES = 65_536
-# How long a worker that stops keeps idle connections. Precedent: nginx keeps them not at all.
+# Time for which a stopping worker keeps idle connections. Precedent: nginx closes them at once.
 LAST_REQUEST_S = 1.0
 
 
 class Worker:
+    """All parts of a worker process, their start, and their orderly stop."""
+
     def __init__(self, start: WorkerStart, *, heartbeats: int) -> None:
         settings = start.settings
         self._start = start
@@ -104,7 +106,7 @@ class Worker:
         self._leadership = Leadership(
             windows.election,
             windows.election.agreed,
-            patience_s=PATIENCE_S if settings.redis_url else 0,  # the embedded store is ours alone
+            patience_s=PATIENCE_S if settings.redis_url else 0,  # no other idagg uses the embedded store
             on_change=self._metrics.leads,
         )
         self._broker = sinks.broker(settings)
@@ -113,9 +115,9 @@ class Worker:
         )
 
     async def run(self) -> None:
-        """Serve until told to stop, then answer what was taken, resign, and return.
+        """Serve until SIGTERM or SIGINT, then answer the requests already taken, resign, and return.
 
-        An error that escapes from any part ends the process: its successor starts from a known state.
+        An unhandled error in any part ends the process: the next process starts from a known state.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -131,7 +133,7 @@ class Worker:
         await self._fallback.start()
         listener = Listener(socket.socket(fileno=self._start.listener), self._public)
         others.append(asyncio.create_task(self._beat(), name="heartbeat"))
-        # What is alive now stays alive: the collector need not look at it again.
+        # These objects live as long as the process: the garbage collector need not scan them again.
         gc.collect()
         gc.freeze()
 
@@ -162,19 +164,22 @@ class Worker:
         await self._client.close()
 
     def batch(self, *, requests: int, ids: int, repeats: int, stored: bool, took_s: float) -> None:
-        """Hear of a batch from the group commit."""
+        """Record a batch that the group commit reports."""
         if not stored:
             self._failed_at = asyncio.get_running_loop().time()
         self._metrics.batch(requests=requests, ids=ids, repeats=repeats, stored=stored, took_s=took_s)
 
     def _store_trouble(self) -> str | None:
-        """A batch's trouble is of the present for a while only: a load balancer that asks whether we are
-        ready sends no further hit that could show its end."""
+        """Why this worker is not ready; None if it is.
+
+        A failed batch counts for TROUBLE_LASTS_S only: while the worker is not ready, the load balancer sends
+        no request whose success could end the trouble.
+        """
         lately = asyncio.get_running_loop().time() - self._failed_at < TROUBLE_LASTS_S
         return (lately and self._commit.trouble) or self._leadership.trouble
 
     async def _last_requests(self) -> None:
-        """Wait for those whom the drain leaves one more request, but no longer than LAST_REQUEST_S."""
+        """Wait at most LAST_REQUEST_S for idle clients to send one more request."""
         give_up_at = time.monotonic() + LAST_REQUEST_S
         while self._public.connections:
             if time.monotonic() > give_up_at:
@@ -182,7 +187,7 @@ class Worker:
             await asyncio.sleep(TICK_S)
 
     async def _tick(self) -> None:
-        """The one coarse clock of the public listener."""
+        """The one timer of the public listener, with a resolution of TICK_S."""
         loop = asyncio.get_running_loop()
         next_second = loop.time() + 1
         while True:
@@ -200,14 +205,14 @@ class Worker:
                 )
 
     async def _connect_broker(self) -> None:
-        """Only a leader has something to say to the broker."""
+        """Connect to the broker at the first election, because only a leader publishes."""
         await self._leadership.elected()
         if self._broker:
             self._broker.start()
         await asyncio.Event().wait()
 
     async def _watch_supervisor(self) -> None:
-        """Stop when the supervisor has died: its end of our standard input closes."""
+        """Stop if the supervisor dies, which closes our standard input."""
         loop = asyncio.get_running_loop()
         gone = asyncio.Event()
         loop.add_reader(sys.stdin.fileno(), gone.set)
@@ -218,7 +223,7 @@ class Worker:
         await asyncio.Event().wait()
 
     async def _beat(self) -> None:
-        """Tell the supervisor how we are: that we live and listen, first of all."""
+        """Send heartbeats to the supervisor, the first once the store has answered or failed."""
         await self._leadership.answered.wait()
         while True:
             broker = self._broker.trouble if self._broker and self._leadership.epoch else None
@@ -230,7 +235,7 @@ class Worker:
             try:
                 os.write(self._heartbeats, heartbeat.line())
             except BlockingIOError:
-                pass  # the supervisor is busy; the next one will do
+                pass  # the supervisor is busy: skip this heartbeat
             except BrokenPipeError:
                 self._stop.set()
             await asyncio.sleep(HEARTBEAT_S)
