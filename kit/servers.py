@@ -82,7 +82,7 @@ def ensure_installed() -> None:
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         pytest.exit(f"{need}; install them with: {by_hand}", 1)
     for command in install:
-        print(f"{need}: {shlex.join(command)}", flush=True)  # noqa: T201
+        print(f"{need}: {shlex.join(command)}", flush=True)  # noqa: T201  who waits for it wants to know
         if subprocess.run(command, env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"}).returncode != 0:
             pytest.exit(f"That failed. {need}; install them with: {by_hand}", 1)
 

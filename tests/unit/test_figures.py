@@ -56,8 +56,9 @@ _MACHINE = dict.fromkeys(
 )
 
 
-def test_rows_are_written(pytester: pytest.Pytester, tmp_path: Path) -> None:
+def test_rows_are_written(pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row a test, by their numbers; a test that failed, or could not begin, is there and says so."""
+    monkeypatch.setattr("kit.figures._machine", lambda _: _MACHINE)  # it would ask the servers for theirs
     pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function")
     pytester.makepyfile(_TESTS)
     pytester.inline_run(plugins=[Figures(tmp_path, 3, 7)])
