@@ -1,5 +1,5 @@
-"""What idagg takes from inside libraries, since they offer no other way. If a new release has moved it, idagg
-says so at start, instead of working by halves."""
+"""Uses of libraries beside their documented interfaces, since these offer no other way. If a new release has
+moved it, idagg says so at start, instead of working by halves."""
 
 from __future__ import annotations
 

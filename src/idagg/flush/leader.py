@@ -70,7 +70,7 @@ class Unwanted(NamedTuple):
 
 
 def unwanted(before: Unwanted | None, lease: Lease, *, now: float) -> Unwanted | None:
-    """What is known after one more look; None: somebody holds the lease."""
+    """Return what is known after one more look; None if somebody holds the lease."""
     if lease.lasts_ms:
         return None
     if before and before.epoch == lease.last_epoch and now - before.seen_at <= CLOSE_S:

@@ -90,7 +90,7 @@ class Client:
         return answer
 
     async def damage(self, tag: str) -> list[str]:
-        """What is wrong in the shard, or was and is quarantined, in sentences."""
+        """Say in sentences what is wrong in the shard, or was and is quarantined."""
         found = [what.decode(errors="replace") for what in await self.script("inspect", tag)]
         if not found and (quarantined := (await self.script("counts", tag))[-1]):
             found.append(

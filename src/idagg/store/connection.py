@@ -42,7 +42,7 @@ class Connection(asyncio.Protocol):
         return asked
 
     def drop(self) -> None:
-        """What was asked and not answered has an unknown outcome."""
+        """Close it. The outcome of commands without an answer is unknown."""
         if self._transport is not None:
             self._transport.abort()
             self._transport = None

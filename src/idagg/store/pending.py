@@ -1,4 +1,4 @@
-"""What is still to be sent: pending deliveries, messages and callbacks of sealed windows."""
+"""Pending deliveries, messages and callbacks of sealed windows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server is asked before it is trusted with counts."""
+"""Questions to a server before idagg trusts it with counts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from idagg.store.shards import shard_tag
 
 
 async def probe(url: str, namespace: str, *, timeout_s: float) -> str:
-    """What the server is, and what an ``ok`` is worth there. Raises StoreError where it cannot be used."""
+    """Say what the server is, and what an ``ok`` is worth there. Raises StoreError where it cannot be
+    used."""
     client = Client(url, timeout_s=timeout_s)
     try:
         info = _fields(await client.command("INFO"))

@@ -1,4 +1,4 @@
-"""What Redis' error replies mean for us."""
+"""Redis' error replies as errors of idagg."""
 
 from __future__ import annotations
 

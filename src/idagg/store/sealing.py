@@ -1,4 +1,4 @@
-"""What the leader does to a shard: it seals windows, and quarantines what cannot be read."""
+"""The leader's work on a shard: it seals windows, and quarantines what it cannot read."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Sealing:
 
     @contextlib.asynccontextmanager
     async def quarantining(self, epoch: int) -> AsyncIterator[None]:
-        """What turns out to be damaged within is taken out of its index, so that all else can go on; what it
+        """Take what turns out to be damaged out of its index, so that all else can go on. What the index
         names stays in the store, for a person."""
         try:
             yield

@@ -6,8 +6,8 @@
 --
 -- Errors: DAMAGED  what: the workers' tokens are no hash; nothing was done
 --
--- An empty window is sealed where the leader was there at its end. Those that nobody was there for are passed
--- over: they hold nothing, and after a year away there are half a million of them. Who was there still has the lock: a
+-- An empty window is sealed where the leader was there at its end. Empty windows without a leader are passed
+-- over: after a year away there are half a million of them. A leader that was there still has the lock: a
 -- step of the clock makes no presence, it ends the lease.
 
 -- Beside those of the window that is sealed and of later ones; some 100 KB. By number, since a token has to be there as
