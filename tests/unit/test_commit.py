@@ -10,7 +10,7 @@ from idagg.errors import StoreAwayError, StoreRefusedError
 from idagg.store.hits import Stored
 from kit.fakes import Batches, Hits, settle
 
-DEADLINE_S = 0.15
+DEADLINE_S = 0.3
 
 
 class Client:
