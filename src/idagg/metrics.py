@@ -58,7 +58,7 @@ class Metrics:
         registry = CollectorRegistry()
         self._requests = Counter(
             "idagg_requests",
-            "Requests by status of the answer; LOSS: 503, callers were told that their ids are not counted",
+            "Requests by status of the answer; LOSS: 503, callers were told that their ids may not be counted",
             ["status"],
             registry=registry,
         )
