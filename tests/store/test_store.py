@@ -611,7 +611,11 @@ async def test_embedded_store_keeps_its_data_over_a_stop(tmp_path: Path) -> None
     state_dir = tmp_path / ("long" * 30)
     for round_ in (1, 2):
         async with serving(state_dir) as store, connected(store.url) as client:
-            await hits_of(client, window_s=3600).add(round_, [b"%d" % round_])
+            hits, is_stored = hits_of(client, window_s=3600), False
+            async with asyncio.timeout(LIMIT_S):
+                while not is_stored:
+                    with contextlib.suppress(StoreAwayError):  # it is still loading its data
+                        is_stored = bool(await hits.add(round_, [b"%d" % round_]))
             assert await client.command("HLEN", "{t:0}:workers") == round_
 
 
