@@ -58,7 +58,8 @@ class Metrics:
         registry = CollectorRegistry()
         self._requests = Counter(
             "idagg_requests",
-            "Requests by status of the answer; LOSS: 503, callers were told that their ids may not be counted",
+            "Requests by status of the answer; LOSS: 503, callers were told that their ids may not be "
+            "counted",
             ["status"],
             registry=registry,
         )
