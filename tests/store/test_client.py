@@ -304,6 +304,7 @@ async def test_what_is_given_up_comes_before_what_is_sent_later(any_server: serv
     """A bid whose caller is gone cannot reach the server behind the resignation; each gets its own answer."""
     client = Client(any_server.url, timeout_s=5)
     await client.command("SET", "lock", "0")
+    connection = await client.command("CLIENT", "ID")
     any_server.freeze()
     try:
         given_up = asyncio.create_task(client.command("SET", "lock", "1"))
@@ -313,8 +314,10 @@ async def test_what_is_given_up_comes_before_what_is_sent_later(any_server: serv
         await asyncio.sleep(0.05)
     finally:
         any_server.thaw()
-    assert await last == b"1"
+    async with asyncio.timeout(10):
+        assert await last == b"1"
     assert await client.command("GET", "lock") == b"2"
+    assert await client.command("CLIENT", "ID") == connection  # on another, the order would be chance
     await client.close()
 
 
