@@ -35,6 +35,7 @@ from idagg.amqp_url import one_per_host
 from idagg.errors import IdaggError, UnfitError
 
 MAX_WORKERS = 256
+MAX_SHARDS = 64
 # Below STOP_S of run/child.py: a worker that stops answers its requests first.
 MAX_DEADLINE_S = 10
 SECRETS = ("redis_url", "amqp_url", "callback_secret", "callback_proxy")
@@ -234,6 +235,19 @@ class Settings(BaseModel):
         description="URL of the store, redis://, rediss:// or unix://; its query may have db and, "
         "with rediss, TLS parameters such as ssl_ca_certs; none: the embedded store",
     )
+    replicas: int = Field(
+        default=0,
+        ge=0,
+        le=16,
+        description="number of the store's replicas that must have an id before it is answered ok, 0 to 16",
+    )
+    shards: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_SHARDS,
+        description="number of shards a window's ids are spread over, 1 to 64; "
+        "none: 16 with a cluster, else 1",
+    )
     namespace: str = Field(
         default="idagg",
         pattern=r"^[A-Za-z0-9._-]{1,64}$",
@@ -405,7 +419,8 @@ def variable(name: str) -> str:
 def default_text(name: str) -> str:
     """The default as text, for help and README."""
     computed = {"workers": "usable CPUs", "state_dir": "$STATE_DIRECTORY, else the XDG state folder"}
-    return computed.get(name) or str(Settings.model_fields[name].default or "none")
+    default = Settings.model_fields[name].default
+    return computed.get(name) or ("none" if default in (None, ()) else str(default))
 
 
 def load(flags: Mapping[str, object], environ: Mapping[str, str]) -> tuple[Settings, dict[str, str]]:

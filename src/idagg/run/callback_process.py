@@ -35,7 +35,8 @@ from idagg.flush.caller import Caller
 from idagg.metrics import Metrics
 from idagg.run.messages import HEARTBEAT_S, CallbackStart, Heartbeat, Leads
 from idagg.run.process import begin, first_message
-from idagg.store.client import Client
+from idagg.store.servers import Servers
+from idagg.store.shards import shard_tag
 from idagg.store.windows import WindowStore
 from idagg.tasks import end
 
@@ -84,7 +85,8 @@ class CallbackProcess:
         self._stop = asyncio.Event()
         self._assigned = Assigned()
         self._metrics = Metrics()
-        self._client = Client(start.redis_url, timeout_s=STORE_TIMEOUT_S)
+        servers = Servers(start.redis_url)
+        self._client = servers.client(shard_tag(settings.namespace), timeout_s=STORE_TIMEOUT_S)
         windows = WindowStore(
             self._client,
             namespace=settings.namespace,

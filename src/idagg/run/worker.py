@@ -35,8 +35,9 @@ from idagg.metrics import Metrics
 from idagg.run import sinks
 from idagg.run.messages import HEARTBEAT_S, Heartbeat, WorkerStart
 from idagg.run.process import begin, first_message
-from idagg.store.client import Client
 from idagg.store.hits import MAX_BATCH, HitStore
+from idagg.store.servers import Servers
+from idagg.store.shards import shard_tag
 from idagg.store.windows import WindowStore
 from idagg.tasks import end
 
@@ -65,7 +66,9 @@ class Worker:
         self._failed_at = -math.inf  # when a batch was last not stored, by the loop's clock
         loop = asyncio.get_running_loop()
 
-        self._hits = Client(start.redis_url)
+        servers = Servers(start.redis_url)
+        home = shard_tag(settings.namespace)
+        self._hits = servers.client(home)
         self._commit = GroupCommit(
             HitStore(
                 self._hits,
@@ -95,7 +98,7 @@ class Worker:
             cors_origin=settings.cors_origin,
         )
 
-        self._client = Client(start.redis_url, timeout_s=FLUSH_TIMEOUT_S)
+        self._client = servers.client(home, timeout_s=FLUSH_TIMEOUT_S)
         windows = WindowStore(
             self._client,
             namespace=settings.namespace,
