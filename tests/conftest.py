@@ -14,7 +14,7 @@ import hypothesis
 import pytest
 import uvloop
 
-from kit import servers
+from kit import engines, servers
 from kit.figures import Figures
 from kit.turns import turn
 
@@ -31,9 +31,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--injections", type=int, help="how often each fault is injected; default: a few times")
     group.addoption("--seed", type=int, default=secrets.randbits(32), help="of the faults' moments and order")
     group.addoption("--figures", type=Path, help="folder for the figures of the faults' tests")
+    parser.addoption("--store-server", help="the program to use wherever tests start a Redis or Valkey")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    engines.stand_in = config.getoption("store_server")
     if config.getoption("figures") and config.getoption("numprocesses", None):
         raise pytest.UsageError("--figures: one process has to run all tests: leave out -n")
     options = (config.getoption(name) for name in ("figures", "injections", "seed"))
@@ -110,10 +112,15 @@ def no_loop_troubles() -> Iterator[None]:
     assert _loop_troubles == []
 
 
-@pytest.fixture(params=["redis", "valkey"])
-def store_server(request: pytest.FixtureRequest) -> Iterator[servers.RedisServer]:
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "store_kind" in metafunc.fixturenames:
+        metafunc.parametrize("store_kind", engines.kinds(), scope="session")
+
+
+@pytest.fixture
+def store_server(store_kind: str) -> Iterator[servers.RedisServer]:
     """An empty store, once of each kind."""
-    with servers.RedisServer(request.param) as server:
+    with servers.RedisServer(store_kind) as server:
         yield server
 
 

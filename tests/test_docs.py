@@ -47,6 +47,7 @@ OTHERS_FLAGS = {
     *("--quiet", "--collect", "--pipe", "--wait"),  # systemd-run's
     *("--config", "--version", "--help", "--data-binary", "--data-urlencode", "--now", "--quick"),
     *("--minutes", "--seed", "--rate", "--out"),  # the soak's
+    "--store-server",  # the tests'
 }
 
 

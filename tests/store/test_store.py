@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,7 +24,7 @@ from idagg.store.probe import probe
 from idagg.store.replies import refusal as in_our_words
 from idagg.store.windows import WindowStore
 from idagg.window import Record
-from kit import servers
+from kit import engines, servers
 from kit.cranked import CrankedClient
 from kit.waiting import LIMIT_S, NOON
 
@@ -67,11 +66,10 @@ async def counts(client: Client) -> dict[int, tuple[int, int]]:
 # Errors in our words
 
 
-@pytest.mark.parametrize("kind", ["redis", "valkey"])
 @pytest.mark.parametrize("login", ["", ":guessed@"])
-async def test_a_password_that_is_wrong_or_missing(kind: Any, login: str) -> None:
+async def test_a_password_that_is_wrong_or_missing(store_kind: str, login: str) -> None:
     """The sentence says that it is about the password, and says neither of the two."""
-    with servers.RedisServer(kind, requirepass="s3cret") as server:
+    with servers.RedisServer(store_kind, requirepass="s3cret") as server:
         async with connected(f"unix://{login}{server.socket}") as client:
             with pytest.raises(StoreAwayError, match="password") as error:
                 await windows_of(client).pending.counts()
@@ -105,17 +103,16 @@ async def test_a_server_that_is_silent(store_server: servers.RedisServer) -> Non
         assert await client.command("STRLEN", "x") == 3
 
 
-@pytest.mark.parametrize("kind", ["redis", "valkey"])
-async def test_a_server_that_is_loading(kind: Any) -> None:
+async def test_a_server_that_is_loading(store_kind: str) -> None:
     """A server on its way up is away, not broken."""
     with servers.RedisServer(
-        kind,
-        enable_debug_command="yes",
+        store_kind,
+        **engines.with_debug(store_kind),
         key_load_delay="2000",  # us
-        loading_process_events_interval_bytes="1024",
+        rdbcompression="no",  # it answers clients after each 2 MiB
     ) as server:
         async with connected(server.url) as client, connected(server.url) as other:
-            await client.command("DEBUG", "POPULATE", 200)
+            await client.command("DEBUG", "POPULATE", 200, "key", 50_000)
             reload = asyncio.create_task(other.command("DEBUG", "RELOAD"))
 
             async def ping_until_loaded() -> None:

@@ -349,9 +349,9 @@ class StoreMachine(RuleBasedStateMachine):
         assert {int(key.split(":")[3]) for key in keys if key.endswith(":ids")} <= set(self.open)
 
 
-@pytest.fixture(scope="module", params=["redis", "valkey"])
-def machine_server(request: pytest.FixtureRequest) -> Iterator[servers.RedisServer]:
-    with servers.RedisServer(request.param) as server:
+@pytest.fixture(scope="module")
+def machine_server(store_kind: str) -> Iterator[servers.RedisServer]:
+    with servers.RedisServer(store_kind) as server:
         yield server
 
 

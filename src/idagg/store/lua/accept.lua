@@ -53,10 +53,10 @@ if not state[1] then
   redis.call('HSET', key('state'), 'length', ARGV[1], 'exact_limit', ARGV[2], 'schema', SCHEMA)
 end
 if #ids > 0 then
-  if not redis.call('ZSCORE', key('open'), start) then
+  if not redis.call('ZSCORE', key('open'), digits(start)) then
     -- First: nothing may go into a window that nobody would seal.
-    redis.call('ZADD', key('open'), start, start)
-    redis.call('HSET', window, 'length', finish - start)
+    redis.call('ZADD', key('open'), digits(start), digits(start))
+    redis.call('HSET', window, 'length', digits(finish - start))
   end
   if redis.call('SCARD', window .. ':ids') <= tonumber(ARGV[2]) then
     new = redis.call('SADD', window .. ':ids', unpack(ids))
@@ -80,7 +80,7 @@ if last.start == start then
   hits = hits + last.hits
 elseif last.hits > 0 and redis.call('EXISTS', key('w', last.start)) == 1 then
   -- The window before is not sealed yet. If its hash is spoilt, that is for seal.lua to find.
-  redis.pcall('HINCRBY', key('w', last.start), 'hits', last.hits)
+  redis.pcall('HINCRBY', key('w', last.start), 'hits', digits(last.hits))
 end
 local since = is_known and last.since or seq
 redis.call('HSET', key('workers'), ARGV[4], string.format('%d %d %d %d', seq, start, since, hits))

@@ -20,7 +20,7 @@ end
 
 local starts = redis.call('ZRANGE', key('open'), 0, 99)
 local state = redis.call('HMGET', key('state'), 'length', 'sealed_through', 'bridge')
-local now = state[1] and open_window(tonumber(state[1]), tonumber(state[2] or 0), state[3])
+local now = state[1] and digits((open_window(tonumber(state[1]), tonumber(state[2] or 0), state[3])))
 if now and not redis.call('ZSCORE', key('open'), now) then
   table.insert(starts, now)
 end

@@ -41,7 +41,7 @@ local sealed_through, now_s = tonumber(state[4] or 0), math.floor(now_us() / 100
 local bridge = state[5]
 if is_other_length then
   local start, finish = open_window(tonumber(length), sealed_through, bridge)
-  if redis.call('ZSCORE', key('open'), start) then
+  if redis.call('ZSCORE', key('open'), digits(start)) then
     bridge = start .. ' ' .. finish
   else
     sealed_through = math.max(sealed_through, now_s)
@@ -52,7 +52,7 @@ redis.call('DEL', key('lock'))
 redis.call('SET', key('lock'), ARGV[1], 'PX', ARGV[2])
 length, exact_limit = ARGV[3], ARGV[4]
 redis.call('HSET', key('state'), 'schema', SCHEMA, 'length', length, 'exact_limit', exact_limit,
-  'sealed_through', sealed_through, 'since', now_s)
+  'sealed_through', digits(sealed_through), 'since', digits(now_s))
 if bridge then
   redis.call('HSET', key('state'), 'bridge', bridge)
 end

@@ -36,6 +36,12 @@ local function key(name, part)
   return KEYS[1] .. ':' .. name
 end
 
+-- A whole number as Redis is to store it: Redis 7.2 writes a number that a script passes on itself, and
+-- 1800000000 as 1.8e+9.
+local function digits(number)
+  return string.format('%d', number)
+end
+
 -- Unix time in microseconds. Below 2^53, so that a Lua number holds it exactly.
 local function now_us()
   local time = redis.call('TIME')

@@ -15,7 +15,7 @@ if ARGV[2] == 'open' and tonumber(ARGV[3]) then
   local start, sealed_through = tonumber(ARGV[3]), tonumber(state[2])
   if start >= sealed_through then
     local _, finish = window_at(start, tonumber(state[1]), sealed_through, state[3])
-    redis.call('HSET', key('state'), 'sealed_through', finish)
+    redis.call('HSET', key('state'), 'sealed_through', digits(finish))
   end
 end
 return there

@@ -43,7 +43,7 @@ local left_us = finish * 1000000 - now
 if left_us > 0 then
   return {math.ceil(left_us / 1000)}
 end
-local wrong = wrong_window(start)
+local wrong = wrong_window(digits(start))
 if wrong then
   return {-1, tostring(start), wrong}
 end
@@ -53,7 +53,7 @@ if wrong then
 end
 
 -- First: a server that is full refuses a script whose first write takes memory, and sealing is what frees it.
-redis.call('ZREM', key('open'), start)
+redis.call('ZREM', key('open'), digits(start))
 local meta = redis.call('HMGET', window, 'hits', 'dropped', 'capped')
 local hits = tonumber(meta[1] or 0)
 local tokens = redis.call('HGETALL', key('workers'))
@@ -83,17 +83,18 @@ else
   estimate = math.min(estimate, math.max(count, hits))
   unique = is_exact and count or estimate
 end
-redis.call('HSET', record, 'length', finish - start, 'unique', unique, 'estimate', estimate, 'hits', hits,
-  'exact', is_exact and 1 or 0, 'suspect', is_suspect and 1 or 0, 'dropped', meta[2] or 0, 'epoch', ARGV[1])
-redis.call('ZADD', key('deliveries'), start, start)
+redis.call('HSET', record, 'length', digits(finish - start), 'unique', digits(unique), 'estimate', digits(estimate),
+  'hits', digits(hits), 'exact', is_exact and 1 or 0, 'suspect', is_suspect and 1 or 0, 'dropped', meta[2] or 0,
+  'epoch', ARGV[1])
+redis.call('ZADD', key('deliveries'), digits(start), digits(start))
 if redis.call('EXISTS', window .. ':endpoints') == 1 then
   redis.call('RENAME', window .. ':endpoints', record .. ':endpoints')
-  redis.call('ZADD', key('callbacks'), start, start)
+  redis.call('ZADD', key('callbacks'), digits(start), digits(start))
 end
 redis.call('UNLINK', window, window .. ':ids')
 redis.call('EXPIRE', window .. ':hll', 172800)
 sealed_through = math.max(sealed_through, finish)
-redis.call('HSET', key('state'), 'sealed_through', sealed_through)
+redis.call('HSET', key('state'), 'sealed_through', digits(sealed_through))
 if bridge and sealed_through >= tonumber(string.match(bridge, '%d+$')) then
   redis.call('HDEL', key('state'), 'bridge')
 end
