@@ -27,7 +27,7 @@ from idagg.window import Counts, Record, iso
 from kit import servers
 from kit.cranked import CrankedClient
 from kit.staging import StoreStage, end, window_store
-from kit.waiting import LIMIT_S, NOON, until
+from kit.waiting import LIMIT_S, NOON, eventually, until
 
 
 class Queue:
@@ -569,8 +569,8 @@ async def test_stop_finishes_the_step_under_way_and_no_other(bench: Bench) -> No
     queue.confirms = 0
     process = await bench.start(queue)
     await until(lambda: queue.tried)
+    await eventually(bench.counts, lambda counts: counts == (3, 0))  # all are sealed
     stopping = asyncio.create_task(process.stop())
-    assert await bench.counts() == (3, 0)
     assert not stopping.done()
     queue.confirms = 3
     await stopping

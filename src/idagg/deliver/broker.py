@@ -22,6 +22,7 @@ import aiormq
 from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import (
     ChannelInvalidStateError,
+    ConnectionClosed,
     DeliveryError,
     InvalidFrameError,
     ProbableAuthenticationError,
@@ -136,12 +137,14 @@ class Broker:
             unroutable = isinstance(error.__cause__, PublishError)
             if unroutable and self._route.exchange:
                 error = BrokerAwayError(self._route.unroutable())
-            # If the queue is gone, a new connection declares it again. Other refusals of a message would
-            # repeat on a new connection, so this one is kept.
+            # If the queue is gone, a new connection declares it again. A full queue would refuse on a new
+            # connection, too, so this one is kept.
             elif unroutable or not isinstance(error.__cause__, DeliveryError):
                 self._away(str(error))
                 self._say()
                 raise
+            else:
+                await self._renew(channel)
             self._refused_for = str(error)
             self._say()
             raise error from error.__cause__
@@ -239,6 +242,24 @@ class Broker:
         self._away_for = None
         self.ready.set()
 
+    async def _renew(self, channel: AbstractChannel) -> None:
+        """Replace the channel on which a queue has refused a message.
+
+        A channel that first publishes while a quorum queue elects a leader asks the old leader's node for as
+        long as that is down, and each message is refused meanwhile (seen with RabbitMQ 3.10). A new channel
+        asks the new leader.
+        """
+        try:
+            fresh = await _bounded(channel.connection.channel(), self._connect_timeout_s)
+        except BrokerAwayError as error:
+            self._away(str(error))
+            return
+        if self._channel is not channel:  # lost meanwhile
+            return
+        self._back(fresh)
+        with contextlib.suppress(BrokerAwayError):
+            await _bounded(channel.close(), self._connect_timeout_s)
+
     def _away(self, trouble: str) -> None:
         self._channel = None
         self.ready.clear()
@@ -287,12 +308,14 @@ def _in_words(error: BaseException | None) -> str:
         case PublishError():
             return "RabbitMQ has no such queue any more"
         case DeliveryError():
-            return "the queue refused the message; it may be full"
+            return "the queue refused the message; it may be full, or without a leader"
         case ssl.SSLCertVerificationError():
             return (
                 f"RabbitMQ's certificate cannot be trusted: {error.verify_message} "
                 "(cafile in the query of --amqp-url names a private CA)"
             )
+        case ConnectionClosed():
+            return f"RabbitMQ closed the connection: {error.args[-1] if error.args else 'without a reason'}"
         case ConnectionError(errno=int(number)):
             return f"RabbitMQ cannot be reached: {os.strerror(number)}"
         case _:
