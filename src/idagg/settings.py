@@ -35,8 +35,8 @@ from idagg.amqp_url import one_per_host
 from idagg.errors import IdaggError, UnfitError
 
 MAX_WORKERS = 256
-# Four answer some 200,000 requests a second, and one Redis takes little more. Each further worker makes batches
-# smaller, and costs Redis and the machine CPU (docs/sizing.rst).
+# Four answer some 200,000 requests a second, and one Redis takes little more. Each further worker makes
+# batches smaller, and costs Redis and the machine CPU (docs/sizing.rst).
 _DEFAULT_WORKERS = 4
 MAX_SHARDS = 64
 # Below STOP_S of run/child.py: a worker that stops answers its requests first.
