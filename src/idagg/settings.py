@@ -35,6 +35,9 @@ from idagg.amqp_url import one_per_host
 from idagg.errors import IdaggError, UnfitError
 
 MAX_WORKERS = 256
+# Four answer some 200,000 requests a second, and one Redis takes little more. Each further worker makes
+# batches smaller, and costs Redis and the machine CPU (docs/sizing.rst).
+_DEFAULT_WORKERS = 4
 MAX_SHARDS = 64
 # Below STOP_S of run/child.py: a worker that stops answers its requests first.
 MAX_DEADLINE_S = 10
@@ -182,8 +185,12 @@ def _split(value: object) -> object:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
+def _default_workers() -> int:
+    return min(_usable_cpus(), _DEFAULT_WORKERS)
+
+
 def _usable_cpus() -> int:
-    return min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+    return len(os.sched_getaffinity(0))
 
 
 _Host = Annotated[str, AfterValidator(_host)]
@@ -228,7 +235,10 @@ class Settings(BaseModel):
         description="origin whose pages may read the answers, scheme://host[:port], or * for all",
     )
     workers: int = Field(
-        default_factory=_usable_cpus, ge=1, le=MAX_WORKERS, description="number of worker processes, 1 to 256"
+        default_factory=_default_workers,
+        ge=1,
+        le=MAX_WORKERS,
+        description="number of worker processes, 1 to 256",
     )
     redis_url: Annotated[str, AfterValidator(_redis_url)] | None = Field(
         default=None,
@@ -418,7 +428,10 @@ def variable(name: str) -> str:
 
 def default_text(name: str) -> str:
     """The default as text, for help and README."""
-    computed = {"workers": "usable CPUs", "state_dir": "$STATE_DIRECTORY, else the XDG state folder"}
+    computed = {
+        "workers": f"usable CPUs, at most {_DEFAULT_WORKERS}",
+        "state_dir": "$STATE_DIRECTORY, else the XDG state folder",
+    }
     default = Settings.model_fields[name].default
     return computed.get(name) or ("none" if default in (None, ()) else str(default))
 

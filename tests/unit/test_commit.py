@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from idagg.accept.commit import GroupCommit
+from idagg.accept.commit import LINGER_S, GroupCommit, linger_s
 from idagg.errors import StoreAwayError, StoreRefusedError
 from idagg.store.hits import Stored
 from kit.fakes import Batches, Hits, settle
@@ -393,6 +393,12 @@ async def test_who_was_answered_is_not_waited_for_long() -> None:
     bench.hits.reply(None, None)
     await bench.answered(2)
     await bench.end()
+
+
+def test_many_workers_linger_longer() -> None:
+    """Their clients come back later. With few workers nothing changes, and there is a limit."""
+    assert [linger_s(workers) for workers in (1, 4)] == [LINGER_S] * 2
+    assert LINGER_S < linger_s(5) < linger_s(8) < linger_s(16) == linger_s(256) == 0.008
 
 
 @pytest.mark.parametrize("event", ["tick", "stop", "full"])

@@ -85,7 +85,7 @@ def test_defaults() -> None:
         keepalive=75,
         max_connection_age=None,
         cors_origin=None,
-        workers=len(os.sched_getaffinity(0)),
+        workers=min(len(os.sched_getaffinity(0)), 4),
         redis_url=None,
         replicas=0,
         shards=None,
@@ -114,10 +114,11 @@ def test_defaults() -> None:
     assert origin == dict.fromkeys(Settings.model_fields, "default")
 
 
-def test_default_workers_on_a_large_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with more CPUs than workers are allowed still starts without a flag."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(384)))
-    assert load({}, HOME)[0].workers == 256
+@pytest.mark.parametrize(("cpus", "workers"), [(1, 1), (3, 3), (4, 4), (5, 4), (384, 4)])
+def test_default_workers(monkeypatch: pytest.MonkeyPatch, cpus: int, workers: int) -> None:
+    """A worker for each usable CPU, and no more than do the job: each further one costs Redis CPU."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cpus)))
+    assert load({}, HOME)[0].workers == workers
 
 
 @pytest.mark.parametrize(
@@ -720,7 +721,7 @@ def test_names_and_defaults_in_words() -> None:
         "keepalive": "75",
         "max_connection_age": "none",
         "cors_origin": "none",
-        "workers": "usable CPUs",
+        "workers": "usable CPUs, at most 4",
         "redis_url": "none",
         "replicas": "0",
         "shards": "none",

@@ -5,7 +5,8 @@ the load and with the store's latency. A request costs two list entries: no futu
 
 Linger: a client usually sends its next request after its answer. Without a pause, such clients would split
 into two groups that alternate, each with batches half as large. So the next batch waits for as many requests
-as were just answered, but no longer than LINGER_S.
+as were just answered, but no longer than ``linger_s`` says. With many workers, which share cores, clients
+come back later. A batch that leaves without them is small, and costs Redis the same fsync as a large one.
 
 Order: batches are answered in the order in which they were opened, and requests in the order of arrival. So
 pipelined answers stay in order, and one deadline per batch is enough. A batch expires ``deadline_s`` after
@@ -42,9 +43,17 @@ log = logging.getLogger("idagg.accept")
 TICK_S = 0.1
 # The resolution of the event loop's timers.
 LINGER_S = 0.001
+# Up to so many workers on a machine, clients come back within LINGER_S.
+_FEW_WORKERS = 4
+_LONGEST_LINGER_S = 0.008
 # About one second of requests at full speed; about 100 bytes each.
 MAX_WAITING = 65_536
 _RETRY_S = 0.05
+
+
+def linger_s(workers: int) -> float:
+    """How long each of ``workers`` on one machine lingers, at most."""
+    return LINGER_S if workers <= _FEW_WORKERS else min(LINGER_S * workers / 2, _LONGEST_LINGER_S)
 
 
 class Waiter(Protocol):

@@ -22,7 +22,7 @@ import uvloop
 
 from idagg import libraries
 from idagg.accept.admission import Admission
-from idagg.accept.commit import TICK_S, GroupCommit
+from idagg.accept.commit import TICK_S, GroupCommit, linger_s
 from idagg.accept.connection import EXCHANGE_S
 from idagg.accept.fallback import Fallback, accept_routes, health_routes
 from idagg.accept.fast_path import FastPath
@@ -80,6 +80,7 @@ class Worker:
             deadline_s=settings.deadline,
             max_batch=MAX_BATCH,
             now=loop.time,
+            linger_s=linger_s(settings.workers),
         )
         tally = collections.Counter[int]()
         admission = Admission(self._commit, tally, keeps_endpoints=settings.callbacks != "off")
