@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import difflib
 import ipaddress
-import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -30,7 +29,7 @@ from pydantic import (
     field_validator,
 )
 
-from idagg import failpoints
+from idagg import cpus, failpoints
 from idagg.amqp_url import one_per_host
 from idagg.errors import IdaggError, UnfitError
 
@@ -183,7 +182,7 @@ def _split(value: object) -> object:
 
 
 def _usable_cpus() -> int:
-    return min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+    return min(cpus.usable(), MAX_WORKERS)
 
 
 _Host = Annotated[str, AfterValidator(_host)]
