@@ -226,6 +226,18 @@ async def test_second_instance() -> None:
         first.stop()
 
 
+async def test_files_of_the_working_folder_are_not_imported() -> None:
+    """No process runs a file of the working folder in place of a library."""
+    serving = Serving()
+    for name in ("hiredis", "queue", "secrets", "uvloop", "aiohttp"):
+        (serving.folder / f"{name}.py").write_text("raise SystemExit('imported from the working folder')")
+    with serving:
+        await serving.ready()
+        assert await serving.hit() == 200
+        assert "working folder" not in serving.said
+        serving.stop()
+
+
 async def test_another_window_length() -> None:
     """Started again with other windows, it counts in the open one until its end, then in its own, and loses
     nothing."""

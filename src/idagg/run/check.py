@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 from idagg.deliver.logfile import LogFile, shown
 from idagg.errors import BrokerAwayError, CannotStartError, Exit, LogFileError, StoreError
@@ -15,25 +15,25 @@ from idagg.store.probe import probe
 TIMEOUT_S = 5.0
 
 
-def check(settings: Settings) -> int:
-    """Print one line for each dependency. Returns Exit.OK if all can be used, else Exit.TROUBLE."""
-    return asyncio.run(_check(settings))
+def check(settings: Settings, tell: Callable[[str], None]) -> int:
+    """Tell one line for each dependency. Returns Exit.OK if all can be used, else Exit.TROUBLE."""
+    return asyncio.run(_check(settings, tell))
 
 
-async def _check(settings: Settings) -> int:
-    parts: list[tuple[str, Awaitable[str]]] = [
-        ("store", _store(settings)),
-        ("broker", _broker(settings)),
-        ("log file", _log_file(settings)),
-    ]
+async def _check(settings: Settings, tell: Callable[[str], None]) -> int:
+    parts: dict[str, Callable[[Settings], Awaitable[str]]] = {
+        "store": _store,
+        "broker": _broker,
+        "log file": _log_file,
+    }
     well = True
-    for name, part in parts:
+    for name, part in parts.items():
         try:
-            verdict = f"ok      {name}: {await part}"
+            verdict = f"ok      {name}: {await part(settings)}"
         except (StoreError, BrokerAwayError, LogFileError, CannotStartError) as error:
             well = False
             verdict = f"failed  {name}: {error}"
-        print(verdict)  # noqa: T201  printing is the purpose of this command
+        tell(verdict)
     return Exit.OK if well else Exit.TROUBLE
 
 

@@ -90,7 +90,8 @@ class Child(Generic[T]):
     async def _live(self) -> None:
         try:
             self._process = process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", self._module),
+                # -P: no file of the working folder is imported in place of a library (secrets.py, redis.py).
+                *(sys.executable, "-P", "-m", self._module),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 pass_fds=self._pass_fds,
