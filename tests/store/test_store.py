@@ -619,6 +619,14 @@ async def test_embedded_store_keeps_its_data_over_a_stop(tmp_path: Path) -> None
             assert await client.command("HLEN", "{t:0}:workers") == round_
 
 
+async def test_embedded_store_in_a_relative_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state folder is found from the working folder, wherever the server works."""
+    monkeypatch.chdir(tmp_path)
+    async with serving(Path("a/state")) as store, connected(store.url) as client:
+        assert await client.command("PING")
+        assert store.data == tmp_path / "a/state/store"
+
+
 async def test_embedded_store_is_restarted_with_its_data(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

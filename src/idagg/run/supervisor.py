@@ -126,6 +126,7 @@ class Supervisor:
         return found
 
     async def _start_store(self) -> None:
+        assert self._settings.state_dir is not None  # the settings see to that
         self._store = EmbeddedStore(self._settings.state_dir)
         await self._store.start()
         self._redis_url = self._store.url

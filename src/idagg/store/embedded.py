@@ -73,7 +73,8 @@ class EmbeddedStore:
 
     def __init__(self, state_dir: Path) -> None:
         self.binary = find_binary()
-        self.data = state_dir / "store"
+        # Absolute: the server changes into this folder before it opens its log file there.
+        self.data = state_dir.absolute() / "store"
         # A socket's path has at most 107 bytes, a state folder's may have more.
         self._run = Path(os.environ.get("RUNTIME_DIRECTORY") or tempfile.mkdtemp(prefix="idagg-"))
         self._own_run = "RUNTIME_DIRECTORY" not in os.environ
