@@ -9,7 +9,7 @@ from idagg.deliver.logfile import LogFile, shown
 from idagg.errors import BrokerAwayError, CannotStartError, Exit, LogFileError, StoreError
 from idagg.run import sinks
 from idagg.settings import Settings
-from idagg.store.embedded import find_binary
+from idagg.store import embedded
 from idagg.store.probe import probe
 
 TIMEOUT_S = 5.0
@@ -39,7 +39,10 @@ async def _check(settings: Settings, tell: Callable[[str], None]) -> int:
 
 async def _store(settings: Settings) -> str:
     if settings.redis_url is None:
-        return f"embedded {find_binary()}, its data goes to {settings.state_dir}"
+        assert settings.state_dir is not None  # the settings see to that
+        if trouble := await asyncio.to_thread(embedded.examine, settings.state_dir):
+            raise CannotStartError(trouble)
+        return f"embedded {embedded.find_binary()}, its data goes to {settings.state_dir}"
     return await probe(settings.redis_url, settings.namespace, timeout_s=TIMEOUT_S)
 
 
