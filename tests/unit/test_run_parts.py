@@ -93,6 +93,15 @@ def test_second_listener(host: str) -> None:
         pass  # it is free again, although connections to it may be on their way out
 
 
+def test_listen_on_every_address() -> None:
+    """`::` takes IPv4, too, as 0.0.0.0 does alone, whatever the kernel's default is."""
+    with listening("::", 0, 1) as (listener,):
+        assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 0
+        for host in ("127.0.0.1", "::1"):
+            with socket.create_connection((host, listener.getsockname()[1]), timeout=5):
+                pass
+
+
 def test_listen_after_connections() -> None:
     """Connections that an instance has closed do not keep its successor from the port."""
     with listening("127.0.0.1", 0, 1) as (listener,):
@@ -109,7 +118,11 @@ def test_listen_after_connections() -> None:
     ("host", "port", "sentence"),
     [
         ("no.such.host.invalid", 0, "--host no.such.host.invalid cannot be resolved: "),
-        ("192.0.2.1", 8000, "cannot listen on 192.0.2.1:8000: Cannot assign requested address"),
+        (
+            "192.0.2.1",
+            8000,
+            "cannot listen on 192.0.2.1:8000: Cannot assign requested address; no interface of this machine ",
+        ),
     ],
 )
 def test_cannot_listen(host: str, port: int, sentence: str) -> None:

@@ -21,6 +21,8 @@ log = logging.getLogger("idagg.supervisor")
 
 # The time of 20 heartbeats. A healthy worker is silent for one full batch at most, some tens of ms.
 HUNG_S = 10.0
+# The supervisor's own patience is counted in steps: see `_line`.
+_STEP_S = 0.5
 # From SIGABRT to SIGKILL, for a process that hangs.
 LAST_WORDS_S = 1.0
 # From SIGTERM to SIGKILL: above the longest deadline of a request and that of a message together.
@@ -90,7 +92,8 @@ class Child(Generic[T]):
     async def _live(self) -> None:
         try:
             self._process = process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", self._module),
+                # -P: no file of the working folder is imported in place of a library (secrets.py, redis.py).
+                *(sys.executable, "-P", "-m", self._module),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 pass_fds=self._pass_fds,
@@ -122,12 +125,24 @@ class Child(Generic[T]):
         """Read its heartbeats until it ends. Raises TimeoutError if there is none for HUNG_S."""
         assert process.stdout is not None
         while True:
-            async with asyncio.timeout(HUNG_S):
-                line = await process.stdout.readline()
+            line = await _line(process.stdout)
             if not line:
                 return
             self.said = self._parse(line)
             self._listens_since = self._listens_since or time.monotonic()
+
+
+async def _line(stdout: asyncio.StreamReader) -> bytes:
+    """The next heartbeat. Raises TimeoutError if there is none for HUNG_S.
+
+    If this process itself stood still (SIGSTOP, a paused container), it reads what the child said meanwhile
+    before it judges: a stop of any length counts as one step.
+    """
+    for _ in range(max(1, round(HUNG_S / _STEP_S))):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STEP_S):
+                return await stdout.readline()
+    raise TimeoutError
 
 
 async def end(*children: Child[T]) -> None:

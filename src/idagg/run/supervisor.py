@@ -13,12 +13,9 @@ import itertools
 import logging
 import math
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Any, TypeVar
 
 import uvloop
@@ -32,6 +29,7 @@ from idagg.run.child import Child, end
 from idagg.run.logs import log_to_stderr
 from idagg.run.messages import SINKS, CallbackStart, Heartbeat, Leads, WorkerStart
 from idagg.run.restart import YOUNG_S, Restarts
+from idagg.run.runtime import RuntimeFolder
 from idagg.run.systemd import notify
 from idagg.settings import Settings
 from idagg.store.address import shown as shown_url
@@ -68,7 +66,8 @@ class Supervisor:
         self._alive: set[Child[Any]] = set()  # those, and processes that are starting or stopping
         self._replace = asyncio.Event()
         self._stdout = standard_output(settings)
-        self.metrics_folder = Path(tempfile.mkdtemp(prefix="idagg-metrics-"))
+        self._runtime = RuntimeFolder()
+        self.metrics_folder = self._runtime.metrics
         self._store: EmbeddedStore | None = None
         self._redis_url = settings.redis_url or ""  # or the embedded store's, once it runs
 
@@ -108,7 +107,7 @@ class Supervisor:
             await admin.close()
             if self._store:
                 await self._store.stop()
-            shutil.rmtree(self.metrics_folder, ignore_errors=True)
+            self._runtime.remove()
 
     def trouble(self) -> dict[str, str]:
         """Present trouble, one sentence for each part; empty if there is none."""
@@ -126,8 +125,8 @@ class Supervisor:
         return found
 
     async def _start_store(self) -> None:
-        self._store = EmbeddedStore(self._settings.state_dir)
-        await self._store.start()
+        assert self._settings.state_dir is not None  # the settings see to that
+        self._store = EmbeddedStore(self._settings.state_dir, self._runtime.path)
         self._redis_url = self._store.url
 
     def _start_worker(self, slot: int) -> Child[Heartbeat]:
@@ -135,6 +134,8 @@ class Supervisor:
         start = WorkerStart(self._settings, self._redis_url, writer, self._stdout, slot, listener)
         return self._watched(
             Child(
+        if self._store and self._store.trouble:
+            found["store"] = self._store.trouble  # the cause of what the workers say
                 f"worker-{slot}",
                 "idagg.run.worker",
                 start.line(),
@@ -142,6 +143,7 @@ class Supervisor:
                 writer=writer,
                 environment=self._environment(),
                 pass_fds=[listener, self._stdout],
+        await self._store.start()
             )
         )
 
