@@ -44,7 +44,7 @@ SEALED_S = RECORD.end_s + 0.012
 
 # Flags of commands, not of settings.
 OTHERS_FLAGS = {
-    *("--quiet", "--collect", "--pipe", "--wait"),  # systemd-run's
+    "--uninstall",  # of deploy/install.sh
     *("--config", "--version", "--help", "--data-binary", "--data-urlencode", "--now", "--quick"),
     *("--minutes", "--seed", "--rate", "--out"),  # the soak's
     "--store-server",  # the tests'

@@ -6,13 +6,16 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from email.parser import BytesParser
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import idagg
+from idagg.settings import Settings, default_text, example
 
 _ROOT = Path(__file__).parents[1]
 _BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
@@ -70,3 +73,46 @@ def test_the_source_archive_has_what_its_commands_need(source: Path) -> None:
     }
     assert tracked | top <= names
     assert not {name for name in names if name.endswith(".pyc")}
+
+
+def test_the_lock_fits_the_requirements(source: Path) -> None:
+    """What is installed on machines satisfies setup.py, and each file's hash is known."""
+    locked = [
+        Requirement(line.rstrip("\\ "))
+        for line in (_ROOT / "deploy/requirements.lock").read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith((" ", "#"))
+    ]
+    versions = {one.name: str(one.specifier).removeprefix("==") for one in locked}
+    with zipfile.ZipFile(_built(source, "build_wheel")) as wheel:
+        (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+        needed = BytesParser().parsebytes(wheel.read(metadata)).get_all("Requires-Dist") or []
+    wanted = [one for one in map(Requirement, needed) if "extra" not in str(one.marker)]
+    assert len(wanted) > 5
+    assert [str(one) for one in wanted if not one.specifier.contains(versions[one.name])] == []
+
+
+def test_the_example_of_settings_has_every_default() -> None:
+    settings = [line[1:] for line in example().splitlines() if line.startswith("#") and line[1:2] != " "]
+    assert [line.partition(" = ")[0] for line in settings] == list(Settings.model_fields)
+    with_value = [line for line in settings if "# default:" not in line]
+    assert len(with_value) > 15
+    for name, value in tomllib.loads("\n".join(with_value)).items():
+        assert str(value) == default_text(name), name
+    Settings.model_validate(tomllib.loads("\n".join(with_value)) | {"state_dir": "/x"})
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["install.sh", "idagg-check", *(f"debian/{name}" for name in ("build", "postinst", "prerm", "postrm"))],
+)
+def test_scripts_are_read_by_a_plain_shell(script: str) -> None:
+    subprocess.run(["/bin/sh", "-n", _ROOT / "deploy" / script], check=True)
+    assert (_ROOT / "deploy" / script).stat().st_mode & 0o111
+
+
+def test_nonsense_is_told_in_a_sentence() -> None:
+    said = subprocess.run(
+        [_ROOT / "deploy/install.sh", "--remove"], capture_output=True, text=True, check=False
+    )
+    assert (said.returncode, said.stdout) == (1, "")
+    assert said.stderr == "install.sh: unknown option --remove: see the first lines of this file\n"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from idagg import __version__
 from idagg.errors import CannotStartError, Exit
-from idagg.settings import Settings, SettingsError, default_text, flag, load
+from idagg.settings import Settings, SettingsError, default_text, example, flag, load
 
 _EPILOG = (
     "Each setting is also an environment variable IDAGG_NAME and a key of the TOML file. Precedence: flag, "
@@ -29,6 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.run is None:
             parser.print_help(sys.stderr)
             return Exit.USAGE
+        if vars(arguments).get("example"):
+            with _printing():
+                sys.stdout.write(example())
+            return Exit.OK
         settings, origin = load(vars(arguments), os.environ)
         return int(arguments.run(settings, origin))
     except SettingsError as error:
@@ -56,6 +60,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--config", metavar="FILE", help="TOML file of settings (default: $IDAGG_CONFIG)"
         )
+        if name == "config":
+            command.add_argument(
+                "--example", action="store_true", help="print a settings file of all defaults, as comments"
+            )
         for setting, field in Settings.model_fields.items():
             command.add_argument(
                 flag(setting),

@@ -12,6 +12,7 @@ import difflib
 import ipaddress
 import logging
 import re
+import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -454,6 +455,27 @@ def default_text(name: str) -> str:
     }
     default = Settings.model_fields[name].default
     return computed.get(name) or ("none" if default in (None, ()) else str(default))
+
+
+def example() -> str:
+    """A settings file in which every setting stands with its meaning and default, as a comment."""
+    lines = [
+        "# Settings of idagg (TOML). Remove the # in front of a line to change it.",
+        "# Everyone can read this file. If one of these holds a password, put it into a file of its own name",
+        f"# in the folder credentials instead: {', '.join(SECRETS)}.",
+    ]
+    for name, field in Settings.model_fields.items():
+        lines += [
+            "",
+            *textwrap.wrap(f"{field.description}", 100, initial_indent="# ", subsequent_indent="# "),
+        ]
+        default = field.default
+        is_plain = isinstance(default, str | int | float | Path)
+        value = (
+            orjson.dumps(default, default=str).decode() if is_plain else f"  # default: {default_text(name)}"
+        )
+        lines.append(f"#{name} = {value}")
+    return "\n".join(lines) + "\n"
 
 
 def load(flags: Mapping[str, object], environ: Mapping[str, str]) -> tuple[Settings, dict[str, str]]:
