@@ -11,7 +11,10 @@ import signal
 from pathlib import Path
 
 VARIABLE = "IDAGG_FAILPOINT"
-PLACES = ("before-seal", "after-seal", "after-confirm", "before-mark", "after-mark", "attempt", "callback")
+PLACES = (
+    *("before-wait-lead", "before-seal", "before-wait-seal", "after-seal"),
+    *("after-confirm", "before-mark", "after-mark", "attempt", "callback"),
+)
 ACTIONS = {"kill": signal.SIGKILL, "stall": signal.SIGSTOP}
 
 
