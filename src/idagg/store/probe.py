@@ -32,11 +32,12 @@ class Seen(NamedTuple):
         return self.info.get("valkey_version") or self.info.get("redis_version", "0")
 
 
-async def look(client: Client) -> Seen:
+async def look(client: Client, *, asks_config: bool = False) -> Seen:
     """Ask the client's server. Raises StoreError."""
     info = (await client.command("INFO")).decode()
     config: dict[str, str] = {}
-    for pattern in ("*appendfsync*", "min-replicas-to-write", "cluster-require-full-coverage"):
+    patterns = ("*appendfsync*", "min-replicas-to-write", "cluster-require-full-coverage")
+    for pattern in patterns if asks_config else ():
         with contextlib.suppress(StoreError):
             told = [word.decode() for word in await client.command("CONFIG", "GET", pattern)]
             config |= dict(zip(told[::2], told[1::2], strict=True))
@@ -90,7 +91,7 @@ async def probe(
         tag = shard_tag(namespace, index)
         client = servers.client(tag, timeout_s=timeout_s)
         try:
-            seen = await look(client)
+            seen = await look(client, asks_config=True)
             found.setdefault(seen.where, seen)
             _check(seen, kind_of(url), replicas)
             if damage := await client.damage(tag):

@@ -10,7 +10,6 @@ What is known here is shared by all clients of a process: one look serves all wh
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import math
 import random
@@ -161,12 +160,7 @@ class Sentinels:
         for seed, outcome in await _ask_all(place.seeds, *commands):
             name = f"{seed.host}:{seed.port}"
             if isinstance(outcome, LoginRefusedError):
-                trouble.append(
-                    LoginRefusedError(
-                        f"the sentinel at {name} refuses the user or the password, and nothing is counted: "
-                        "give sentinel_username and sentinel_password in the query of --redis-url"
-                    )
-                )
+                trouble.append(_sentinels_refusal(name, place.service, "WRONGPASS"))
             elif isinstance(outcome, Exception):
                 trouble.append(
                     StoreAwayError(f"no sentinel of {where} answers, and nothing is counted: {outcome}")
@@ -242,15 +236,6 @@ class Cluster:
     def doubt(self) -> None:
         self._is_doubted = True
 
-    async def masters(self) -> list[Address]:
-        """All masters that have slots, by what is known now."""
-        self._is_doubted = True
-        with contextlib.suppress(StoreAwayError):
-            await self.locate("")
-        node = self._source.place.node
-        places = dict.fromkeys((one.host, one.port) for one in self._ranges)
-        return [node._replace(host=host, port=port) for host, port in places]
-
     async def _newest(self) -> list[_Range]:
         place, where = self._source.place, shown(self._source.url)
         known = {(seed.host, seed.port) for seed in place.seeds} | {one[2:] for one in self._ranges}
@@ -298,6 +283,11 @@ def _sentinels_refusal(name: str, service: str, reply: str) -> StoreAwayError:
         return StoreAwayError(
             f"what answers at {name} is no sentinel, and nothing is counted: give --redis-url the sentinels, "
             "or the server itself as redis://"
+        )
+    if reply.startswith(("WRONGPASS", "NOAUTH")):
+        return LoginRefusedError(
+            f"the sentinel at {name} refuses the user or the password, and nothing is counted: "
+            "give sentinel_username and sentinel_password in the query of --redis-url"
         )
     return _away(name, reply)
 
