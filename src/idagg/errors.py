@@ -46,6 +46,15 @@ class StoreRefusedError(StoreError):
     """The store refused the command and did not execute it. A retry alone does not help."""
 
 
+class OtherRegimeError(StoreRefusedError):
+    """The batch was spread over the shards by a regime that is not the open window's."""
+
+    def __init__(self, number: int, shards: int) -> None:
+        super().__init__(f"the store's ids are spread over {shards} shards now (regime {number})")
+        self.number = number
+        self.shards = shards
+
+
 class FencedError(StoreRefusedError):
     """Another leader has a newer epoch. The store did not execute the command of the old one."""
 

@@ -27,6 +27,7 @@ from typing import NamedTuple, Protocol
 
 from idagg.errors import StoreError
 from idagg.store.election import Agreed, Lease, Successor
+from idagg.store.shards import Regime
 
 log = logging.getLogger("idagg.flush")
 
@@ -89,8 +90,9 @@ class Leadership:
     """This process's candidacy. ``epoch`` is 0 while another leads or the store is away; ``patience_s`` may
     be 0 where nobody else can be.
 
-    ``trouble`` says why this process can take no part, in a sentence; None when it can. ``differs``: since
-    its settings are not the store's.
+    ``trouble`` says why this process can take no part, in a sentence; None when it can. ``differs``: its
+    settings are not the store's. ``regime`` is what the store said last; before its first word, number 0 and
+    the settings' shards. ``on_regime`` hears of each change.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Leadership:
         *,
         patience_s: float = PATIENCE_S,
         on_change: Callable[[int], None] = lambda epoch: None,
+        on_regime: Callable[[Regime], None] = lambda regime: None,
     ) -> None:
         self._leases = leases
         self._agreed = agreed
@@ -109,6 +112,8 @@ class Leadership:
         self._gives_away = asyncio.Event()
         self._back_until = -math.inf  # by the loop's clock
         self._on_change = on_change
+        self._on_regime = on_regime
+        self.regime = Regime(0, agreed.shards)
         self.epoch = 0
         self.trouble: str | None = None
         self.differs = False
@@ -139,9 +144,12 @@ class Leadership:
             if self._gives_away.is_set():
                 continue  # this was renewed while it was given away
             seen = unwanted(seen, lease, now=now())
+            if lease.regime != self.regime:
+                self.regime = lease.regime
+                self._on_regime(lease.regime)
             flags = self._agreed.differing_flags(lease.store)
             self.differs = bool(flags)
-            if not flags:
+            if self._agreed.counts_like(lease.store):
                 self.trouble = None
             elif not lease.lasts_ms:
                 self.trouble = (
