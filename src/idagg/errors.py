@@ -50,8 +50,21 @@ class StoreRefusedError(StoreError):
     """The store refused the command and did not execute it. A retry alone does not help."""
 
 
+class OtherRegimeError(StoreRefusedError):
+    """The batch was spread over the shards by a regime that is not the open window's."""
+
+    def __init__(self, what: str, number: int, shards: int) -> None:
+        super().__init__(what)
+        self.number = number
+        self.shards = shards
+
+
 class FencedError(StoreRefusedError):
     """Another leader has a newer epoch. The store did not execute the command of the old one."""
+
+    def __init__(self, what: str, epoch: int = 0) -> None:
+        super().__init__(what)
+        self.epoch = epoch
 
 
 class DamagedError(StoreError):

@@ -12,7 +12,15 @@ from pathlib import Path
 
 VARIABLE = "IDAGG_FAILPOINT"
 PLACES = (
-    *("before-wait-lead", "before-seal", "before-wait-seal", "after-seal"),
+    *(
+        "before-wait-lead",
+        "before-seal",
+        "before-wait-seal",
+        "after-part",
+        "after-seal",
+        "after-merge",
+        "after-drop",
+    ),
     *("after-confirm", "before-mark", "after-mark", "attempt", "callback"),
 )
 ACTIONS = {"kill": signal.SIGKILL, "stall": signal.SIGSTOP}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import functools
 import gc
 import logging
 import math
@@ -101,11 +102,13 @@ class Worker:
         )
 
         self._client = servers.client(home, timeout_s=FLUSH_TIMEOUT_S)
-        windows = WindowStore(
+        self._windows = windows = WindowStore(
             self._client,
             namespace=settings.namespace,
             window_s=settings.window,
             exact_limit=settings.exact_limit,
+            shards=settings.shards or 1,
+            client_of=functools.partial(servers.client, timeout_s=FLUSH_TIMEOUT_S),
         )
         lines = LogFile(settings.log_file)
         self._leadership = Leadership(
@@ -177,6 +180,7 @@ class Worker:
         if self._broker:
             await self._broker.close()
         await self._hits.close()
+        await self._windows.close()
         await self._client.close()
 
     def batch(self, *, requests: int, ids: int, repeats: int, stored: bool, took_s: float) -> None:

@@ -25,6 +25,7 @@ from idagg.failpoints import reach
 from idagg.store.address import Address, shown
 from idagg.store.connection import Argument, Connection, open_connection
 from idagg.store.replies import refusal, unreachable
+from idagg.store.scripts import OPENINGS, READS
 from idagg.store.topology import Nodes, Source, nodes
 from idagg.tasks import end
 
@@ -36,26 +37,14 @@ WAIT_MS = 1000
 REDIRECTIONS = 3
 
 _LUA = importlib.resources.files("idagg.store") / "lua"
-# What scripts begin with, after the prelude; the leader's are fenced by its epoch.
-_LEADERS = ("damage", "fence")
-_OPENINGS = {
-    "seal": _LEADERS,
-    "mark": _LEADERS,
-    "attempts": _LEADERS,
-    "callbacks_done": _LEADERS,
-    "quarantine": _LEADERS,
-    "inspect": ("damage",),
-}
 
 
 def source(name: str) -> str:
     """A script whole, its prelude included."""
-    parts = ("prelude", *_OPENINGS.get(name, ()), name)
+    parts = ("prelude", *OPENINGS.get(name, ()), name)
     return "\n".join((_LUA / f"{part}.lua").read_text(encoding="utf-8") for part in parts)
 
 
-# Scripts that change nothing: there is nothing to be acknowledged.
-_READS = frozenset({"callbacks", "counts", "inspect"})
 # By script, where the process ends in tests: the server has done it, and its replicas may not have.
 _FAILPOINTS = {name: functools.partial(reach, f"before-wait-{name}") for name in ("lead", "seal")}
 
@@ -171,7 +160,7 @@ class Client:
     async def _run(self, name: str, tag: str, *args: Argument) -> Any:
         """The script's answer, an error reply included."""
         script = self._script(name)
-        waits_for = name if self._replicas and name not in _READS else ""
+        waits_for = name if self._replicas and name not in READS else ""
         answer = await self._ask("EVALSHA", script.sha, 1, tag, *args, waits_for=waits_for)
         if isinstance(answer, hiredis.ReplyError) and str(answer).startswith("NOSCRIPT"):
             answer = await self._ask("EVAL", script.text, 1, tag, *args, waits_for=waits_for)
