@@ -141,7 +141,7 @@ class Supervisor:
                 start.line(),
                 Heartbeat.parse,
                 writer=writer,
-                environment=self._environment(),
+                environment=self._environment(writer),
                 pass_fds=[listener, self._stdout],
         await self._store.start()
             )
@@ -156,7 +156,7 @@ class Supervisor:
                 CallbackStart(self._settings, self._redis_url, writer, self._stdout).line(),
                 Heartbeat.parse,
                 writer=writer,
-                environment=self._environment(),
+                environment=self._environment(writer),
                 pass_fds=[self._stdout],
             )
         )
@@ -165,8 +165,18 @@ class Supervisor:
         taken = {child.writer for child in self._alive}
         return next(number for number in itertools.count() if number not in taken)
 
-    def _environment(self) -> dict[str, str]:
-        return {**os.environ, metrics.FOLDER_VARIABLE: str(self.metrics_folder)}
+    def writers(self) -> list[int]:
+        """The numbers of the running processes' metrics files."""
+        return [child.writer for child in self._alive]
+
+    def _environment(self, writer: int) -> dict[str, str]:
+        variables = {**os.environ, metrics.FOLDER_VARIABLE: str(self.metrics_folder)}
+        try:
+            metrics.reserve(self.metrics_folder, writer)
+        except OSError as error:
+            log.error("a process runs without metrics: %s in %s", error.strerror, self.metrics_folder)
+            del variables[metrics.FOLDER_VARIABLE]
+        return variables
 
     def _watched(self, child: Child[T]) -> Child[T]:
         def ended(life: asyncio.Task[None]) -> None:
