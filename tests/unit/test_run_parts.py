@@ -7,6 +7,7 @@ import datetime
 import logging
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -270,6 +271,16 @@ def test_log_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
         "the last line",
     ]
     assert told in lines
+
+
+def test_log_at_the_end() -> None:
+    """All lines are written before a process ends by itself."""
+    script = (
+        "import logging; from idagg.run.logs import log_to_stderr; log_to_stderr('x')\n"
+        "for number in range(1000): logging.info('line %d', number)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], stderr=subprocess.PIPE, check=True)
+    assert done.stderr.count(b"\n") == 1000
 
 
 def test_log_whose_reader_is_gone() -> None:

@@ -50,6 +50,8 @@ class Writer(logging.Handler):
         self._lines: queue.Queue[bytes | threading.Event] = queue.Queue(MOST_LINES)
         self._dropped = 0  # since the last call of take_dropped
         self._not_told = 0  # dropped, and not yet written about
+        # The handler's own lock is held by logging.shutdown() while it waits for the thread.
+        self._counting = threading.Lock()
         threading.Thread(target=self._write_all, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -66,7 +68,7 @@ class Writer(logging.Handler):
             written.wait(_LAST_S)
 
     def take_dropped(self) -> int:
-        with self._guarded():
+        with self._counting:
             taken, self._dropped = self._dropped, 0
         return taken
 
@@ -76,7 +78,7 @@ class Writer(logging.Handler):
             if isinstance(line, threading.Event):
                 line.set()
                 continue
-            with self._guarded():
+            with self._counting:
                 dropped, self._not_told = self._not_told, 0
             if dropped:
                 line = b"%d lines of this log were dropped: its reader was too slow\n%s" % (dropped, line)
@@ -93,13 +95,9 @@ class Writer(logging.Handler):
                 select.select([], [self._descriptor], [])
 
     def _drop(self) -> None:
-        with self._guarded():
+        with self._counting:
             self._dropped += 1
             self._not_told += 1
-
-    def _guarded(self) -> contextlib.AbstractContextManager[object]:
-        assert self.lock is not None  # the base class makes it
-        return self.lock
 
 
 def _is_journal() -> bool:
