@@ -19,6 +19,10 @@ from kit.servers import PEM, RedisServer, free_port
 
 T = TypeVar("T")
 
+# Of a sentinel: how often it tells and asks others. The defaults are 2,000, 10,000 and 1,000, and a primary
+# that comes back as one is told after four of the first kind that it is a replica now.
+_HURRIED_MS = {"publish-period": 500, "info-period": 500, "ask-period": 200}
+
 # Until servers that start, elect and copy have agreed, on a machine that is shared.
 AGREED_S = 30.0
 
@@ -43,7 +47,9 @@ HERE = Place()
 
 
 class Node(RedisServer):
-    """One server of a group. The default is what an ``ok`` needs: a log that is on disk before the answer."""
+    """One server of a group."""
+
+    _announces = "replica_announce_ip"  # which of its addresses others are told
 
     def __init__(
         self,
@@ -58,7 +64,8 @@ class Node(RedisServer):
         self.place = place
         self.user = user
         self.tls = tls
-        self.options |= {"bind": place.host, "protected_mode": "no", **options}
+        announced = {} if "cluster_enabled" in options else {self._announces: place.host}
+        self.options |= {"bind": place.host, "protected_mode": "no", **announced, **options}
         if tls:
             pem = self.folder / "pem"
             pem.write_text(PEM)
@@ -102,6 +109,15 @@ class Node(RedisServer):
         """``master`` or ``slave``, as it says itself; empty where it does not answer."""
         return self.info("replication").get("role", "")
 
+    def has_replicas(self, count: int, *, within_s: float = AGREED_S) -> float:
+        """Wait until so many follow it; returns when that was, of ``time.monotonic``."""
+
+        def found() -> float | None:
+            text = self.may_answer("INFO", "replication")
+            return time.monotonic() if text.count("state=online") >= count else None
+
+        return wait_for(found, within_s=within_s, what=f"{count} replicas of {self.address}")
+
     def copies(self, primary: Node) -> bool:
         """It is a replica of this one, and has all that it has."""
         said = self.info("replication")
@@ -121,6 +137,8 @@ class Node(RedisServer):
 
 class SentinelNode(Node):
     """A sentinel. It keeps what it knows in its configuration file, also when it is killed."""
+
+    _announces = "sentinel announce-ip"
 
     def __init__(
         self,
@@ -270,23 +288,24 @@ class SentinelGroup(Group):
 
         wait_for(agreed, within_s=within_s, what="replicas are not in sync")
 
-    def restart(self, node: Node, *, as_replica: bool = True) -> None:
+    def restart(self, node: Node, *, of: Node | None = None, as_replica: bool = True) -> None:
         """Start one that ended, as a replica of the present primary, and wait until it is in sync.
 
-        Not ``as_replica``: as the one it was, whatever that is now; sentinels make it one after some 10 s.
+        ``of``: of this one, and only start it. Not ``as_replica``: as what it was, as a service manager does;
+        sentinels make it a replica seconds later.
         """
-        primary = self.primary
+        primary = of or self.primary
         node.options.pop("replicaof", None)
         if as_replica and node is not primary:
             node.options["replicaof"] = f"{primary.place.host} {primary.port}"
         node.start()
-        if as_replica:
+        if not of:
             self.in_sync()
 
     def failover(self) -> Node:
         """As an administrator asks a sentinel for it; returns the new primary.
 
-        The old one is told some 10 s later, and says until then that it is a primary, too.
+        The old one is told seconds later, and says until then that it is a primary, too.
         """
         old = self.primary
         command = ("SENTINEL", "FAILOVER", self.SERVICE)
@@ -311,6 +330,8 @@ class SentinelGroup(Group):
         for sentinel in self.sentinels:
             sentinel.monitors = list(self._monitors(sentinel))
             self._stack.enter_context(sentinel)
+            for period, ms in _HURRIED_MS.items():
+                sentinel.ask("SENTINEL", "DEBUG", period, str(ms))
         self.in_sync()
 
     def _monitors(self, sentinel: SentinelNode) -> Iterator[str]:
