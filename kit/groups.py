@@ -246,13 +246,8 @@ class SentinelGroup(Group):
     @property
     def primary(self) -> Node:
         """Which most sentinels name."""
-        named = [
-            address
-            for sentinel in self.sentinels
-            if (address := sentinel.may_answer("SENTINEL", "get-master-addr-by-name", self.SERVICE))
-        ]
-        host, port = max(named, key=named.count).split()
-        return next(node for node in self.nodes if node.address == f"{host}:{port}")
+        named = self._named()
+        return max(named, key=named.count)
 
     @property
     def replicas(self) -> list[Node]:
@@ -261,13 +256,16 @@ class SentinelGroup(Group):
         return [node for node in self.running if node is not primary]
 
     def promoted(self, instead_of: Node, *, within_s: float = AGREED_S) -> tuple[Node, float]:
-        """Wait until another is primary; returns it, and when it became that, of ``time.monotonic``."""
+        """Wait until another is primary, and all sentinels name it: an old one that comes back earlier makes
+        some elect again. Returns it, and when it became primary, of ``time.monotonic``."""
 
         def found() -> tuple[Node, float] | None:
             others = (node for node in self.running if node is not instead_of)
             return next(((node, time.monotonic()) for node in others if node.role == "master"), None)
 
-        return wait_for(found, within_s=within_s, what=f"no primary instead of {instead_of.address}")
+        new, since_s = wait_for(found, within_s=within_s, what=f"no primary instead of {instead_of.address}")
+        wait_for(lambda: set(self._named()) == {new}, what=f"not all sentinels name {new.address}")
+        return new, since_s
 
     def in_sync(self, *, within_s: float = AGREED_S) -> None:
         """Wait until all running replicas copy the primary that the sentinels name, each knowing all."""
@@ -333,6 +331,13 @@ class SentinelGroup(Group):
             for period, ms in _HURRIED_MS.items():
                 sentinel.ask("SENTINEL", "DEBUG", period, str(ms))
         self.in_sync()
+
+    def _named(self) -> list[Node]:
+        """By each sentinel that answers."""
+        command = ("SENTINEL", "get-master-addr-by-name", self.SERVICE)
+        answers = [sentinel.may_answer(*command).split() for sentinel in self.sentinels]
+        by_address = {node.address: node for node in self.nodes}
+        return [by_address[":".join(answer)] for answer in answers if answer]
 
     def _monitors(self, sentinel: SentinelNode) -> Iterator[str]:
         """What it would find out by itself, within seconds, is said at once."""
