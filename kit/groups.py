@@ -109,14 +109,10 @@ class Node(RedisServer):
         """``master`` or ``slave``, as it says itself; empty where it does not answer."""
         return self.info("replication").get("role", "")
 
-    def has_replicas(self, count: int, *, within_s: float = AGREED_S) -> float:
-        """Wait until so many follow it; returns when that was, of ``time.monotonic``."""
-
-        def found() -> float | None:
-            text = self.may_answer("INFO", "replication")
-            return time.monotonic() if text.count("state=online") >= count else None
-
-        return wait_for(found, within_s=within_s, what=f"{count} replicas of {self.address}")
+    @property
+    def followers(self) -> int:
+        """How many replicas it has that are in sync."""
+        return self.may_answer("INFO", "replication").count("state=online")
 
     def copies(self, primary: Node) -> bool:
         """It is a replica of this one, and has all that it has."""
@@ -215,7 +211,7 @@ class SentinelGroup(Group):
         sentinel_user: str = "",
         sentinel_password: str = "",
         tls: bool = False,
-        down_after_ms: int = 500,
+        down_after_ms: int = 1000,
         failover_timeout_ms: int = 2000,
         places: Sequence[Place] = (),
         **options: str,
@@ -266,6 +262,14 @@ class SentinelGroup(Group):
         new, since_s = wait_for(found, within_s=within_s, what=f"no primary instead of {instead_of.address}")
         wait_for(lambda: set(self._named()) == {new}, what=f"not all sentinels name {new.address}")
         return new, since_s
+
+    def whole(self, replicas: int, *, within_s: float = AGREED_S) -> float:
+        """Wait until the primary has so many replicas; returns when that was, of ``time.monotonic``."""
+
+        def found() -> float | None:
+            return time.monotonic() if self.primary.followers >= replicas else None
+
+        return wait_for(found, within_s=within_s, what=f"there are no {replicas} replicas")
 
     def in_sync(self, *, within_s: float = AGREED_S) -> None:
         """Wait until all running replicas copy the primary that the sentinels name, each knowing all."""
@@ -455,6 +459,14 @@ class RedisCluster(Group):
 
         return wait_for(found, within_s=within_s, what=f"no master instead of {instead_of.address}")
 
+    def whole(self, slot: int, replicas: int, *, within_s: float = AGREED_S) -> float:
+        """Wait until the slot's master has so many replicas; returns when that was, of ``time.monotonic``."""
+
+        def found() -> float | None:
+            return time.monotonic() if self.holder(slot).followers >= replicas else None
+
+        return wait_for(found, within_s=within_s, what=f"the slot {slot} has no {replicas} replicas")
+
     def in_sync(self, *, within_s: float = AGREED_S) -> None:
         """Wait until all running nodes agree who has which slots, and each replica copies its master."""
 
@@ -524,8 +536,11 @@ class RedisCluster(Group):
             login = ("AUTH", self._password) if self._password else ()
             address = (target.place.host, str(target.port))
             source.ask("MIGRATE", *address, "", "0", "5000", *login, "KEYS", *keys, within_s=10)
-        for node in (target, source, *(set(self.masters) - {target, source})):
-            node.ask("CLUSTER", "SETSLOT", str(slot), "NODE", self.identity(target))
+        identity = self.identity(target)
+        target.ask("CLUSTER", "SETSLOT", str(slot), "NODE", identity)
+        for node in set(self.masters) - {target}:
+            # It may have heard of it by now, and be a replica of the target as it has no slots any more.
+            node.may_answer("CLUSTER", "SETSLOT", str(slot), "NODE", identity)
         self.in_sync()
 
     def begin_move(self, slot: int, target: Node) -> None:

@@ -12,17 +12,18 @@ from typing import NamedTuple
 import pytest
 
 from idagg import failpoints
-from kit.faults import RECOVERS_S, SOON, SOON_S, sealed
+from kit.faults import SOON, sealed
 from kit.figures import Row
-from kit.groups import Node, SentinelGroup
+from kit.groups import Node, SentinelGroup, wait_for
 from kit.oracle import Load, changed, lines, open_parts
 from kit.serving import Serving
 from kit.waiting import long_window, next_window, until
 
 # Both instances together have 2,000 requests a second.
 PER_S = 1000
-# Until sentinels have elected one of them, and a replica: 1 to 3 s; perhaps they have to do it again.
-PROMOTED_S = 20.0
+# Bounds of what is measured, on a machine that is shared. Sentinels that get no time elect again and again.
+RECOVERS_S = 10.0
+ANSWER_S = 2.5
 
 
 @pytest.fixture
@@ -40,11 +41,10 @@ class Two(NamedTuple):
     of_ids: Load
     of_sums: Load
 
-    async def recover(self, row: Row, since_s: float, *, must: bool = True) -> None:
+    async def recover(self, row: Row, since_s: float) -> None:
         for load in (self.of_ids, self.of_sums):
             await load.goes_on(within_s=30)
-            bad = row.not_recovered(load, since_s, within_s=RECOVERS_S)
-            assert not (must and bad), bad
+            assert row.not_recovered(load, since_s, within_s=RECOVERS_S) == []
 
 
 @contextlib.asynccontextmanager
@@ -59,20 +59,26 @@ async def two(group: SentinelGroup, replicas: int) -> AsyncIterator[Two]:
             serving.stop()
 
 
+async def kill_primary(group: SentinelGroup) -> Node:
+    old = await asyncio.to_thread(lambda: group.primary)
+    old.kill()
+    return old
+
+
 async def kept(row: Row, group: SentinelGroup, both: Two) -> None:
     """The verdict where every ``ok`` has to survive."""
-    assert await sealed(row, both.sums, both.of_sums, answer_s=SOON_S) == []
-    parts = open_parts([group.primary], namespace="ids")
+    assert await sealed(row, both.sums, both.of_sums, answer_s=ANSWER_S) == []
+    parts = await asyncio.to_thread(lambda: open_parts([group.primary], namespace="ids"))
     assert row.wrong_ids(both.of_ids, parts) == []
-    assert row.late(both.of_ids, SOON_S) == []
+    assert row.late(both.of_ids, ANSWER_S) == []
 
 
 async def lost(row: Row, group: SentinelGroup, both: Two) -> None:
     """The verdict where the replication's tail may be lost: nothing counts twice, and all is answered."""
-    parts = open_parts([group.primary], namespace="ids")
+    parts = await asyncio.to_thread(lambda: open_parts([group.primary], namespace="ids"))
     assert row.wrong_ids(both.of_ids, parts, may_lose=both.of_ids.ok) == []
     for load in (both.of_ids, both.of_sums):
-        assert row.late(load, SOON_S) == []
+        assert row.late(load, ANSWER_S) == []
     print(f"{row.granted} lost; windows sealed again: {len(changed(lines(both.sums)))}")  # noqa: T201  a figure
 
 
@@ -86,11 +92,25 @@ async def test_29_primary_killed(group: SentinelGroup, row: Row) -> None:
     async with two(group, 2) as both:
         async with both.of_ids, both.of_sums:
             async for number in row.inject(2):
-                old = group.primary
-                old.kill()
-                new, _ = await asyncio.to_thread(group.promoted, old, within_s=PROMOTED_S)
+                old = await kill_primary(group)
+                new, promoted_s = await asyncio.to_thread(group.promoted, old)
                 await asyncio.to_thread(group.restart, old, of=new, as_replica=number % 2 == 0)
-                whole_s = await asyncio.to_thread(new.has_replicas, 2)
+                whole_s = await asyncio.to_thread(group.whole, 2)
+                print(f"promoted {whole_s - promoted_s:.2f} s before it had 2 replicas")  # noqa: T201  a figure
+                await both.recover(row, whole_s)
+                await asyncio.to_thread(group.in_sync)
+        await kept(row, group, both)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("29", "another primary by SENTINEL FAILOVER, --replicas all", recovery_must_s=1.0)
+async def test_29_failover_asked_for(group: SentinelGroup, row: Row) -> None:
+    """The same where an administrator asks for it. For seconds the old one still thinks to be the primary."""
+    async with two(group, 2) as both:
+        async with both.of_ids, both.of_sums:
+            async for _ in row.inject(2):
+                await asyncio.to_thread(group.failover)
+                whole_s = await asyncio.to_thread(group.whole, 2)
                 await both.recover(row, whole_s)
                 await asyncio.to_thread(group.in_sync)
         await kept(row, group, both)
@@ -101,9 +121,8 @@ async def primary_killed(group: SentinelGroup, row: Row, replicas: int) -> None:
     async with two(group, replicas) as both:
         async with both.of_ids, both.of_sums:
             async for _ in row.inject(2):
-                old = group.primary
-                old.kill()
-                _, promoted_s = await asyncio.to_thread(group.promoted, old, within_s=PROMOTED_S)
+                old = await kill_primary(group)
+                _, promoted_s = await asyncio.to_thread(group.promoted, old)
                 await both.recover(row, promoted_s)
                 await asyncio.to_thread(group.restart, old)
         await lost(row, group, both)
@@ -128,17 +147,17 @@ async def test_30_primary_frozen(group: SentinelGroup, row: Row) -> None:
     async with two(group, 2) as both:
         async with both.of_ids, both.of_sums:
             async for _ in row.inject(1):
-                old = group.primary
+                old = await asyncio.to_thread(lambda: group.primary)
                 old.freeze()
                 frozen_s = time.monotonic()
                 try:
-                    new, _ = await asyncio.to_thread(group.promoted, old, within_s=PROMOTED_S)
+                    await asyncio.to_thread(group.promoted, old)
                     await until(lambda: time.monotonic() > frozen_s + 10, within_s=11)
                     for load in (both.of_ids, both.of_sums):
-                        assert [at for at in load.ok_at if frozen_s + SOON_S < at] == []
+                        assert [at for at in load.ok_at if frozen_s + ANSWER_S < at] == []
                 finally:
                     old.thaw()
-                whole_s = await asyncio.to_thread(new.has_replicas, 2)
+                whole_s = await asyncio.to_thread(group.whole, 2)
                 await both.recover(row, whole_s)
                 await asyncio.to_thread(group.in_sync)
         await kept(row, group, both)
@@ -160,7 +179,7 @@ class Behind:
         self.primary.kill()
         for node in self._replicas:
             node.thaw()
-        new, _ = await asyncio.to_thread(self._group.promoted, self.primary, within_s=PROMOTED_S)
+        new, _ = await asyncio.to_thread(self._group.promoted, self.primary)
         await asyncio.to_thread(self._group.restart, self.primary, of=new)
         await asyncio.to_thread(self._group.in_sync)
 
@@ -191,9 +210,9 @@ async def test_31_seal_lost(place: str, group: SentinelGroup, row: Row, tmp_path
             async for _ in row.inject(1):
                 start = await next_window(2)
                 await load.goes_on(500)
-                behind = Behind(group)
+                behind = await asyncio.to_thread(Behind, group)
                 file.touch()
-                await until(lambda: sealed_through(behind.primary) > start, within_s=5)
+                await asyncio.to_thread(wait_for, lambda: sealed_through(behind.primary) > start)
                 if place:
                     await until(lambda: not file.exists())
                 else:
@@ -201,7 +220,7 @@ async def test_31_seal_lost(place: str, group: SentinelGroup, row: Row, tmp_path
                 await behind.fail_over()
                 await load.goes_on()
                 file.unlink(missing_ok=True)
-        assert await sealed(row, serving, load, answer_s=SOON_S) == []
+        assert await sealed(row, serving, load, answer_s=ANSWER_S) == []
         serving.stop()
 
 
@@ -214,11 +233,11 @@ async def test_31_election_lost(group: SentinelGroup, row: Row, tmp_path: Path) 
     with Serving(*flags, window=2, environment=environment) as serving:
         async with Load(serving, per_s=PER_S) as load:
             async for _ in row.inject(1):
-                behind = Behind(group)
+                behind = await asyncio.to_thread(Behind, group)
                 file.touch()
-                behind.primary.ask("PEXPIRE", "{idagg:0}:lock", "1")
+                await asyncio.to_thread(behind.primary.ask, "PEXPIRE", "{idagg:0}:lock", "1")
                 await until(lambda: not file.exists(), within_s=8)
                 await behind.fail_over()
                 await load.goes_on()
-        assert await sealed(row, serving, load, answer_s=SOON_S) == []
+        assert await sealed(row, serving, load, answer_s=ANSWER_S) == []
         serving.stop()
