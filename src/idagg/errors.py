@@ -38,6 +38,10 @@ class StoreAwayError(StoreError):
     """The store cannot be reached or is not ready. The command may or may not have been executed."""
 
 
+class LoginRefusedError(StoreAwayError):
+    """The store refused the user or the password, or wants one."""
+
+
 class HalfDoneError(StoreAwayError):
     """The store refused a command in the middle of a script: what came before it was done."""
 

@@ -100,7 +100,9 @@ def _redis_url(value: str) -> str:
     # Imported late: settings without Redis do not need it.
     from idagg.store.address import check
 
-    check(_url("redis", "rediss", "unix")(value))
+    if "+" not in value.partition("://")[0]:
+        _url("redis", "rediss", "unix")(value)
+    check(value)
     return value
 
 
@@ -232,8 +234,9 @@ class Settings(BaseModel):
     )
     redis_url: Annotated[str, AfterValidator(_redis_url)] | None = Field(
         default=None,
-        description="URL of the store, redis://, rediss:// or unix://; its query may have db and, "
-        "with rediss, TLS parameters such as ssl_ca_certs; none: the embedded store",
+        description="URL of the store: redis://, rediss:// or unix://; of a group, redis+sentinel:// and "
+        "redis+cluster://, with hosts separated by commas, or rediss+…; its query may have db and, with "
+        "rediss, TLS parameters such as ssl_ca_certs; none: the embedded store",
     )
     replicas: int = Field(
         default=0,
@@ -480,6 +483,12 @@ def _from_credentials(environ: Mapping[str, str], problems: list[str]) -> _Found
             else:
                 found[name] = text.rstrip("\r\n"), where
     return found
+
+
+def credential(name: str, environ: Mapping[str, str]) -> str | None:
+    """What the credential says now; None where there is none that can be read."""
+    value, _ = _from_credentials(environ, []).get(name, (None, ""))
+    return value if isinstance(value, str) else None
 
 
 def _from_file(path: str | None, problems: list[str]) -> _Found:

@@ -33,9 +33,9 @@ from idagg.deliver.signing import Signer
 from idagg.errors import Exit
 from idagg.flush.caller import Caller
 from idagg.metrics import Metrics
+from idagg.run import stores
 from idagg.run.messages import HEARTBEAT_S, CallbackStart, Heartbeat, Leads
 from idagg.run.process import begin, first_message
-from idagg.store.servers import Servers
 from idagg.store.shards import shard_tag
 from idagg.store.windows import WindowStore
 from idagg.tasks import end
@@ -85,7 +85,7 @@ class CallbackProcess:
         self._stop = asyncio.Event()
         self._assigned = Assigned()
         self._metrics = Metrics()
-        servers = Servers(start.redis_url)
+        servers = stores.servers(start.redis_url, settings)
         self._client = servers.client(shard_tag(settings.namespace), timeout_s=STORE_TIMEOUT_S)
         windows = WindowStore(
             self._client,

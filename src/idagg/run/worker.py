@@ -32,11 +32,10 @@ from idagg.errors import CannotStartError, Exit
 from idagg.flush.flusher import Flusher
 from idagg.flush.leader import PATIENCE_S, Leadership
 from idagg.metrics import Metrics
-from idagg.run import sinks
+from idagg.run import sinks, stores
 from idagg.run.messages import HEARTBEAT_S, Heartbeat, WorkerStart
 from idagg.run.process import begin, first_message
 from idagg.store.hits import MAX_BATCH, HitStore
-from idagg.store.servers import Servers
 from idagg.store.shards import shard_tag
 from idagg.store.windows import WindowStore
 from idagg.tasks import end
@@ -66,7 +65,7 @@ class Worker:
         self._failed_at = -math.inf  # when a batch was last not stored, by the loop's clock
         loop = asyncio.get_running_loop()
 
-        servers = Servers(start.redis_url)
+        servers = stores.servers(start.redis_url, settings)
         home = shard_tag(settings.namespace)
         self._hits = servers.client(home)
         self._commit = GroupCommit(
