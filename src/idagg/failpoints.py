@@ -12,6 +12,8 @@ from pathlib import Path
 
 VARIABLE = "IDAGG_FAILPOINT"
 PLACES = ("before-seal", "after-seal", "after-confirm", "before-mark", "after-mark", "attempt", "callback")
+# When a seal or an election is done and not yet used, whether the replicas that it waits for have it or not.
+PLACES += ("before-wait-seal", "before-wait-lead")
 ACTIONS = {"kill": signal.SIGKILL, "stall": signal.SIGSTOP}
 
 

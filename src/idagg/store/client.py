@@ -21,6 +21,7 @@ from idagg.errors import (
     StoreRefusedError,
     UnknownRefusalError,
 )
+from idagg.failpoints import reach
 from idagg.store.address import Address, shown
 from idagg.store.connection import Argument, Connection, open_connection
 from idagg.store.replies import refusal, unreachable
@@ -169,7 +170,11 @@ class Client:
         """The script's answer, an error reply included."""
         script = self._script(name)
         waits = bool(self._replicas) and name not in _READS
-        answer = await self._ask("EVALSHA", script.sha, 1, tag, *args, waits=waits)
+        try:
+            answer = await self._ask("EVALSHA", script.sha, 1, tag, *args, waits=waits)
+        finally:  # where replicas do not acknowledge it, above all
+            if waits and name in ("seal", "lead"):
+                reach(f"before-wait-{name}")
         if isinstance(answer, hiredis.ReplyError) and str(answer).startswith("NOSCRIPT"):
             answer = await self._ask("EVAL", script.text, 1, tag, *args, waits=waits)
         return answer
