@@ -11,9 +11,10 @@ import signal
 from pathlib import Path
 
 VARIABLE = "IDAGG_FAILPOINT"
-PLACES = ("before-seal", "after-seal", "after-confirm", "before-mark", "after-mark", "attempt", "callback")
-# When a seal or an election is done and not yet used, whether the replicas that it waits for have it or not.
-PLACES += ("before-wait-seal", "before-wait-lead")
+PLACES = (
+    *("before-wait-lead", "before-seal", "before-wait-seal", "after-seal"),
+    *("after-confirm", "before-mark", "after-mark", "attempt", "callback"),
+)
 ACTIONS = {"kill": signal.SIGKILL, "stall": signal.SIGSTOP}
 
 

@@ -161,6 +161,12 @@ class Metrics:
             multiprocess_mode="livesum",
             registry=registry,
         )
+        self._risks = Gauge(
+            "idagg_store_risks",
+            "LOSS: ways in which the store's servers, as they are set up, can lose ids that were answered ok",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
         self._tasks = Gauge(
             "idagg_tasks",
             "Tasks of all event loops: about ten each, and one for each callback in progress",
@@ -208,6 +214,9 @@ class Metrics:
 
     def differs(self, does: bool) -> None:
         self._differs.set(does)
+
+    def risks(self, count: int) -> None:
+        self._risks.set(count)
 
     def tasks(self, count: int) -> None:
         self._tasks.set(count)

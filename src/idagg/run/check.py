@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 
 from idagg.deliver.logfile import LogFile, shown
 from idagg.errors import BrokerAwayError, CannotStartError, Exit, LogFileError, StoreError
-from idagg.run import sinks
+from idagg.run import sinks, stores
 from idagg.settings import Settings
 from idagg.store.embedded import find_binary
 from idagg.store.probe import probe
@@ -40,7 +40,13 @@ async def _check(settings: Settings) -> int:
 async def _store(settings: Settings) -> str:
     if settings.redis_url is None:
         return f"embedded {find_binary()}, its data goes to {settings.state_dir}"
-    return await probe(settings.redis_url, settings.namespace, timeout_s=TIMEOUT_S)
+    return await probe(
+        settings.redis_url,
+        settings.namespace,
+        timeout_s=TIMEOUT_S,
+        replicas=settings.replicas,
+        shards=stores.shards(settings),
+    )
 
 
 async def _broker(settings: Settings) -> str:

@@ -6,6 +6,7 @@ import functools
 import os
 
 from idagg.settings import Settings, credential
+from idagg.store.address import default_shards
 from idagg.store.servers import Servers
 
 
@@ -16,3 +17,8 @@ def servers(redis_url: str, settings: Settings) -> Servers:
         replicas=settings.replicas,
         read_again=functools.partial(credential, "redis_url", os.environ),
     )
+
+
+def shards(settings: Settings) -> int:
+    """How many shards the settings ask for."""
+    return settings.shards or default_shards(settings.redis_url)

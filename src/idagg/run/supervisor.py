@@ -120,7 +120,7 @@ class Supervisor:
             if heartbeat is None:
                 found[f"worker-{slot}"] = "it is not running, its new connections wait until it runs again"
                 continue
-            for part in ("store", "broker", "delivery"):
+            for part in ("store", "broker", "delivery", "risk"):
                 if sentence := getattr(heartbeat, part):
                     found[part] = sentence
         return found

@@ -35,8 +35,10 @@ from idagg.metrics import Metrics
 from idagg.run import sinks, stores
 from idagg.run.messages import HEARTBEAT_S, Heartbeat, WorkerStart
 from idagg.run.process import begin, first_message
+from idagg.store.address import kind_of
 from idagg.store.hits import MAX_BATCH, HitStore
 from idagg.store.shards import shard_tag
+from idagg.store.watch import Watch
 from idagg.store.windows import WindowStore
 from idagg.tasks import end
 
@@ -112,6 +114,15 @@ class Worker:
             on_change=self._metrics.leads,
         )
         self._broker = sinks.broker(settings)
+        self._watch = None
+        if start.slot == 0 and settings.redis_url:  # one of a machine's workers; the embedded store is ours
+            self._watch = Watch(
+                servers,
+                [shard_tag(settings.namespace, index) for index in range(stores.shards(settings))],
+                kind=kind_of(settings.redis_url),
+                replicas=settings.replicas,
+                on_look=self._metrics.risks,
+            )
         self._flusher = Flusher(
             windows, self._leadership, broker=self._broker, lines=lines, observer=self._metrics
         )
@@ -132,6 +143,8 @@ class Worker:
             asyncio.create_task(self._connect_broker(), name="broker"),
             asyncio.create_task(self._watch_supervisor(), name="supervisor"),
         ]
+        if self._watch:
+            others.append(asyncio.create_task(self._watch.run(), name="watch"))
         await self._fallback.start()
         listener = Listener(socket.socket(fileno=self._start.listener), self._public)
         others.append(asyncio.create_task(self._beat(), name="heartbeat"))
@@ -230,7 +243,11 @@ class Worker:
         while True:
             broker = self._broker.trouble if self._broker and self._leadership.epoch else None
             heartbeat = Heartbeat(
-                self._leadership.epoch, self._store_trouble(), broker, self._flusher.trouble
+                self._leadership.epoch,
+                self._store_trouble(),
+                broker,
+                self._flusher.trouble,
+                self._watch.risk if self._watch else None,
             )
             self._metrics.tasks(len(asyncio.all_tasks()))
             self._metrics.differs(self._leadership.differs)

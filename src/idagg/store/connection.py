@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import math
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -72,12 +73,14 @@ class Connection(asyncio.Protocol):
             self._transport.write(hiredis.pack_command(args))  # type: ignore[arg-type]  # its types know tuples of one only
         return asked
 
-    async def send_both(self, args: tuple[Argument, ...], packed: bytes) -> tuple[Any, Any]:
+    async def send_both(
+        self, args: tuple[Argument, ...], packed: bytes, between: Callable[[], None] | None = None
+    ) -> tuple[Any, Any]:
         """Send a command, and another, packed, in the same write. Returns both answers; otherwise as
-        ``send``."""
+        ``send``. ``between`` is called when the first has come."""
         if self._transport is None:
             raise _lost()
-        first = _First()
+        first = _First(between)
         second = asyncio.get_running_loop().create_future()
         self._asked += first, second
         self._transport.write(hiredis.pack_command(args) + packed)  # type: ignore[arg-type]  # as above
@@ -112,6 +115,8 @@ class Connection(asyncio.Protocol):
         self._end(exc if isinstance(exc, OSError) else _lost())
 
     def _look(self) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
         self._looking = asyncio.get_running_loop().call_later(LOOK_S, self._look)
         self._silent_looks = 0 if self._is_heard else self._silent_looks + 1
         self._is_heard = False
@@ -141,11 +146,16 @@ class _First:
 
     answer: Any = None
 
+    def __init__(self, between: Callable[[], None] | None) -> None:
+        self._between = between
+
     def done(self) -> bool:
         return False
 
     def set_result(self, answer: Any) -> None:
         self.answer = answer
+        if self._between:
+            self._between()
 
     def set_exception(self, error: OSError) -> None:
         """The other gets it, too."""
@@ -157,32 +167,35 @@ async def open_connection(
     """Connect and log in. Raises OSError, and StoreAwayError where the server refuses the user."""
     loop = asyncio.get_running_loop()
 
-    def protocol() -> Connection:
-        return Connection(pings=address.path is None, on_silence=on_silence)
-
-    found = None
-    if address.path is None:
-        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    connection = Connection(pings=address.path is None, on_silence=on_silence)
+    found = None if address.path else await _addresses(address.host, address.port)
     limit = asyncio.timeout(DIAL_S)
     try:
         async with limit:
             if found is None:
-                _, connection = await loop.create_unix_connection(protocol, address.path)
+                await loop.create_unix_connection(lambda: connection, address.path)
             else:
                 connected = await _dial(found)
                 name = address.host if address.tls else None
                 try:
-                    _, connection = await loop.create_connection(
-                        protocol, sock=connected, ssl=address.tls, server_hostname=name
+                    await loop.create_connection(
+                        lambda: connection, sock=connected, ssl=address.tls, server_hostname=name
                     )
                 except BaseException:
                     connected.close()
                     raise
-            return await _logged_in(connection, address)
-    except TimeoutError as error:
-        if limit.expired():
+            await _log_in(connection, address)
+    except BaseException as error:
+        # Where this is cancelled, uvloop closes a transport that it has made and does not tell the protocol.
+        connection.drop()
+        if isinstance(error, TimeoutError) and limit.expired():
             raise OSError(f"it did not answer within {DIAL_S:g} s") from error
         raise
+    return connection
+
+
+async def _addresses(host: str, port: int) -> Sequence[AddrInfoType]:
+    return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
 
 async def _dial(found: Sequence[AddrInfoType]) -> socket.socket:
@@ -190,17 +203,12 @@ async def _dial(found: Sequence[AddrInfoType]) -> socket.socket:
     return await start_connection(found, happy_eyeballs_delay=NEXT_ADDRESS_S, socket_factory=_tcp_socket)
 
 
-async def _logged_in(connection: Connection, address: Address) -> Connection:
-    try:
-        if address.password:
-            user = (address.username,) if address.username else ()
-            await _agree(connection, address, "AUTH", *user, address.password)
-        if address.database:
-            await _agree(connection, address, "SELECT", address.database)
-    except BaseException:
-        connection.drop()
-        raise
-    return connection
+async def _log_in(connection: Connection, address: Address) -> None:
+    if address.password:
+        user = (address.username,) if address.username else ()
+        await _agree(connection, address, "AUTH", *user, address.password)
+    if address.database:
+        await _agree(connection, address, "SELECT", address.database)
 
 
 async def _agree(connection: Connection, address: Address, *args: Argument) -> None:
@@ -219,7 +227,7 @@ def _tcp_socket(info: AddrInfoType) -> socket.socket:
             (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
             # Probes of an idle connection; each that is not acknowledged counts as what was sent.
             (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, round(IDLE_S)),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, math.ceil(IDLE_S)),
             (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1),
             (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS),
         ):

@@ -237,7 +237,7 @@ class Cluster:
     def moved(self, reply: str, address: Address) -> None:
         _, slot, place = reply.split(" ")
         host, _, port = place.rpartition(":")
-        self._moved[int(slot)] = host or address.host, int(port)
+        self._moved[int(slot)] = address.host if host in ("", "?") else host, int(port)
 
     def doubt(self) -> None:
         self._is_doubted = True
