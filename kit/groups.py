@@ -49,6 +49,7 @@ HERE = Place()
 class Node(RedisServer):
     """One server of a group."""
 
+    start_timeout_s = 20.0  # it may have much to load
     _announces = "replica_announce_ip"  # which of its addresses others are told
 
     def __init__(
@@ -95,7 +96,7 @@ class Node(RedisServer):
         if not self.runs:
             return ""
         try:
-            return self.ask(*words, within_s=1.0)
+            return self.ask(*words, within_s=3.0)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
             return ""
 
@@ -463,7 +464,8 @@ class RedisCluster(Group):
         """Wait until the slot's master has so many replicas; returns when that was, of ``time.monotonic``."""
 
         def found() -> float | None:
-            return time.monotonic() if self.holder(slot).followers >= replicas else None
+            node = self._holder(slot, self._said())
+            return time.monotonic() if node and node.followers >= replicas else None
 
         return wait_for(found, within_s=within_s, what=f"the slot {slot} has no {replicas} replicas")
 

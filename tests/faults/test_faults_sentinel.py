@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from idagg import failpoints
-from kit.faults import SOON, sealed
+from kit.faults import SOON, SUCCESSOR_S, sealed
 from kit.figures import Row
 from kit.groups import Node, SentinelGroup, wait_for
 from kit.oracle import Load, changed, lines, open_parts
@@ -24,6 +24,8 @@ PER_S = 1000
 # Bounds of what is measured, on a machine that is shared. Sentinels that get no time elect again and again.
 RECOVERS_S = 10.0
 ANSWER_S = 2.5
+# Longer than a leader waits for replicas once.
+WAITS_S = 1.5
 
 
 @pytest.fixture
@@ -173,6 +175,15 @@ class Behind:
         for node in self._replicas:
             node.freeze()
         self.primary.ask("CLIENT", "KILL", "TYPE", "replica")
+        self.sealed_through = self.says("sealed_through")
+
+    def says(self, field: str) -> int:
+        """What the primary alone knows of its state."""
+        return int(self.primary.ask("HGET", "{idagg:0}:state", field))
+
+    def seals(self) -> None:
+        """Wait until it has sealed a window."""
+        wait_for(lambda: self.says("sealed_through") > self.sealed_through)
 
     async def fail_over(self) -> None:
         """The primary dies, and one of the replicas is promoted; it comes back as a replica."""
@@ -182,10 +193,6 @@ class Behind:
         new, _ = await asyncio.to_thread(self._group.promoted, self.primary)
         await asyncio.to_thread(self._group.restart, self.primary, of=new)
         await asyncio.to_thread(self._group.in_sync)
-
-
-def state(node: Node, field: str) -> int:
-    return int(node.ask("HGET", "{idagg:0}:state", field))
 
 
 @pytest.mark.parametrize(
@@ -212,19 +219,20 @@ async def test_31_seal_lost(place: str, group: SentinelGroup, row: Row, tmp_path
     with Serving(*flags, window=2, environment=environment) as serving:
         async with Load(serving, per_s=PER_S) as load:
             async for _ in row.inject(1):
-                start = await next_window(2)
+                await next_window(2)
                 await load.goes_on(500)
                 behind = await asyncio.to_thread(Behind, group)
                 file.touch()
-                await asyncio.to_thread(wait_for, lambda: state(behind.primary, "sealed_through") > start)
+                await asyncio.to_thread(behind.seals)
+                sealed_s = time.monotonic()
                 if place:
                     await until(lambda: not file.exists())
                 else:
-                    await until(lambda: time.time() > start + 3)
+                    await until(lambda: time.monotonic() > sealed_s + WAITS_S)
                 await behind.fail_over()
                 await load.goes_on()
                 file.unlink(missing_ok=True)
-        assert await sealed(row, serving, load, answer_s=ANSWER_S) == []
+        assert await sealed(row, serving, load, answer_s=SUCCESSOR_S) == []
         serving.stop()
 
 
@@ -241,9 +249,9 @@ async def test_31_election_lost(group: SentinelGroup, row: Row, tmp_path: Path) 
                 behind = await asyncio.to_thread(Behind, group)
                 file.touch()
                 await asyncio.to_thread(behind.primary.ask, "PEXPIRE", "{idagg:0}:lock", "1")
-                await asyncio.to_thread(wait_for, lambda: state(behind.primary, "epoch") > 1)
+                await asyncio.to_thread(wait_for, lambda: behind.says("epoch") > 1)
                 await until(lambda: not file.exists(), within_s=8)
                 await behind.fail_over()
                 await load.goes_on()
-        assert await sealed(row, serving, load, answer_s=ANSWER_S) == []
+        assert await sealed(row, serving, load, answer_s=SUCCESSOR_S) == []
         serving.stop()
