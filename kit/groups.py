@@ -49,6 +49,7 @@ HERE = Place()
 class Node(RedisServer):
     """One server of a group."""
 
+    start_timeout_s = 20.0  # it may have much to load
     _announces = "replica_announce_ip"  # which of its addresses others are told
 
     def __init__(
@@ -95,7 +96,7 @@ class Node(RedisServer):
         if not self.runs:
             return ""
         try:
-            return self.ask(*words, within_s=1.0)
+            return self.ask(*words, within_s=3.0)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
             return ""
 
@@ -109,14 +110,10 @@ class Node(RedisServer):
         """``master`` or ``slave``, as it says itself; empty where it does not answer."""
         return self.info("replication").get("role", "")
 
-    def has_replicas(self, count: int, *, within_s: float = AGREED_S) -> float:
-        """Wait until so many follow it; returns when that was, of ``time.monotonic``."""
-
-        def found() -> float | None:
-            text = self.may_answer("INFO", "replication")
-            return time.monotonic() if text.count("state=online") >= count else None
-
-        return wait_for(found, within_s=within_s, what=f"{count} replicas of {self.address}")
+    @property
+    def followers(self) -> int:
+        """How many replicas it has that are in sync."""
+        return self.may_answer("INFO", "replication").count("state=online")
 
     def copies(self, primary: Node) -> bool:
         """It is a replica of this one, and has all that it has."""
@@ -215,7 +212,7 @@ class SentinelGroup(Group):
         sentinel_user: str = "",
         sentinel_password: str = "",
         tls: bool = False,
-        down_after_ms: int = 500,
+        down_after_ms: int = 1000,
         failover_timeout_ms: int = 2000,
         places: Sequence[Place] = (),
         **options: str,
@@ -246,13 +243,8 @@ class SentinelGroup(Group):
     @property
     def primary(self) -> Node:
         """Which most sentinels name."""
-        named = [
-            address
-            for sentinel in self.sentinels
-            if (address := sentinel.may_answer("SENTINEL", "get-master-addr-by-name", self.SERVICE))
-        ]
-        host, port = max(named, key=named.count).split()
-        return next(node for node in self.nodes if node.address == f"{host}:{port}")
+        named = self._named()
+        return max(named, key=named.count)
 
     @property
     def replicas(self) -> list[Node]:
@@ -261,13 +253,24 @@ class SentinelGroup(Group):
         return [node for node in self.running if node is not primary]
 
     def promoted(self, instead_of: Node, *, within_s: float = AGREED_S) -> tuple[Node, float]:
-        """Wait until another is primary; returns it, and when it became that, of ``time.monotonic``."""
+        """Wait until another is primary, and all sentinels name it: an old one that comes back earlier makes
+        some elect again. Returns it, and when it became primary, of ``time.monotonic``."""
 
         def found() -> tuple[Node, float] | None:
             others = (node for node in self.running if node is not instead_of)
             return next(((node, time.monotonic()) for node in others if node.role == "master"), None)
 
-        return wait_for(found, within_s=within_s, what=f"no primary instead of {instead_of.address}")
+        new, since_s = wait_for(found, within_s=within_s, what=f"no primary instead of {instead_of.address}")
+        wait_for(lambda: set(self._named()) == {new}, what=f"not all sentinels name {new.address}")
+        return new, since_s
+
+    def whole(self, replicas: int, *, within_s: float = AGREED_S) -> float:
+        """Wait until the primary has so many replicas; returns when that was, of ``time.monotonic``."""
+
+        def found() -> float | None:
+            return time.monotonic() if self.primary.followers >= replicas else None
+
+        return wait_for(found, within_s=within_s, what=f"there are no {replicas} replicas")
 
     def in_sync(self, *, within_s: float = AGREED_S) -> None:
         """Wait until all running replicas copy the primary that the sentinels name, each knowing all."""
@@ -333,6 +336,13 @@ class SentinelGroup(Group):
             for period, ms in _HURRIED_MS.items():
                 sentinel.ask("SENTINEL", "DEBUG", period, str(ms))
         self.in_sync()
+
+    def _named(self) -> list[Node]:
+        """By each sentinel that answers."""
+        command = ("SENTINEL", "get-master-addr-by-name", self.SERVICE)
+        answers = [sentinel.may_answer(*command).split() for sentinel in self.sentinels]
+        by_address = {node.address: node for node in self.nodes}
+        return [by_address[":".join(answer)] for answer in answers if answer]
 
     def _monitors(self, sentinel: SentinelNode) -> Iterator[str]:
         """What it would find out by itself, within seconds, is said at once."""
@@ -450,6 +460,15 @@ class RedisCluster(Group):
 
         return wait_for(found, within_s=within_s, what=f"no master instead of {instead_of.address}")
 
+    def whole(self, slot: int, replicas: int, *, within_s: float = AGREED_S) -> float:
+        """Wait until the slot's master has so many replicas; returns when that was, of ``time.monotonic``."""
+
+        def found() -> float | None:
+            node = self._holder(slot, self._said())
+            return time.monotonic() if node and node.followers >= replicas else None
+
+        return wait_for(found, within_s=within_s, what=f"the slot {slot} has no {replicas} replicas")
+
     def in_sync(self, *, within_s: float = AGREED_S) -> None:
         """Wait until all running nodes agree who has which slots, and each replica copies its master."""
 
@@ -519,8 +538,11 @@ class RedisCluster(Group):
             login = ("AUTH", self._password) if self._password else ()
             address = (target.place.host, str(target.port))
             source.ask("MIGRATE", *address, "", "0", "5000", *login, "KEYS", *keys, within_s=10)
-        for node in (target, source, *(set(self.masters) - {target, source})):
-            node.ask("CLUSTER", "SETSLOT", str(slot), "NODE", self.identity(target))
+        identity = self.identity(target)
+        target.ask("CLUSTER", "SETSLOT", str(slot), "NODE", identity)
+        for node in set(self.masters) - {target}:
+            # It may have heard of it by now, and be a replica of the target as it has no slots any more.
+            node.may_answer("CLUSTER", "SETSLOT", str(slot), "NODE", identity)
         self.in_sync()
 
     def begin_move(self, slot: int, target: Node) -> None:

@@ -421,12 +421,15 @@ async def open_windows(url: str) -> dict[str, set[int]]:
     return found
 
 
-async def open_hits(client: Client, tag: str) -> int:
-    """The hits of all windows that are not sealed: those that their hashes have, and those in tokens."""
-    hashes = [key for key in await client.command("KEYS", f"{tag}:w:*") if key.count(b":") == 3]
-    found = sum([int(await client.command("HGET", key, "hits") or 0) for key in hashes])
-    for token in await client.command("HVALS", f"{tag}:workers"):
-        _, start, _, hits = map(int, token.split())
-        if f"{tag}:w:{start}".encode() in hashes:
-            found += hits
+async def open_hits(client: Client, *tags: str) -> int:
+    """The hits of all windows of these shards that are not sealed: those that their hashes have, and those in
+    tokens."""
+    found = 0
+    for tag in tags:
+        hashes = [key for key in await client.command("KEYS", f"{tag}:w:*") if key.count(b":") == 3]
+        found += sum([int(await client.command("HGET", key, "hits") or 0) for key in hashes])
+        for token in await client.command("HVALS", f"{tag}:workers"):
+            _, start, _, hits = map(int, token.split())
+            if f"{tag}:w:{start}".encode() in hashes:
+                found += hits
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -14,27 +15,46 @@ from kit.figures import Row
 from kit.oracle import Load, epoch_s, grid, lines, together
 from kit.servers import RedisServer
 from kit.serving import Serving
-from kit.waiting import eventually, next_window
+from kit.waiting import eventually, next_window, until
 
 SHARDS = 4
 # Until a leader takes its own number of shards for the store's: the others are gone for so long, and more.
 CHANGES_S = 20.0
 
 
-@pytest.mark.fault("35", "leader killed when k of 4 shards are sealed, each k")
-async def test_35_leader_killed_between_shards(any_server: RedisServer, row: Row, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("place", "passes"),
+    [
+        pytest.param(
+            *("after-part", SHARDS),
+            marks=pytest.mark.fault("35", "leader killed when it has sealed k of 4 shards, each k"),
+        ),
+        pytest.param(
+            *("after-merge", 1),
+            marks=pytest.mark.fault("35", "leader killed when it has the sum of 4 shards"),
+        ),
+        pytest.param(
+            *("after-drop", SHARDS - 1),
+            marks=pytest.mark.fault("35", "leader killed when it has dropped k of 3 parts, each k"),
+        ),
+    ],
+)
+async def test_35_leader_killed_between_shards(
+    any_server: RedisServer, row: Row, tmp_path: Path, place: str, passes: int
+) -> None:
     """There is one count of the window, the sum of all its shards."""
     armed = tmp_path / "armed"
-    environment = {failpoints.VARIABLE: f"after-seal=kill@{armed}"}
+    environment = {failpoints.VARIABLE: f"{place}=kill@{armed}"}
     flags = ("--redis-url", any_server.url, "--shards", str(SHARDS))
     with Serving(*flags, window=1, environment=environment) as serving:
         async with Load(serving, callers=8) as load:
             since = await next_window(1)
-            async for deaths in row.inject(SHARDS):
+            async for deaths in row.inject(passes):
                 await tells(serving, f"leading: epoch {deaths + 1}\n")
-                await next_window(1)  # all shards of the one before are sealed, or soon will be
-                await asyncio.sleep(0.5)
-                armed.write_text(str(deaths % SHARDS + 1))
+                start = await next_window(1)
+                # All shards of the one before are sealed by then, and those of this one are not.
+                await until(lambda: time.time() > start + 0.5)
+                armed.write_text(str(deaths % passes + 1))
                 await tells(serving, "died (SIGKILL)", times=deaths + 1)
                 await lease_runs_out(any_server.url)
                 await load.goes_on()

@@ -3,7 +3,10 @@
 -- On the home shard, whose part goes. Applied at most once, however often it is sent.
 --
 -- ARGV[2]  the window's start, s
--- ARGV[3…] length, unique, estimate, hits, exact, suspect, dropped
+-- ARGV[3]  its length, s
+-- ARGV[4]  unique ids; ARGV[5] their estimate; ARGV[6] hits
+-- ARGV[7]  1 where the count is exact, else 0; ARGV[8] the same, suspect
+-- ARGV[9]  hits whose endpoint was over the limit
 --
 -- Returns {1}; {0} where the window has been merged before; or {-1, start, what}: for what reason it cannot be.
 
