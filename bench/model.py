@@ -36,11 +36,12 @@ class Plan:
 
     ``rate`` is that of the open loop, in all; 0 is the closed loop. All processes share ``cores``; with 0
     each has a core of its own, and the clients cost nothing. ``net_s`` is the way from a worker to a Redis,
-    or from one Redis to another.
+    or from one Redis to another. ``servers`` is how many Redis the shards are on; 0: each has its own.
     """
 
     workers: int
     shards: int = 1
+    servers: int = 0
     with_wait: bool = False
     connections: int = 512
     rate: float = 0

@@ -174,7 +174,7 @@ class _Redis(_Process):
 
 
 class _Primary(_Redis):
-    """A shard. Its replica, where there is one, must have a batch before the batch is answered."""
+    """It has shards. Its replica, where there is one, must have a batch before the batch is answered."""
 
     def __init__(self, clock: _Clock, cores: _Cores, plan: Plan, costs: Costs) -> None:
         super().__init__(clock, cores, plan, costs)
@@ -230,8 +230,8 @@ class _Replica(_Redis):
 class _Commit:
     """Group commit of a worker to a shard, as ``idagg.accept.commit``."""
 
-    def __init__(self, worker: _Worker, shard: _Primary, plan: Plan) -> None:
-        self._worker, self._shard, self._plan = worker, shard, plan
+    def __init__(self, worker: _Worker, server: _Primary, plan: Plan) -> None:
+        self._worker, self._server, self._plan = worker, server, plan
         self._open: list[_Request] = []
         self._is_under_way = False
         self._lingers: object | None = None
@@ -251,7 +251,7 @@ class _Commit:
         self._lingers = None
         self._is_under_way = True
         batch, self._open = _Batch(self, self._open), []
-        self._worker.clock.after(self._plan.net_s, lambda: self._shard.take([batch]))
+        self._worker.clock.after(self._plan.net_s, lambda: self._server.take([batch]))
 
     def answered(self, requests: list[_Request]) -> None:
         """The store has answered. The worker finds out in its next turn."""
@@ -280,12 +280,12 @@ class _Worker(_Process):
         cores: _Cores,
         plan: Plan,
         costs: Costs,
-        shards: Sequence[_Primary],
+        servers: Sequence[_Primary],
         clients: _Clients,
     ) -> None:
         super().__init__(clock, cores)
         self._costs, self._clients = costs, clients
-        self._commits = [_Commit(self, shard, plan) for shard in shards]
+        self._commits = [_Commit(self, servers[shard % len(servers)], plan) for shard in range(plan.shards)]
         self._came: collections.deque[_Request] = collections.deque()
         self._ended: collections.deque[_Commit] = collections.deque()
         self._due: collections.deque[_Commit] = collections.deque()
@@ -417,29 +417,29 @@ def simulate(plan: Plan, costs: Costs) -> Outcome:
     def cores() -> _Cores:
         return shared if plan.cores else _Cores(1, 0)
 
-    shards = [_Primary(clock, cores(), plan, costs) for _ in range(plan.shards)]
+    servers = [_Primary(clock, cores(), plan, costs) for _ in range(plan.servers or plan.shards)]
     if plan.with_wait:
-        for shard in shards:
-            shard.replica = _Replica(clock, cores(), plan, costs, shard)
+        for server in servers:
+            server.replica = _Replica(clock, cores(), plan, costs, server)
     clients = _Clients(clock, cores(), plan, costs)
-    workers = [_Worker(clock, cores(), plan, costs, shards, clients) for _ in range(plan.workers)]
+    workers = [_Worker(clock, cores(), plan, costs, servers, clients) for _ in range(plan.workers)]
 
     def spent() -> list[float]:
         return [
             sum(worker.cpu_s for worker in workers),
             sum(worker.turns for worker in workers),
-            sum(shard.cpu_s + (shard.replica.cpu_s if shard.replica else 0) for shard in shards),
-            sum(shard.batches for shard in shards),
-            sum(shard.ids for shard in shards),
+            sum(server.cpu_s + (server.replica.cpu_s if server.replica else 0) for server in servers),
+            sum(server.batches for server in servers),
+            sum(server.ids for server in servers),
             clients.cpu_s,
             clients.turns,
-            sum(shard.turns for shard in shards),
+            sum(server.turns for server in servers),
             shared.switches,
         ]
 
     clients.start(workers)
     clock.run(plan.seconds * _WARM_UP)
-    before, redis_s = spent(), [shard.cpu_s for shard in shards]
+    before, redis_s = spent(), [server.cpu_s for server in servers]
     clients.latencies_s.clear()
     clock.run(plan.seconds)
     server_s, turns, store_s, batches, ids, client_s, client_turns, redis_turns, switches = (
@@ -459,6 +459,6 @@ def simulate(plan: Plan, costs: Costs) -> Outcome:
         client_turns=client_turns / ids,
         redis_turns=redis_turns / ids,
         switches=switches / ids,
-        busiest_redis=max(shard.cpu_s - then for shard, then in zip(shards, redis_s, strict=True))
+        busiest_redis=max(server.cpu_s - then for server, then in zip(servers, redis_s, strict=True))
         / counted_s,
     )

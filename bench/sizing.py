@@ -77,7 +77,7 @@ def measure(found: Findings, options: argparse.Namespace) -> None:
     closed, paced = _costs(found, options)
     for shards in options.sizing_shards:
         for workers in options.sizing_workers:
-            plan = Plan(workers, shards, connections=_CONNECTIONS, linger_s=linger_s(workers))
+            plan = Plan(workers, shards, servers=1, connections=_CONNECTIONS, linger_s=linger_s(workers))
             _compare(found, "model, closed loop", plan, closed, options)
             plan = dataclasses.replace(plan, connections=_FEW_CONNECTIONS, rate=_RATE, seconds=3)
             _compare(found, "model, open loop", plan, paced, options)

@@ -118,3 +118,10 @@ def test_a_slow_disk_shows_in_the_latency() -> None:
     slow = simulate(plan, dataclasses.replace(USUAL, fsyncs_s=(0.01,)))
     assert slow.p50_ms > 10 > simulate(plan, USUAL).p99_ms
     assert math.isclose(slow.rate, 5000, rel_tol=0.02)
+
+
+def test_shards_share_a_redis_or_have_one_each() -> None:
+    """With one each, they divide its work."""
+    plan = Plan(1, 4, cores=0, connections=64, seconds=0.3)
+    together, apart = (simulate(dataclasses.replace(plan, servers=number), USUAL) for number in (1, 4))
+    assert together.busiest_redis > 2 * apart.busiest_redis
