@@ -17,6 +17,7 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from bench.model import Costs, Outcome, Plan
@@ -206,7 +207,7 @@ class _Primary(_Redis):
 
     def _answer(self, batches: Sequence[_Batch]) -> None:
         for batch in batches:
-            self._sends(lambda batch=batch: batch.commit.answered(batch.requests))  # type: ignore[misc]  # a default binds it
+            self._sends(partial(batch.commit.answered, batch.requests))
 
 
 class _Replica(_Redis):

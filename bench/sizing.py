@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import linear_regression
+from typing import Any
 
 import uvloop
 
@@ -261,7 +262,9 @@ def _solved(alone: Sequence[_Seen], crowded: _Seen, costs: Costs) -> Costs:
             "switch_s": switch_us / 2,
         }
         # Half of what is missing, since each cost changes how often others arise. None is less than nothing.
-        changed = {name: max(0.0, getattr(costs, name) + us / 2e6) for name, us in more_us.items()}
+        changed: dict[str, Any] = {
+            name: max(0.0, getattr(costs, name) + us / 2e6) for name, us in more_us.items()
+        }
         costs = dataclasses.replace(costs, **changed)
     return costs
 
