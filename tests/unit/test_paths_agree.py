@@ -18,7 +18,7 @@ from idagg.accept.connection import Connection
 from idagg.accept.fallback import Fallback, accept_routes, health_routes
 from idagg.accept.fast_path import FastPath
 from idagg.store.hits import Stored
-from kit.fakes import Batches, settle
+from kit.fakes import Batches, Transport, settle
 from kit.http_cases import read_all
 
 CASES = st.sampled_from([case.request for case in read_all() if len(case.request) < 1000])
@@ -43,24 +43,6 @@ class Store:
         new = set(ids) - self.ids
         self.ids |= new
         return Stored(60, len(new), continues=True)
-
-
-class Transport(asyncio.Transport):
-    """Keeps what is written; nothing may be written behind the end."""
-
-    written, paused, ended = b"", False, False
-
-    def write(self, data: Any) -> None:
-        self.written += b"behind the end" if self.ended else data
-
-    def write_eof(self) -> None:
-        self.ended = True
-
-    def pause_reading(self) -> None:
-        self.paused = True
-
-    def resume_reading(self) -> None:
-        self.paused = False
 
 
 async def heard(path: FastPath, pieces: list[bytes]) -> tuple[list[Answer], bool]:

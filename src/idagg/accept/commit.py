@@ -21,6 +21,8 @@ confirm them, no request of the batch is answered yet. The batch is sent again, 
 ids of its repeats, and then answered as a whole. This happens once per window. To answer the rest of it
 earlier would need a list of the waiters that are repeats. Without one, pipelined answers would change order.
 
+With several shards, each has a group commit (``routing.py``).
+
 This module has the queue of batches and the waiters. It knows nothing of sockets, HTTP or Redis.
 """
 
@@ -29,11 +31,12 @@ from __future__ import annotations
 import asyncio
 import collections
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
-from idagg.accept.repeats import RepeatCache
+from idagg.accept.repeats import MAX_IDS, RepeatCache
 from idagg.errors import StoreAwayError, StoreRefusedError
 from idagg.store.hits import Stored
 
@@ -68,8 +71,8 @@ class Observer(Protocol):
     def batch(self, *, requests: int, ids: int, repeats: int, stored: bool, took_s: float) -> None:
         """Record one batch.
 
-        ``requests`` calls of ``add`` and ``add_many`` have been answered, ``ids`` ids were sent, and
-        ``repeats`` ids counted without being sent.
+        ``requests`` calls of ``add`` and ``add_many`` have been answered, parts of a request not counted,
+        ``ids`` ids were sent, and ``repeats`` ids counted without being sent.
         """
 
 
@@ -79,14 +82,14 @@ class _Batch:
     ``weight`` is compared with the limits: one for each waiter, or one for each id of a waiter with several.
     """
 
-    __slots__ = ("endpoints", "expires_at", "extra", "ids", "in_turn", "repeats", "waiters")
+    __slots__ = ("endpoints", "expires_at", "extra", "ids", "parts", "repeats", "waiters")
 
     def __init__(self, expires_at: float) -> None:
         self.expires_at = expires_at
         self.ids: list[bytes] = []
         self.repeats: list[bytes] = []  # ids that are not sent, because the repeat cache has them
         self.waiters: list[Waiter] = []
-        self.in_turn = 0  # waiters without an id
+        self.parts = 0  # waiters that are no request of their own
         self.extra = 0  # weight above one for each waiter
         self.endpoints: set[bytes] = set()
 
@@ -96,23 +99,21 @@ class _Batch:
 
     @property
     def requests(self) -> int:
-        return len(self.waiters) - self.in_turn
-
-    @property
-    def needs_store(self) -> bool:
-        return bool(self.ids or self.repeats)
+        return len(self.waiters) - self.parts
 
     def join(self, later: _Batch) -> None:
         self.ids += later.ids
         self.repeats += later.repeats
         self.waiters += later.waiters
-        self.in_turn += later.in_turn
+        self.parts += later.parts
         self.extra += later.extra
         self.endpoints |= later.endpoints
 
 
 class GroupCommit:
     """The queue of batches, and the loop that sends them to the store one at a time."""
+
+    in_order = True
 
     def __init__(
         self,
@@ -124,10 +125,11 @@ class GroupCommit:
         max_waiting: int = MAX_WAITING,
         now: Callable[[], float],
         linger_s: float = LINGER_S,
+        max_repeats: int = MAX_IDS,
     ) -> None:
         self._hits = hits
         self._observer = observer
-        self.repeats = RepeatCache()
+        self.repeats = RepeatCache(max_repeats)
         self._known = self.repeats.ids  # saves one attribute look-up per request
         self._deadline_s = deadline_s
         self._max_batch = max_batch
@@ -146,6 +148,7 @@ class GroupCommit:
         self._stopping = False
         self._took_s = 0.0  # the store's latency per batch; a slower past one decays by half per batch
         self.trouble: str | None = None  # why the last batch was not stored
+        self.failed_at = -math.inf  # when a batch was last not stored
 
     def __repr__(self) -> str:
         collecting = self._open.weight if self._open else 0
@@ -153,7 +156,7 @@ class GroupCommit:
 
     @property
     def waiting(self) -> int:
-        """Number of ids not answered yet; a waiter without an id counts as one."""
+        """Number of ids not answered yet."""
         return self._at_store + self._queued + (self._open.weight if self._open else 0)
 
     def add(self, waiter: Waiter, canonical_id: bytes, endpoint: bytes | None = None) -> bool:
@@ -175,8 +178,13 @@ class GroupCommit:
             self._look(batch)
         return True
 
-    def add_many(self, waiter: Waiter, ids: Sequence[bytes], endpoint: bytes | None = None) -> bool:
-        """Queue 1 to ``max_batch`` ids in one batch, as ``add`` does. False: full, none was queued."""
+    def add_many(
+        self, waiter: Waiter, ids: Sequence[bytes], endpoint: bytes | None = None, *, is_part: bool = False
+    ) -> bool:
+        """Queue 1 to ``max_batch`` ids in one batch, as ``add`` does. False: full, none was queued.
+
+        ``is_part``: the waiter is no request of its own.
+        """
         assert 1 <= len(ids) <= self._max_batch
         batch = self._open
         if batch is not None and batch.weight + len(ids) > self._max_batch:
@@ -196,20 +204,11 @@ class GroupCommit:
                 (batch.repeats if canonical_id in self._known else batch.ids).append(canonical_id)
         batch.waiters.append(waiter)
         batch.extra += len(ids) - 1
+        batch.parts += is_part
         self._watch(batch)
         if len(batch.waiters) >= self._look_at:
             self._look(batch)
         return True
-
-    def in_turn(self, waiter: Waiter) -> None:
-        """Answer ``waiter`` in its order of arrival, without counting an id."""
-        if self._open is None and self._closed:  # opening a batch here would let ``add`` pass a full queue
-            batch = self._closed[-1]
-            self._queued += 1
-        else:
-            batch = self._open or self._begin()
-        batch.waiters.append(waiter)
-        batch.in_turn += 1
 
     def tick(self) -> None:
         """Close the open batch. To be called every TICK_S, so that no request joins an older batch."""
@@ -309,9 +308,6 @@ class GroupCommit:
 
     async def _settle(self, batch: _Batch) -> bool:
         """Store the batch and answer its waiters. False: not yet, because its repeats must be sent."""
-        if not batch.needs_store:
-            self._answer(batch, True)
-            return True
         began = time.monotonic()
         is_sent = not self._too_late(batch)
         answer = await self._send(batch) if is_sent else None
@@ -322,6 +318,8 @@ class GroupCommit:
             if not answer.continues and self._distrust(batch):
                 self._observer.batch(requests=0, ids=sent, repeats=0, stored=True, took_s=took_s)
                 return False
+        else:
+            self.failed_at = self._now()
         self._answer(batch, answer is not None)
         self._observer.batch(
             requests=batch.requests,

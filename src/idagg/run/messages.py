@@ -19,7 +19,7 @@ from idagg.settings import Settings
 
 HEARTBEAT_S = 0.5
 # Parts whose trouble does not stop the counting. The process that has it logs it itself.
-SINKS = frozenset({"broker", "delivery", "callbacks"})
+READY_WITHOUT = frozenset({"broker", "delivery", "callbacks", "shards"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,13 +72,15 @@ class WorkerStart(CallbackStart):
 class Heartbeat(Message):
     """Sign of life of a process. A worker with an ``epoch`` is the leader.
 
-    ``store``, ``broker`` and ``delivery`` are one sentence each about the trouble with that part, or None.
+    ``store``, ``broker``, ``delivery`` and ``shards`` are one sentence each about the trouble with that part,
+    or None.
     """
 
     epoch: int = 0
     store: str | None = None
     broker: str | None = None
     delivery: str | None = None
+    shards: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
