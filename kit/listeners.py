@@ -110,16 +110,19 @@ async def _empty(public: FastPath) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def open_listener_before(url: str, path: PathName = "fast") -> AsyncIterator[OpenListener]:
-    """A listener before the store at ``url``, which is emptied first."""
+async def open_listener_before(
+    url: str, path: PathName = "fast", *, shards: int = 1
+) -> AsyncIterator[OpenListener]:
+    """A listener before the store at ``url``, which is emptied first. Each of several shards is a namespace,
+    since nobody leads who could make them one."""
     await forget(url)
-    link = Client(url)
-    try:
-        store = HitStore(link, namespace="t", window_s=3600, exact_limit=10**6)
-        async with open_listener(store, path=path) as listener:
+    async with contextlib.AsyncExitStack() as stack:
+        stores = []
+        for shard in range(shards):
+            stack.push_async_callback((link := Client(url)).close)
+            stores.append(HitStore(link, namespace=f"t{shard}", window_s=3600, exact_limit=10**6))
+        async with open_listener(stores[0], more=stores[1:], path=path) as listener:
             yield listener
-    finally:
-        await link.close()
 
 
 async def forget(url: str) -> None:

@@ -161,9 +161,15 @@ class Metrics:
             multiprocess_mode="livesum",
             registry=registry,
         )
+        self._shards_away = Gauge(
+            "idagg_shards_away",
+            "LOSS: shards that store no ids, by the worker that sees most of them; their ids are answered 503",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
         self._tasks = Gauge(
             "idagg_tasks",
-            "Tasks of all event loops: about ten each, and one for each callback in progress",
+            "Tasks of all event loops: about ten each, one for each shard and for each callback in progress",
             multiprocess_mode="livesum",
             registry=registry,
         )
@@ -208,6 +214,9 @@ class Metrics:
 
     def differs(self, does: bool) -> None:
         self._differs.set(does)
+
+    def shards_away(self, count: int) -> None:
+        self._shards_away.set(count)
 
     def tasks(self, count: int) -> None:
         self._tasks.set(count)

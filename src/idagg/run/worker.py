@@ -186,7 +186,7 @@ class Worker:
         await self._client.close()
 
     def _shards_away(self) -> dict[int, str]:
-        """Why shards cannot be reached, by their index."""
+        """Why shards store no ids, by their index."""
         away = self._router.trouble()
         if self._leadership.trouble and not self._leadership.differs:
             away.setdefault(0, self._leadership.trouble)
@@ -208,15 +208,15 @@ class Worker:
             return None
         which = ", ".join(map(str, sorted(away)))
         return (
-            f"of {shards} shards, {which} cannot be reached: their ids are answered 503, and windows are "
-            f"delivered once they are back: {away[min(away)]}"
+            f"of {shards} shards, {which} store no ids: these are answered 503, and windows are delivered "
+            f"once all shards are back: {away[min(away)]}"
         )
 
     def _tell_shards(self) -> None:
         """Log which shards are away, and that they are back."""
         away = self._shards_away() if self._shard_trouble() else {}
         for shard in away.keys() - self._told_away:
-            log.warning("shard %d is away, its ids are answered 503: %s", shard, away[shard])
+            log.warning("shard %d stores no ids, they are answered 503: %s", shard, away[shard])
         for shard in self._told_away - away.keys():
             log.info("shard %d works again", shard)
         self._told_away = set(away)
@@ -280,6 +280,7 @@ class Worker:
             )
             self._metrics.tasks(len(asyncio.all_tasks()))
             self._metrics.differs(self._leadership.differs)
+            self._metrics.shards_away(len(self._shards_away()))
             try:
                 os.write(self._heartbeats, heartbeat.line())
             except BlockingIOError:
