@@ -163,7 +163,7 @@ class Metrics:
         )
         self._shards_away = Gauge(
             "idagg_shards_away",
-            "LOSS: shards that store no ids, by the worker that sees most of them; their ids are answered 503",
+            "LOSS: shards that store no ids, by the worker with most of them; their ids are answered 503",
             multiprocess_mode="livemax",
             registry=registry,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import random
 import re
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 
@@ -75,7 +74,12 @@ class Bench:
     """A router over shards that wait for word, and the public listener's connections before it."""
 
     def __init__(
-        self, shards: int = SHARDS, *, deadline_s: float = DEADLINE_S, max_batch: int = 4096
+        self,
+        shards: int = SHARDS,
+        *,
+        deadline_s: float = DEADLINE_S,
+        max_batch: int = 4096,
+        linger_s: float = 0,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.opened: list[Shard] = []
@@ -90,7 +94,7 @@ class Bench:
             deadline_s=deadline_s,
             max_batch=max_batch,
             now=loop.time,
-            linger_s=0,
+            linger_s=linger_s,
         )
         admission = Admission(self.router, self.tally)
         self.path = FastPath(
@@ -226,6 +230,94 @@ async def test_memory_is_bounded_for_all_shards_together() -> None:
         commit.repeats.learn([b"%d" % n for n in range(100)], [], Stored(60, 0, continues=True))
     bench.task.cancel()
     await asyncio.wait([bench.task])
+
+
+# Waiting for clients that were just answered
+
+
+@pytest.fixture
+async def patient() -> AsyncIterator[Bench]:
+    """One that would wait for them for ever."""
+    bench = Bench(deadline_s=60, max_batch=8, linger_s=3600)
+    yield bench
+    await bench.end()
+
+
+async def answered(bench: Bench, *ids: int) -> None:
+    """Clients send these ids and are answered, and nothing is sent since."""
+    bench.add(*ids)
+    await settle()
+    for shard in bench.shards:
+        shard.let_go()
+    await settle()
+    for shard in bench.shards:
+        shard.sent.clear()
+
+
+async def test_those_just_answered_are_waited_for_at_all_shards(patient: Bench) -> None:
+    """Wherever they come back; then all batches leave together."""
+    (zero,), (one,), (two, more) = ids_of(0, 1), ids_of(1, 1), ids_of(2, 2)
+    await answered(patient, zero, one, two)
+    patient.add(two, more)
+    await settle()
+    assert [shard.sent for shard in patient.shards] == [[], [], [], []]
+    patient.add(zero)
+    await settle()
+    both = [b"%d" % two, b"%d" % more]
+    assert [shard.sent for shard in patient.shards] == [[[b"%d" % zero]], [], [both], []]
+
+
+async def test_a_lone_client_is_not_kept_waiting(patient: Bench) -> None:
+    """Whatever shard its next id belongs to."""
+    for number in range(1, 20):
+        await answered(patient, number)
+        assert patient.answers.pop() == (number, True)
+
+
+async def test_bulk_requests_are_waited_for_as_others_are(patient: Bench) -> None:
+    """If their ids are of one shard. Of the others, nobody knows when all parts will be answered."""
+    for shards in ((0,), (0, 1), (0,)):
+        await bulk(patient, *shards)
+        assert all(patient.shards[shard].let_go() for shard in shards)
+        await settle()
+    patient.add(*ids_of(1, 1))
+    await settle()
+    patient.shards[1].let_go()
+    await settle()
+    assert [stored for _, stored in patient.answers] == [True] * 4
+
+
+async def test_those_just_answered_are_not_waited_for_long() -> None:
+    """Batches leave without them after the linger, counted from the first answer."""
+    bench = Bench(deadline_s=60, linger_s=0.01)
+    numbers = [number for shard in range(SHARDS) for number in ids_of(shard, 2)]
+    await answered(bench, *numbers)
+    bench.add(numbers[0])
+    async with asyncio.timeout(5):
+        while not bench.shards[0].sent:  # noqa: ASYNC110  what it waits for sets no event
+            await asyncio.sleep(0.001)
+    await bench.end()
+
+
+@pytest.mark.parametrize("event", ["tick", "stop", "full", "regime"])
+async def test_waiting_for_them_ends_with(patient: Bench, event: str) -> None:
+    """A tick, a stop, a full batch; and a former regime waits for nobody."""
+    (number, *others) = ids_of(0, 10)
+    shard = patient.shards[0]
+    await answered(patient, *others[:8], *ids_of(1, 8))
+    patient.add(number)
+    await settle()
+    assert shard.sent == []
+    if event == "tick":
+        patient.router.tick()
+    elif event == "stop":
+        patient.router.stop()
+    elif event == "regime":
+        patient.router.follow(Regime(2, 2))
+    else:
+        patient.add(*others[:7])
+    await settle()
+    assert len(shard.sent) == 1
 
 
 # Bulk requests
@@ -423,7 +515,6 @@ class Play:
 
     def __init__(self, shards: int) -> None:
         self.bench = Bench(shards, deadline_s=60)
-        self._random = random.Random(0)
         self._number = 0
         self._regime = 1
         self.asked: list[list[bytes]] = [[] for _ in range(3)]  # ids; empty: a request to refuse

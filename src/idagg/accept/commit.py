@@ -5,7 +5,7 @@ the load and with the store's latency. A request costs two list entries: no futu
 
 Linger: a client usually sends its next request after its answer. Without a pause, such clients would split
 into two groups that alternate, each with batches half as large. So the next batch waits for as many requests
-as were just answered, but no longer than LINGER_S.
+as were just answered, but no longer than LINGER_S. Group commits of several shards wait together (``Crowd``).
 
 Order: batches are answered in the order in which they were opened, and requests in the order of arrival. So
 pipelined answers stay in order, and one deadline per batch is enough. A batch expires ``deadline_s`` after
@@ -76,6 +76,50 @@ class Observer(Protocol):
         """
 
 
+class Crowd:
+    """The clients whom several group commits have just answered, and who are expected back at any of them.
+
+    A group commit cannot know on its own how many of them come back to it, and would often leave a moment too
+    early or too late. So all that linger wait for all clients, no longer than ``linger_s`` from the first
+    answer, and leave together. ``missing`` is how many are not back yet. Clients whose request had several
+    parts are not waited for.
+    """
+
+    def __init__(self, linger_s: float) -> None:
+        self.missing = 0
+        self._linger_s = linger_s
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiting: list[Callable[[], None]] = []
+
+    def answered(self, clients: int) -> None:
+        """Expect so many clients back."""
+        if self._linger_s:
+            self.missing += clients
+            if self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(self._linger_s, self.go)
+
+    def back(self) -> None:
+        """Expect one client less."""
+        if self.missing:
+            self.missing -= 1
+            if not self.missing:
+                self.go()
+
+    def wait(self, go: Callable[[], None]) -> None:
+        """Have ``go`` called once nobody is missing, or is waited for any more."""
+        self._waiting.append(go)
+
+    def go(self) -> None:
+        """Expect nobody any more."""
+        self.missing = 0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        waiting, self._waiting = self._waiting, []
+        for go in waiting:
+            go()
+
+
 class _Batch:
     """Requests that go to the store together.
 
@@ -125,6 +169,7 @@ class GroupCommit:
         max_waiting: int = MAX_WAITING,
         now: Callable[[], float],
         linger_s: float = LINGER_S,
+        crowd: Crowd | None = None,
         max_repeats: int = MAX_IDS,
     ) -> None:
         self._hits = hits
@@ -136,6 +181,7 @@ class GroupCommit:
         self._max_waiting = max_waiting
         self._now = now
         self._linger_s = linger_s
+        self._crowd = crowd
         self._expected = max_batch  # number of waiters in the open batch that ends the linger
         self._look_at = max_batch  # number of waiters at which ``_look`` is called
         self._seq = 0
@@ -220,7 +266,10 @@ class GroupCommit:
         while True:
             if not self._closed:
                 if self._open is not None:
-                    self._close_batch()
+                    if self._crowd is not None and self._crowd.missing and not self._stopping:
+                        await self._join_crowd(self._crowd)
+                    if self._open is not None:
+                        self._close_batch()
                 elif self._stopping:
                     return
                 else:
@@ -230,7 +279,11 @@ class GroupCommit:
             batch = self._next()
             is_settled = await self._settle(batch)
             self._at_store = 0
-            if is_settled:
+            if not is_settled:
+                continue
+            if self._crowd is not None:
+                self._crowd.answered(batch.requests)
+            else:
                 await self._gather(len(batch.waiters))
 
     def _next(self) -> _Batch:
@@ -266,6 +319,12 @@ class GroupCommit:
         timer.cancel()
         self._lingering = False
         self._expect(self._max_batch)
+
+    async def _join_crowd(self, crowd: Crowd) -> None:
+        """Linger together with other group commits."""
+        self._wake = wake = asyncio.get_running_loop().create_future()
+        crowd.wait(self._rouse)
+        await wake
 
     def stop(self) -> None:
         """Let ``run`` return once every waiter is answered."""

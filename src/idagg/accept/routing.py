@@ -19,9 +19,9 @@ import asyncio
 import collections
 import logging
 import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from idagg.accept.commit import LINGER_S, MAX_WAITING, GroupCommit, Hits, Observer, Waiter
+from idagg.accept.commit import LINGER_S, MAX_WAITING, Crowd, GroupCommit, Hits, Observer, Waiter
 from idagg.accept.repeats import MAX_IDS
 from idagg.accept.replies import OK, UNAVAILABLE
 from idagg.errors import OtherRegimeError
@@ -60,14 +60,18 @@ class _Joint:
 class _Divided:
     """The group commits of several shards, by their index."""
 
-    def __init__(self, commits: Sequence[GroupCommit], tally: collections.Counter[int]) -> None:
+    def __init__(self, commits: Sequence[GroupCommit], crowd: Crowd, tally: collections.Counter[int]) -> None:
         self._commits = commits
+        self._crowd = crowd
         self._shards = len(commits)
         self._tally = tally
 
     def add(self, waiter: Waiter, canonical_id: bytes, endpoint: bytes | None, /) -> bool:
         # As ``shard_of``, whose call would cost as much again.
-        return self._commits[zlib.crc32(canonical_id) % self._shards].add(waiter, canonical_id, endpoint)
+        taken = self._commits[zlib.crc32(canonical_id) % self._shards].add(waiter, canonical_id, endpoint)
+        if self._crowd.missing:
+            self._crowd.back()
+        return taken
 
     def add_many(self, waiter: Waiter, ids: Sequence[bytes], endpoint: bytes | None, /) -> bool:
         parts: dict[int, list[bytes]] = {}
@@ -75,8 +79,13 @@ class _Divided:
             parts.setdefault(shard_of(canonical_id, self._shards), []).append(canonical_id)
         if len(parts) == 1:
             (shard,) = parts
-            return self._commits[shard].add_many(waiter, ids, endpoint)
-        joint = _Joint(waiter, self._tally)
+            taken = self._commits[shard].add_many(waiter, ids, endpoint)
+        else:
+            taken = self._add_parts(_Joint(waiter, self._tally), parts, endpoint)
+        self._crowd.back()
+        return taken
+
+    def _add_parts(self, joint: _Joint, parts: Mapping[int, Sequence[bytes]], endpoint: bytes | None) -> bool:
         for shard, part in parts.items():
             # The endpoint goes with every part: each may be counted in another window.
             if not self._commits[shard].add_many(joint, part, endpoint, is_part=True):
@@ -146,13 +155,14 @@ class Router:
 
     def _open(self) -> None:
         shards = self.regime.shards
-        self.commits = [self._commit(shard) for shard in range(shards)]
+        crowd = Crowd(self._linger_s) if shards > 1 else None
+        self.commits = [self._commit(shard, crowd) for shard in range(shards)]
         self._live += self.commits
-        route = self.commits[0] if shards == 1 else _Divided(self.commits, self._tally)
+        route = self.commits[0] if crowd is None else _Divided(self.commits, crowd, self._tally)
         self.add, self.add_many = route.add, route.add_many
         self._ended()
 
-    def _commit(self, shard: int) -> GroupCommit:
+    def _commit(self, shard: int, crowd: Crowd | None) -> GroupCommit:
         regime = self.regime
         hits = self._hits(shard, regime)
         if shard == 0:
@@ -172,6 +182,7 @@ class Router:
             max_repeats=MAX_IDS // regime.shards,
             now=self._now,
             linger_s=self._linger_s,
+            crowd=crowd,
         )
 
     def _ended(self) -> None:

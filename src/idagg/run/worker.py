@@ -276,7 +276,7 @@ class Worker:
                 self._store_trouble(),
                 broker,
                 self._flusher.trouble,
-                self._shard_trouble(),
+                shards=self._shard_trouble(),
             )
             self._metrics.tasks(len(asyncio.all_tasks()))
             self._metrics.differs(self._leadership.differs)
