@@ -217,6 +217,12 @@ class Metrics:
             multiprocess_mode="livesum",
             registry=registry,
         )
+        self._shards_away = Gauge(
+            "idagg_shards_away",
+            "LOSS: shards that store no ids, by the worker with most of them; their ids are answered 503",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
         self._log_lines_dropped = Counter(
             "idagg_log_lines_dropped",
             "Lines of idagg's own log that were dropped, because nobody read standard error",
@@ -224,7 +230,7 @@ class Metrics:
         )
         self._tasks = Gauge(
             "idagg_tasks",
-            "Tasks of all event loops: about ten each, and one for each callback in progress",
+            "Tasks of all event loops: about ten each, one for each shard and for each callback in progress",
             multiprocess_mode="livesum",
             registry=registry,
         )
@@ -272,6 +278,9 @@ class Metrics:
 
     def risks(self, count: int) -> None:
         self._risks.set(count)
+
+    def shards_away(self, count: int) -> None:
+        self._shards_away.set(count)
 
     def tasks(self, count: int) -> None:
         self._tasks.set(count)

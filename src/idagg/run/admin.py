@@ -16,7 +16,7 @@ from idagg.accept.fallback import Fallback
 from idagg.accept.fast_path import FastPath
 from idagg.accept.listener import Listener
 from idagg.run import sockets
-from idagg.run.messages import SINKS
+from idagg.run.messages import READY_WITHOUT
 from idagg.tasks import end
 
 log = logging.getLogger("idagg.admin")
@@ -101,7 +101,7 @@ class AdminListener:
     async def _readyz(self, request: web.Request) -> web.Response:
         """Answer 200 if hits are counted. Trouble with deliveries is listed, but changes no status."""
         trouble = self._watched.trouble()
-        ready = not trouble.keys() - SINKS
+        ready = not trouble.keys() - READY_WITHOUT
         text = "ok" if ready else "failed"
         if "verbose" in request.query:
             lines = [f"{part}: {sentence}" for part, sentence in sorted(trouble.items())]

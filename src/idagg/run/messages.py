@@ -19,7 +19,7 @@ from idagg.settings import Settings
 
 HEARTBEAT_S = 0.5
 # Parts whose trouble does not stop the counting. The process that has it logs it itself.
-SINKS = frozenset({"broker", "delivery", "callbacks", "risk"})
+READY_WITHOUT = frozenset({"broker", "delivery", "callbacks", "risk", "shards"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,8 +72,8 @@ class WorkerStart(CallbackStart):
 class Heartbeat(Message):
     """Sign of life of a process. A worker with an ``epoch`` is the leader.
 
-    ``store``, ``broker`` and ``delivery`` are one sentence each about the trouble with that part, or None;
-    ``risk`` is one about how the store's servers can lose what they have acknowledged.
+    ``store``, ``broker``, ``delivery`` and ``shards`` are one sentence each about the trouble with that part,
+    or None; ``risk`` is one about how the store's servers can lose what they have acknowledged.
     """
 
     epoch: int = 0
@@ -81,6 +81,7 @@ class Heartbeat(Message):
     broker: str | None = None
     delivery: str | None = None
     risk: str | None = None
+    shards: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from idagg.run import sockets, terminal
 from idagg.run.admin import AdminListener
 from idagg.run.child import Child, end
 from idagg.run.logs import log_to_stderr
-from idagg.run.messages import SINKS, CallbackStart, Heartbeat, Leads, WorkerStart
+from idagg.run.messages import READY_WITHOUT, CallbackStart, Heartbeat, Leads, WorkerStart
 from idagg.run.restart import YOUNG_S, Restarts
 from idagg.run.runtime import RuntimeFolder
 from idagg.run.starts import FailedStarts, delay_s
@@ -131,7 +131,7 @@ class Supervisor:
             if heartbeat is None:
                 found[f"worker-{slot}"] = "it is not running, its new connections wait until it runs again"
                 continue
-            for part in ("store", "broker", "delivery", "risk"):
+            for part in ("store", "broker", "delivery", "risk", "shards"):
                 if sentence := getattr(heartbeat, part):
                     found[part] = sentence
         if self._store and self._store.trouble:
@@ -329,7 +329,7 @@ class Supervisor:
         told: dict[str, str] = {}
         told_at = time.monotonic()
         while not self._stop.is_set():
-            trouble = {part: said for part, said in self.trouble().items() if part not in SINKS}
+            trouble = {part: said for part, said in self.trouble().items() if part not in READY_WITHOUT}
             if trouble != told or (trouble and time.monotonic() - told_at > REMIND_S):
                 for part, sentence in trouble.items():
                     if told.get(part) == sentence:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import functools
 import gc
 import logging
@@ -23,11 +24,12 @@ import uvloop
 
 from idagg import libraries
 from idagg.accept.admission import Admission
-from idagg.accept.commit import TICK_S, GroupCommit, linger_s
+from idagg.accept.commit import TICK_S, linger_s
 from idagg.accept.connection import EXCHANGE_S
 from idagg.accept.fallback import Fallback, accept_routes, health_routes
 from idagg.accept.fast_path import FastPath
 from idagg.accept.listener import Listener
+from idagg.accept.routing import Router
 from idagg.deliver.logfile import LogFile
 from idagg.errors import CannotStartError, Exit
 from idagg.flush.flusher import Flusher
@@ -38,8 +40,9 @@ from idagg.run.logs import take_dropped
 from idagg.run.messages import HEARTBEAT_S, Heartbeat, WorkerStart
 from idagg.run.process import begin, first_message
 from idagg.store.address import kind_of
+from idagg.store.client import Client
 from idagg.store.hits import MAX_BATCH, HitStore
-from idagg.store.shards import shard_tag
+from idagg.store.shards import Regime, shard_tag
 from idagg.store.watch import Watch
 from idagg.store.windows import WindowStore
 from idagg.tasks import end
@@ -48,8 +51,9 @@ log = logging.getLogger("idagg.worker")
 
 # Longer than a request may wait for the store, because no client waits for a flush.
 FLUSH_TIMEOUT_S = 5.0
-# Time for which a worker is not ready after a failed batch, if nothing else is wrong.
-TROUBLE_LASTS_S = 2.0
+# Time for which a starting worker waits for the store to say over how many shards ids are spread. New
+# connections wait meanwhile. After it, requests are taken without that, and may be answered 503.
+FIRST_WORD_S = 1.0
 # Limit of open files, connections included. Shells and systemd set 1,024, which is the limit of select().
 # Precedent for raising it: Go's runtime.
 MAX_FILES = 65_536
@@ -66,27 +70,37 @@ class Worker:
         self._heartbeats = heartbeats  # a descriptor
         self._stop = asyncio.Event()
         self._metrics = Metrics()
-        self._failed_at = -math.inf  # when a batch was last not stored, by the loop's clock
         loop = asyncio.get_running_loop()
 
         servers = stores.servers(start.redis_url, settings)
         home = shard_tag(settings.namespace)
-        self._hits = servers.client(home)
-        self._commit = GroupCommit(
-            HitStore(
-                self._hits,
+        self._shard_clients: dict[int, Client] = {}
+
+        def hits(shard: int, regime: Regime) -> HitStore:
+            if shard not in self._shard_clients:
+                self._shard_clients[shard] = servers.client(shard_tag(settings.namespace, shard))
+            return HitStore(
+                self._shard_clients[shard],
                 namespace=settings.namespace,
+                shard=shard,
+                regime=regime,
                 window_s=settings.window,
                 exact_limit=settings.exact_limit,
-            ),
-            self,
+            )
+
+        tally = collections.Counter[int]()
+        self._router = Router(
+            hits,
+            Regime(0, settings.shards or 1),
+            self._metrics,
+            tally,
             deadline_s=settings.deadline,
             max_batch=MAX_BATCH,
             now=loop.time,
             linger_s=linger_s(settings.workers),
         )
-        tally = collections.Counter[int]()
-        admission = Admission(self._commit, tally, keeps_endpoints=settings.callbacks != "off")
+        self._told_away: set[int] = set()  # shards
+        admission = Admission(self._router, tally, keeps_endpoints=settings.callbacks != "off")
         self._fallback = Fallback(
             [*accept_routes(admission, settings.cors_origin), *health_routes(self._store_trouble)],
             tally,
@@ -117,6 +131,7 @@ class Worker:
             windows.election.agreed,
             patience_s=PATIENCE_S if settings.redis_url else 0,  # no other idagg uses the embedded store
             on_change=self._metrics.leads,
+            on_regime=self._router.follow,
         )
         self._broker = sinks.broker(settings)
         self._watch = None
@@ -140,7 +155,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        commit = asyncio.create_task(self._commit.run(), name="commit")
+        commit = asyncio.create_task(self._router.run(), name="commit")
         flusher = asyncio.create_task(self._flusher.run(), name="flusher")
         candidacy = asyncio.create_task(self._leadership.run(), name="candidacy")
         others = [
@@ -151,6 +166,9 @@ class Worker:
         if self._watch:
             others.append(asyncio.create_task(self._watch.run(), name="watch"))
         await self._fallback.start()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_WORD_S):
+                await self._leadership.answered.wait()
         listener = Listener(socket.socket(fileno=self._start.listener), self._public)
         others.append(asyncio.create_task(self._beat(), name="heartbeat"))
         # These objects live as long as the process: the garbage collector need not scan them again.
@@ -175,29 +193,51 @@ class Worker:
         await self._last_requests()
         await self._public.close(EXCHANGE_S)
         await self._fallback.close()
-        self._commit.stop()
+        self._router.stop()
         await commit
         await end(*others)
         if self._broker:
             await self._broker.close()
-        await self._hits.close()
+        for client in self._shard_clients.values():
+            await client.close()
         await self._windows.close()
         await self._client.close()
 
-    def batch(self, *, requests: int, ids: int, repeats: int, stored: bool, took_s: float) -> None:
-        """Record a batch that the group commit reports."""
-        if not stored:
-            self._failed_at = asyncio.get_running_loop().time()
-        self._metrics.batch(requests=requests, ids=ids, repeats=repeats, stored=stored, took_s=took_s)
+    def _shards_away(self) -> dict[int, str]:
+        """Why shards store no ids, by their index."""
+        away = self._router.trouble()
+        if self._leadership.trouble and not self._leadership.differs:
+            away.setdefault(0, self._leadership.trouble)
+        return away
 
     def _store_trouble(self) -> str | None:
-        """Why this worker is not ready; None if it is.
+        """Why this worker is not ready; None if it is: ids of some shards at least are stored."""
+        if self._leadership.differs and self._leadership.trouble:
+            return self._leadership.trouble
+        away, regime = self._shards_away(), self._router.regime
+        if len(away) == regime.shards or (away and not regime.number):
+            return next(iter(away.values()))
+        return None
 
-        A failed batch counts for TROUBLE_LASTS_S only: while the worker is not ready, the load balancer sends
-        no request whose success could end the trouble.
-        """
-        lately = asyncio.get_running_loop().time() - self._failed_at < TROUBLE_LASTS_S
-        return (lately and self._commit.trouble) or self._leadership.trouble
+    def _shard_trouble(self) -> str | None:
+        """Which shards' ids are not stored while others' are; None if there is no such shard."""
+        away, shards = self._shards_away(), self._router.regime.shards
+        if not away or len(away) == shards:
+            return None
+        which = ", ".join(map(str, sorted(away)))
+        return (
+            f"of {shards} shards, {which} store no ids: these are answered 503, and windows are delivered "
+            f"once all shards are back: {away[min(away)]}"
+        )
+
+    def _tell_shards(self) -> None:
+        """Log which shards are away, and that they are back."""
+        away = self._shards_away() if self._shard_trouble() else {}
+        for shard in away.keys() - self._told_away:
+            log.warning("shard %d stores no ids, they are answered 503: %s", shard, away[shard])
+        for shard in self._told_away - away.keys():
+            log.info("shard %d works again", shard)
+        self._told_away = set(away)
 
     async def _last_requests(self) -> None:
         """Wait at most LAST_REQUEST_S for idle clients to send one more request."""
@@ -213,16 +253,17 @@ class Worker:
         next_second = loop.time() + 1
         while True:
             await asyncio.sleep(TICK_S)
-            self._commit.tick()
+            self._router.tick()
             self._public.tick()
             if loop.time() >= next_second:
                 next_second += 1
                 self._public.second(time.time())
+                self._tell_shards()
                 self._metrics.traffic(
                     self._fallback.take_tally(),
                     self._fallback.take_reasons(),
                     connections=len(self._public.connections),
-                    waiting=self._commit.waiting,
+                    waiting=self._router.waiting,
                 )
 
     async def _connect_broker(self) -> None:
@@ -254,10 +295,12 @@ class Worker:
                 broker,
                 self._flusher.trouble,
                 self._watch.risk if self._watch else None,
+                self._shard_trouble(),
             )
             self._metrics.tasks(len(asyncio.all_tasks()))
             self._metrics.log_lines_dropped(take_dropped())
             self._metrics.differs(self._leadership.differs)
+            self._metrics.shards_away(len(self._shards_away()))
             try:
                 os.write(self._heartbeats, heartbeat.line())
             except BlockingIOError:
