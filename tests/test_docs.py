@@ -44,6 +44,7 @@ SEALED_S = RECORD.end_s + 0.012
 
 # Flags of commands, not of settings.
 OTHERS_FLAGS = {
+    *("--scan", "--pattern"),  # redis-cli's
     "--uninstall",  # of deploy/install.sh
     *("--config", "--version", "--help", "--data-binary", "--data-urlencode", "--now", "--quick"),
     *("--minutes", "--seed", "--rate", "--out"),  # the soak's
