@@ -8,10 +8,14 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from idagg import __version__
 from idagg.errors import CannotStartError, Exit
 from idagg.settings import Settings, SettingsError, default_text, flag, load
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 _EPILOG = (
     "Each setting is also an environment variable IDAGG_NAME and a key of the TOML file. Precedence: flag, "
@@ -39,8 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
+class _Parser(argparse.ArgumentParser):
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """Print it as any other output: argparse's own passes over a closed pipe, and exits with 0."""
+        (file or sys.stdout).write(self.format_help())
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("idagg", description="Counts unique ids per minute.", allow_abbrev=False)
+    parser = _Parser("idagg", description="Counts unique ids per minute.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"idagg {__version__}")
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")

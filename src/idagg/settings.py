@@ -223,6 +223,13 @@ class Settings(BaseModel):
         description="age after which a connection is closed with its next answer, 1 to 86400 whole seconds, "
         "at random up to a tenth earlier; none: no limit",
     )
+    drain: float = Field(
+        default=0,
+        ge=0,
+        le=300,
+        description="time from a stop signal, when /readyz begins to answer 503, until the listeners close, "
+        "0 to 300 seconds; set it above the time in which the load balancer's checks notice",
+    )
     cors_origin: Annotated[str, AfterValidator(_origin)] | None = Field(
         default=None,
         description="origin whose pages may read the answers, scheme://host[:port], or * for all",

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from idagg.errors import CannotStartError
 from idagg.run import restart, sockets
 from idagg.run.logs import log_to_stderr
-from idagg.run.messages import CallbackStart, Heartbeat, Leads, Message, WorkerStart
+from idagg.run.messages import Assignment, CallbackStart, Heartbeat, Leads, Message, WorkerStart
 from idagg.run.restart import Restarts
 from idagg.run.systemd import notify
 from idagg.settings import Settings
@@ -132,6 +132,7 @@ MESSAGES: list[Message] = [
     Heartbeat(),
     Heartbeat(7, 'Redis at "x"\nis away', "Ü", "full"),
     Leads(7),
+    Assignment(drain_s=5.0),
 ]
 
 

@@ -1,8 +1,8 @@
 """Messages between the supervisor and its processes, each a line of JSON with named fields.
 
 The supervisor writes a process's first message to its standard input and keeps that open: it closes when the
-supervisor dies. Each process writes heartbeats to its standard output. To the callback process the supervisor
-also writes whenever this machine begins or ceases to lead.
+supervisor dies. Each process writes heartbeats to its standard output. To a worker the supervisor also writes
+an `Assignment` whenever that changes, to the callback process whenever this machine begins or ceases to lead.
 
 During an upgrade the two sides may have different versions. So an unknown field is ignored, and a missing one
 has its default.
@@ -66,6 +66,16 @@ class WorkerStart(CallbackStart):
 
     slot: int
     listener: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Assignment(Message):
+    """What a worker has to do from now on.
+
+    ``drain_s``: the listeners close in so many seconds; None: this machine does not stop.
+    """
+
+    drain_s: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

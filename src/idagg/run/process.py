@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import faulthandler
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import TypeVar
 
 from idagg import metrics
@@ -18,6 +20,16 @@ def first_message(parse: Callable[[bytes], T]) -> T:
     """Read the first line of standard input, and leave that open: it ends when the supervisor dies."""
     with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as messages:
         return parse(messages.readline())
+
+
+async def later_messages() -> AsyncGenerator[bytes, None]:
+    """The supervisor's lines after the first one. They end when it dies."""
+    reader = asyncio.StreamReader()
+    protocol = asyncio.StreamReaderProtocol(reader)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, sys.stdin)
+    with contextlib.closing(transport):
+        while line := await reader.readline():
+            yield line
 
 
 def begin(name: str, *, writer: int, stdout: int) -> int:

@@ -30,7 +30,7 @@ from idagg.run import sockets
 from idagg.run.admin import AdminListener
 from idagg.run.child import Child, end
 from idagg.run.logs import log_to_stderr
-from idagg.run.messages import SINKS, CallbackStart, Heartbeat, Leads, WorkerStart
+from idagg.run.messages import SINKS, Assignment, CallbackStart, Heartbeat, Leads, WorkerStart
 from idagg.run.restart import YOUNG_S, Restarts
 from idagg.run.systemd import notify
 from idagg.settings import Settings
@@ -60,12 +60,15 @@ class Supervisor:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._stop = asyncio.Event()
+        self._leave = asyncio.Event()  # a stop signal has come
+        self._hurry = asyncio.Event()  # and another one
+        self._stop = asyncio.Event()  # all processes are to end
         self._listeners = sockets.listen(settings.host, settings.port, settings.workers)
         self._port: int = self._listeners[0].getsockname()[1]
         self._workers: list[Child[Heartbeat] | None] = [None] * settings.workers  # by their slots
         self._callbacks: Child[Heartbeat] | None = None
         self._alive: set[Child[Any]] = set()  # those, and processes that are starting or stopping
+        self._assignment = Assignment()  # of each worker
         self._replace = asyncio.Event()
         self._stdout = standard_output(settings)
         self.metrics_folder = Path(tempfile.mkdtemp(prefix="idagg-metrics-"))
@@ -76,7 +79,7 @@ class Supervisor:
         """Run until SIGTERM or SIGINT. Raises CannotStartError or CrashLoopError."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+            loop.add_signal_handler(number, self._on_stop_signal)
         loop.add_signal_handler(signal.SIGHUP, self._replace.set)
         admin = AdminListener(self)
         try:
@@ -90,9 +93,11 @@ class Supervisor:
             parts.append(replacing := asyncio.create_task(self._replace_all()))
             if self._store:
                 parts.append(asyncio.create_task(self._store.watch()))
-            stop = asyncio.create_task(self._stop.wait())
-            await asyncio.wait([stop, *parts], return_when=asyncio.FIRST_COMPLETED)
+            leave = asyncio.create_task(self._leave.wait())
+            done, _ = await asyncio.wait([leave, *parts], return_when=asyncio.FIRST_COMPLETED)
             notify("STOPPING=1")
+            if leave in done:
+                await self._drain(parts)
             self._stop.set()
             replacing.cancel()
             for listener in self._listeners:
@@ -110,9 +115,32 @@ class Supervisor:
                 await self._store.stop()
             shutil.rmtree(self.metrics_folder, ignore_errors=True)
 
+    def _on_stop_signal(self) -> None:
+        if self._leave.is_set():
+            self._hurry.set()
+        self._leave.set()
+
+    async def _drain(self, parts: list[asyncio.Task[None]]) -> None:
+        """Let load balancers notice that this machine stops, while it accepts and answers every request.
+
+        Another stop signal ends this, and so does the end of a part. Precedent: nats-server's lame duck mode.
+        """
+        drain_s = self._settings.drain
+        if not drain_s:
+            return
+        log.info("stopping in %g s: until then /readyz answers 503, and requests are accepted", drain_s)
+        self._assignment = Assignment(drain_s=drain_s)
+        for worker in self._alive - {self._callbacks}:
+            worker.send(self._assignment.line())
+        hurry = asyncio.create_task(self._hurry.wait())
+        await asyncio.wait([hurry, *parts], timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+
     def trouble(self) -> dict[str, str]:
         """Present trouble, one sentence for each part; empty if there is none."""
         found: dict[str, str] = {}
+        if self._leave.is_set():
+            found["drain"] = "idagg stops here: load balancers have to send requests to other machines"
         if self._settings.callbacks != "off" and not self._callbacks:
             found["callbacks"] = "the callback process has died: no endpoint is called until it runs again"
         for slot, worker in enumerate(self._workers):
@@ -137,7 +165,7 @@ class Supervisor:
             Child(
                 f"worker-{slot}",
                 "idagg.run.worker",
-                start.line(),
+                start.line() + self._assignment.line(),
                 Heartbeat.parse,
                 writer=writer,
                 environment=self._environment(),
@@ -279,7 +307,9 @@ class Supervisor:
         told_at = time.monotonic()
         while not self._stop.is_set():
             trouble = {part: said for part, said in self.trouble().items() if part not in SINKS}
-            if trouble != told or (trouble and time.monotonic() - told_at > REMIND_S):
+            if self._leave.is_set():
+                pass
+            elif trouble != told or (trouble and time.monotonic() - told_at > REMIND_S):
                 for part, sentence in trouble.items():
                     if told.get(part) == sentence:
                         log.warning("%s: still in trouble: %s", part, sentence)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import gc
 import logging
 import math
@@ -15,7 +16,6 @@ import os
 import resource
 import signal
 import socket
-import sys
 import time
 
 import uvloop
@@ -33,8 +33,8 @@ from idagg.flush.flusher import Flusher
 from idagg.flush.leader import PATIENCE_S, Leadership
 from idagg.metrics import Metrics
 from idagg.run import sinks
-from idagg.run.messages import HEARTBEAT_S, Heartbeat, WorkerStart
-from idagg.run.process import begin, first_message
+from idagg.run.messages import HEARTBEAT_S, Assignment, Heartbeat, WorkerStart
+from idagg.run.process import begin, first_message, later_messages
 from idagg.store.hits import MAX_BATCH, HitStore
 from idagg.store.servers import Servers
 from idagg.store.shards import shard_tag
@@ -63,6 +63,7 @@ class Worker:
         self._heartbeats = heartbeats  # a descriptor
         self._stop = asyncio.Event()
         self._metrics = Metrics()
+        self._leaving: str | None = None  # one sentence, once this machine stops
         self._failed_at = -math.inf  # when a batch was last not stored, by the loop's clock
         loop = asyncio.get_running_loop()
 
@@ -84,7 +85,7 @@ class Worker:
         tally = collections.Counter[int]()
         admission = Admission(self._commit, tally, keeps_endpoints=settings.callbacks != "off")
         self._fallback = Fallback(
-            [*accept_routes(admission, settings.cors_origin), *health_routes(self._store_trouble)],
+            [*accept_routes(admission, settings.cors_origin), *health_routes(self._not_ready)],
             tally,
             cors_origin=settings.cors_origin,
         )
@@ -131,7 +132,7 @@ class Worker:
         others = [
             asyncio.create_task(self._tick(), name="tick"),
             asyncio.create_task(self._connect_broker(), name="broker"),
-            asyncio.create_task(self._watch_supervisor(), name="supervisor"),
+            asyncio.create_task(self._listen_to_supervisor(), name="supervisor"),
         ]
         await self._fallback.start()
         listener = Listener(socket.socket(fileno=self._start.listener), self._public)
@@ -172,8 +173,12 @@ class Worker:
             self._failed_at = asyncio.get_running_loop().time()
         self._metrics.batch(requests=requests, ids=ids, repeats=repeats, stored=stored, took_s=took_s)
 
+    def _not_ready(self) -> str | None:
+        """Why load balancers have to leave this worker; None if they need not."""
+        return self._leaving or self._store_trouble()
+
     def _store_trouble(self) -> str | None:
-        """Why this worker is not ready; None if it is.
+        """Why this worker cannot count; None if it can.
 
         A failed batch counts for TROUBLE_LASTS_S only: while the worker is not ready, the load balancer sends
         no request whose success could end the trouble.
@@ -214,16 +219,20 @@ class Worker:
             self._broker.start()
         await asyncio.Event().wait()
 
-    async def _watch_supervisor(self) -> None:
-        """Stop if the supervisor dies, which closes our standard input."""
-        loop = asyncio.get_running_loop()
-        gone = asyncio.Event()
-        loop.add_reader(sys.stdin.fileno(), gone.set)
-        await gone.wait()
-        loop.remove_reader(sys.stdin.fileno())
+    async def _listen_to_supervisor(self) -> None:
+        """Receive assignments. Stop if the supervisor dies, which closes our standard input."""
+        async with contextlib.aclosing(later_messages()) as lines:
+            async for line in lines:
+                self._take_on(Assignment.parse(line))
         log.error("the supervisor has died, stopping")
         self._stop.set()
         await asyncio.Event().wait()
+
+    def _take_on(self, assignment: Assignment) -> None:
+        if assignment.drain_s is not None and not self._leaving:
+            self._leaving = "this machine is about to stop"
+            last_s = max(0.0, assignment.drain_s - LAST_REQUEST_S)
+            asyncio.get_running_loop().call_later(last_s, self._public.drain)
 
     async def _beat(self) -> None:
         """Send heartbeats to the supervisor, the first once the store has answered or failed."""
