@@ -14,7 +14,7 @@ from pathlib import Path
 
 from prometheus_client.metrics import MetricWrapperBase
 
-from idagg.metrics import Metrics
+from idagg.metrics import Metrics, SupervisorMetrics
 from idagg.settings import SECRETS, Settings, default_text, flag
 
 _HERE = Path(__file__).parent
@@ -41,7 +41,7 @@ class Metric:
 def metrics() -> list[Metric]:
     """Every metric of the program, in its order. Raises KeyError where one has neither alert nor reason."""
     found = []
-    for metric in vars(Metrics()).values():
+    for metric in (*vars(Metrics()).values(), *vars(SupervisorMetrics()).values()):
         assert isinstance(metric, MetricWrapperBase)
         (family,) = metric.collect()
         name = f"{family.name}_total" if family.type == "counter" else family.name

@@ -202,7 +202,7 @@ class Load(Journal):
     another.
 
     ``query`` is added to each request, its ``{}`` made the id; so are the header ``fields``. ``fresh``: a new
-    connection for each request, as callers without keep-alive have.
+    connection for each request, as callers without keep-alive have. ``port``: of a load balancer.
     """
 
     def __init__(
@@ -213,9 +213,11 @@ class Load(Journal):
         query: str = "",
         fields: str = "",
         fresh: bool = False,
+        port: int | None = None,
     ) -> None:
         super().__init__()
         self._serving = serving
+        self._port = port
         self._callers = callers
         self._query = query
         self._fields = fields
@@ -258,7 +260,7 @@ class Load(Journal):
             while not self._over:
                 if wire is None:
                     try:
-                        wire = await connect(self._serving.port, self._serving.host)
+                        wire = await connect(self._port or self._serving.port, self._serving.host)
                     except OSError:
                         self.trouble_at.append(time.monotonic())
                         await asyncio.sleep(0.02)

@@ -27,6 +27,9 @@ FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """prometheus_client reads it on import, so a process must be started with it."""
 
 
+# The supervisor's number as a writer; its processes count from 0.
+SUPERVISOR = 1_000_000
+
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
@@ -49,6 +52,23 @@ def exposition(folder: Path) -> bytes:
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry, path=str(folder))  # type: ignore[no-untyped-call]  # untyped there
     return generate_latest(registry)
+
+
+class SupervisorMetrics:
+    """The supervisor's own metrics."""
+
+    def __init__(self) -> None:
+        self._reloads = Counter(
+            "idagg_reloads",
+            "Reloads by result; failed: the log gives the reason, and idagg serves as before",
+            ["result"],
+            registry=CollectorRegistry(),
+        )
+        for result in ("done", "failed"):
+            self._reloads.labels(result)
+
+    def reloaded(self, result: str) -> None:
+        self._reloads.labels(result).inc()
 
 
 class Metrics:

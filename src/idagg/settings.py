@@ -40,6 +40,9 @@ MAX_SHARDS = 64
 MAX_DEADLINE_S = 10
 SECRETS = ("redis_url", "amqp_url", "callback_secret", "callback_proxy")
 
+INHERITED_VARIABLE = "_IDAGG_INHERITED"
+"""Names the descriptor from which a supervisor reads what its predecessor left (``run/reload.py``)."""
+
 _CONFIG_VARIABLE = "IDAGG_CONFIG"
 # RFC 1123, and underscores, which container names have. A last label that begins with a digit is refused: it
 # is a mistyped address, or a form that only resolvers read (127.1, 0x7f000001).

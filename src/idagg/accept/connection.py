@@ -271,7 +271,10 @@ class Connection(asyncio.Protocol):
         self._plain = False
 
     def finish(self) -> None:
-        """Close once every request is answered."""
+        """Close once every request is answered, those that have arrived and are not read yet included."""
+        if self._transport is not None and not self._over and _waiting_bytes(self._transport):
+            self.leave()
+            return
         self._end_input()
         self._go_on()
 

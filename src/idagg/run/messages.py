@@ -60,22 +60,28 @@ class CallbackStart(Message):
 class WorkerStart(CallbackStart):
     """The first message to a worker.
 
-    ``slot`` is its number among this machine's workers, ``listener`` an inherited descriptor. During a
-    replacement the old worker of this slot has both, too.
+    ``slot`` is its number among this machine's workers. ``listener`` is the inherited descriptor that it
+    serves first, ``listeners`` are all inherited ones. During a replacement the old worker of this slot has
+    the same.
     """
 
     slot: int
     listener: int
+    listeners: list[int] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Assignment(Message):
     """What a worker has to do from now on.
 
-    ``drain_s``: the listeners close in so many seconds; None: this machine does not stop.
+    ``listeners`` are the inherited descriptors whose connections it accepts; None: its first one.
+    ``drain_s``: the listeners close in so many seconds; None: this machine does not stop. ``idle_s``: once it
+    stops, it keeps idle connections for so long; None: for its own time.
     """
 
+    listeners: list[int] | None = None
     drain_s: float | None = None
+    idle_s: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

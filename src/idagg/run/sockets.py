@@ -1,13 +1,14 @@
 """Listening sockets: for the public listener one SO_REUSEPORT socket per worker, held by the supervisor.
 
 The kernel spreads connections over them. If a worker dies, its socket stays open here. So the connections in
-its backlog wait for the next worker instead of being reset.
+its backlog are not reset: another worker accepts them, until the dead one's successor does.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Collection, Sequence
 
 from idagg.errors import CannotStartError
 
@@ -17,6 +18,19 @@ BACKLOG = 4096
 
 def listen(host: str, port: int, count: int, *, flags: str = "--host or --port") -> list[socket.socket]:
     """Open ``count`` listening sockets on one address, set by ``flags``. Raises CannotStartError."""
+    sockets = bind(host, port, count, flags=flags)
+    try:
+        for listener in sockets:
+            listener.listen(BACKLOG)
+    except OSError as error:  # since the check below
+        for listener in sockets:
+            listener.close()
+        raise CannotStartError(f"cannot listen on {shown(host, port)}: {error.strerror}") from error
+    return sockets
+
+
+def bind(host: str, port: int, count: int, *, flags: str = "--host or --port") -> list[socket.socket]:
+    """As ``listen``, but the kernel gives them no connections until they listen."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -31,14 +45,7 @@ def listen(host: str, port: int, count: int, *, flags: str = "--host or --port")
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             address = probe.getsockname()
-        for _ in range(count):
-            listener = socket.socket(family, kind, protocol)
-            sockets.append(listener)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            listener.bind(address)
-            listener.listen(BACKLOG)
-            listener.setblocking(False)
+        sockets += [_bound(family, address) for _ in range(count)]
     except OSError as error:
         for listener in sockets:
             listener.close()
@@ -48,6 +55,42 @@ def listen(host: str, port: int, count: int, *, flags: str = "--host or --port")
             f"or give another {flags}"
         ) from error
     return sockets
+
+
+def bind_more(listener: socket.socket, count: int) -> list[socket.socket]:
+    """Open ``count`` further sockets on a listener's own address, for workers that are added."""
+    return [_bound(listener.family, listener.getsockname()) for _ in range(count)]
+
+
+def _bound(family: int, address: object) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(address)  # type: ignore[arg-type]  # whatever getsockname and getaddrinfo return
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def spread(listeners: Sequence[int], workers: Sequence[Collection[int] | None]) -> list[list[int]]:
+    """Who accepts where: for each worker the listeners that it serves, by their descriptors.
+
+    ``workers`` has the descriptors that each worker holds; None: it is not running. Listener k belongs to
+    worker k modulo their number. While that one does not run, the next one that holds the listener serves it,
+    so that new connections need not wait for a new worker.
+    """
+    shares: list[list[int]] = [[] for _ in workers]
+    for number, listener in enumerate(listeners):
+        for step in range(len(workers)):
+            slot = (number + step) % len(workers)
+            holds = workers[slot]
+            if holds is not None and listener in holds:
+                shares[slot].append(listener)
+                break
+    return shares
 
 
 def shown(host: str, port: int) -> str:

@@ -17,6 +17,7 @@ import resource
 import signal
 import socket
 import time
+from collections.abc import Collection
 
 import uvloop
 
@@ -63,7 +64,9 @@ class Worker:
         self._heartbeats = heartbeats  # a descriptor
         self._stop = asyncio.Event()
         self._metrics = Metrics()
+        self._idle_s = LAST_REQUEST_S  # for which idle connections are kept at the end
         self._leaving: str | None = None  # one sentence, once this machine stops
+        self._listeners: dict[int, Listener] | None = None  # by the inherited descriptor; None: not yet
         self._failed_at = -math.inf  # when a batch was last not stored, by the loop's clock
         loop = asyncio.get_running_loop()
 
@@ -132,10 +135,11 @@ class Worker:
         others = [
             asyncio.create_task(self._tick(), name="tick"),
             asyncio.create_task(self._connect_broker(), name="broker"),
-            asyncio.create_task(self._listen_to_supervisor(), name="supervisor"),
         ]
         await self._fallback.start()
-        listener = Listener(socket.socket(fileno=self._start.listener), self._public)
+        others.append(asyncio.create_task(self._listen_to_supervisor(), name="supervisor"))
+        if self._listeners is None:
+            self._accept_at([self._start.listener])
         others.append(asyncio.create_task(self._beat(), name="heartbeat"))
         # These objects live as long as the process: the garbage collector need not scan them again.
         gc.collect()
@@ -151,7 +155,12 @@ class Worker:
             raise RuntimeError(f"{[task.get_name() for task in done]} ended by itself")
 
         self._public.drain()
-        await listener.close()
+        # A listener is closed once nobody holds it any more.
+        for descriptor in {self._start.listener, *self._start.listeners}:
+            os.close(descriptor)
+        assert self._listeners is not None
+        for listener in self._listeners.values():
+            await listener.close()
         self._flusher.stop()
         await flusher
         await end(candidacy)
@@ -187,8 +196,8 @@ class Worker:
         return (lately and self._commit.trouble) or self._leadership.trouble
 
     async def _last_requests(self) -> None:
-        """Wait at most LAST_REQUEST_S for idle clients to send one more request."""
-        give_up_at = time.monotonic() + LAST_REQUEST_S
+        """Wait for idle clients to send one more request."""
+        give_up_at = time.monotonic() + self._idle_s
         while self._public.connections:
             if time.monotonic() > give_up_at:
                 return
@@ -229,10 +238,24 @@ class Worker:
         await asyncio.Event().wait()
 
     def _take_on(self, assignment: Assignment) -> None:
+        if assignment.idle_s is not None:
+            self._idle_s = assignment.idle_s
+        if assignment.listeners is not None and not self._stop.is_set():
+            self._accept_at(assignment.listeners)
         if assignment.drain_s is not None and not self._leaving:
             self._leaving = "this machine is about to stop"
             last_s = max(0.0, assignment.drain_s - LAST_REQUEST_S)
             asyncio.get_running_loop().call_later(last_s, self._public.drain)
+
+    def _accept_at(self, descriptors: Collection[int]) -> None:
+        """Accept the connections of these listeners, and of no others."""
+        if self._listeners is None:
+            self._listeners = {}
+        for number in self._listeners.keys() - set(descriptors):
+            self._listeners.pop(number).stop()
+        for number in set(descriptors) - self._listeners.keys():
+            # A duplicate: the listener can be assigned again after this one is closed.
+            self._listeners[number] = Listener(socket.socket(fileno=os.dup(number)), self._public)
 
     async def _beat(self) -> None:
         """Send heartbeats to the supervisor, the first once the store has answered or failed."""

@@ -17,10 +17,13 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Self
 
 from idagg import libraries
 from idagg.errors import CannotStartError
+from idagg.spawn import Process
 
 log = logging.getLogger("idagg.store")
 
@@ -71,16 +74,35 @@ def _version(path: str) -> str | None:
 class EmbeddedStore:
     """Start with ``start``; ``watch`` restarts the server when it dies; ``stop`` ends it."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, *, run: Path | None = None, own_run: bool | None = None) -> None:
         self.binary = find_binary()
         self.data = state_dir / "store"
         # A socket's path has at most 107 bytes, a state folder's may have more.
-        self._run = Path(os.environ.get("RUNTIME_DIRECTORY") or tempfile.mkdtemp(prefix="idagg-"))
-        self._own_run = "RUNTIME_DIRECTORY" not in os.environ
+        self._run = run or Path(os.environ.get("RUNTIME_DIRECTORY") or tempfile.mkdtemp(prefix="idagg-"))
+        self._own_run = "RUNTIME_DIRECTORY" not in os.environ if own_run is None else own_run
         self._socket = self._run / "store.sock"
         self._lock = -1
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: asyncio.subprocess.Process | Process | None = None
         self.url = f"unix://{self._socket}"
+
+    def held(self) -> dict[str, object]:
+        """All that the next program of this process needs to hold the server."""
+        runs = self._process is not None and self._process.returncode is None
+        return {
+            "state_dir": str(self.data.parent),
+            "run": str(self._run),
+            "own_run": self._own_run,
+            "lock": self._lock,
+            "pid": self._process.pid if self._process and runs else None,
+        }
+
+    @classmethod
+    def adopt(cls, held: Mapping[str, Any]) -> Self:
+        """Hold the server that ``held`` tells of."""
+        store = cls(Path(held["state_dir"]), run=Path(held["run"]), own_run=held["own_run"])
+        store._lock = held["lock"]
+        store._process = None if held["pid"] is None else Process(held["pid"])
+        return store
 
     async def start(self) -> None:
         """Raises CannotStartError where the folder is in use or the server does not come up."""
@@ -101,9 +123,9 @@ class EmbeddedStore:
     async def watch(self) -> None:
         """Keep the server running, for ever."""
         while True:
-            assert self._process is not None
-            code = await self._process.wait()
-            log.error("the embedded store died (%s), starting it again", _died_of(code))
+            if self._process is not None:  # else it was being started when this program was executed
+                code = await self._process.wait()
+                log.error("the embedded store died (%s), starting it again", _died_of(code))
             await asyncio.sleep(0.2)
             await self._spawn()
 
