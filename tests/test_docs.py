@@ -45,6 +45,7 @@ SEALED_S = RECORD.end_s + 0.012
 # Flags of commands, not of settings.
 OTHERS_FLAGS = {
     *("--quiet", "--collect", "--pipe", "--wait"),  # systemd-run's
+    "--pid",
     *("--config", "--version", "--help", "--data-binary", "--data-urlencode", "--now", "--quick"),
     *("--minutes", "--seed", "--rate", "--out"),  # the soak's
 }
