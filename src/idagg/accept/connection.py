@@ -271,8 +271,9 @@ class Connection(asyncio.Protocol):
         self._plain = False
 
     def finish(self) -> None:
-        """Close once every request is answered, those that have arrived and are not read yet included."""
-        if self._transport is not None and not self._over and _waiting_bytes(self._transport):
+        """Close once every request is answered, even one that has just arrived and is not read yet."""
+        idle = self._transport is not None and not self._over and not self.is_busy()
+        if idle and _waiting_bytes(cast(asyncio.Transport, self._transport)):
             self.leave()
             return
         self._end_input()
