@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from kit.faults import worker
 from kit.oracle import Load
 from kit.servers import RedisServer, free_port
 from kit.serving import Serving
@@ -166,13 +167,14 @@ async def test_a_dead_workers_listener(any_server: RedisServer) -> None:
     """While no successor runs, other workers accept the new connections of a dead worker."""
     tuned = {f"idagg.run.restart.{name}": 60 for name in ("YOUNG_S", "FIRST_DELAY_S", "LONGEST_DELAY_S")}
     with Serving("--redis-url", any_server.url, tuned=tuned) as serving:
-        victim = serving.workers()[0]
+        victim = worker(serving, 0)
         os.kill(victim, signal.SIGKILL)
         await serving.replaces(victim)
-        os.kill(serving.workers()[-1], signal.SIGKILL)  # the first restart is immediate, this one is not
-        await until(lambda: serving.said.count("died (SIGKILL), starting it again") == 2)
+        os.kill(worker(serving, 0), signal.SIGKILL)  # the first restart is immediate, this one is not
+        await until(lambda: serving.said.count("worker-0 died (SIGKILL), starting it again") == 2)
         assert len(serving.workers()) == 1
         async with Load(serving, callers=8, fresh=True) as load:
             await load.goes_on(500)
+        assert len(serving.workers()) == 1
         assert (load.failed, load.unknown, load.trouble_at) == (set(), set(), [])
         serving.stop()
