@@ -401,6 +401,8 @@ class Supervisor:
             await asyncio.sleep(SIGNALLED_S)
             if self._leave.is_set():
                 return "idagg is being stopped"
+            for handler in logging.getLogger().handlers:
+                handler.flush()
             execute(self._inheritance(wanted), variables)
         except OSError as error:
             return f"the installed program cannot be executed: {error.strerror}"
