@@ -119,15 +119,13 @@ def _reload(pid: int | None) -> int:
 def _check(settings: Settings, _origin: Mapping[str, str]) -> int:
     from idagg.run.check import check
 
-    return check(settings)
+    return check(settings, _print)
 
 
 def _config(settings: Settings, origin: Mapping[str, str]) -> int:
     rows = [(name, _shown(value), origin[name]) for name, value in settings.masked().items()]
     name_width, value_width = (max(len(row[column]) for row in rows) for column in (0, 1))
-    with _printing():
-        for name, value, where in rows:
-            sys.stdout.write(f"{name:{name_width}}  {value:{value_width}}  ({where})\n")
+    _print(*(f"{name:{name_width}}  {value:{value_width}}  ({where})" for name, value, where in rows))
     return Exit.OK
 
 
@@ -140,6 +138,11 @@ def _shown(value: object) -> str:
 def _complain(code: Exit, *sentences: str) -> int:
     sys.stderr.writelines(f"idagg: {sentence}\n" for sentence in sentences)
     return code
+
+
+def _print(*lines: str) -> None:
+    with _printing():
+        sys.stdout.writelines(f"{line}\n" for line in lines)
 
 
 @contextlib.contextmanager

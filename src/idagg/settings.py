@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import difflib
 import ipaddress
-import os
+import logging
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -30,9 +30,11 @@ from pydantic import (
     field_validator,
 )
 
-from idagg import failpoints
+from idagg import cpus, failpoints
 from idagg.amqp_url import one_per_host
 from idagg.errors import IdaggError, UnfitError
+
+log = logging.getLogger("idagg.settings")
 
 MAX_WORKERS = 256
 MAX_SHARDS = 64
@@ -52,6 +54,18 @@ _HOST_NAME = re.compile(
 
 _PROXY = re.compile(
     r"http://(?:[^\s:@/]*(?::[^\s@/]*)?@)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}/?"
+)
+
+# Variables that Kubernetes sets in containers for each Service of their namespace, named after the Service. A
+# Service named idagg-admin yields IDAGG_ADMIN_PORT.
+_ADDRESS = r"[0-9a-f.:]+"
+_INJECTED = re.compile(
+    rf"""IDAGG(_[A-Z0-9]+)*_(
+        SERVICE_HOST=({_ADDRESS}) | SERVICE_PORT(_[A-Z0-9_]+)?=[0-9]+ |
+        PORT=(tcp|udp|sctp)://\S+ | PORT_[0-9]+_(TCP|UDP|SCTP)=(tcp|udp|sctp)://\S+ |
+        PORT_[0-9]+_(TCP|UDP|SCTP)_(PROTO=(tcp|udp|sctp) | PORT=[0-9]+ | ADDR={_ADDRESS})
+    )""",
+    re.VERBOSE,
 )
 
 _MAKE_ONE = "write whsec_ followed by the output of `openssl rand -base64 32`"
@@ -186,7 +200,7 @@ def _split(value: object) -> object:
 
 
 def _usable_cpus() -> int:
-    return min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+    return min(cpus.usable(), MAX_WORKERS)
 
 
 _Host = Annotated[str, AfterValidator(_host)]
@@ -359,7 +373,7 @@ class Settings(BaseModel):
         description="HTTP proxy for callbacks, http://[user:pass@]host:port; it resolves their host names; "
         "none: direct connections",
     )
-    state_dir: Path = Field(description="folder of the embedded store's data")
+    state_dir: Path | None = Field(default=None, description="folder of the embedded store's data")
 
     @field_validator("*", mode="before")
     @classmethod
@@ -384,6 +398,16 @@ class Settings(BaseModel):
         if key is not None and info.data.get("amqp_exchange") is None:
             raise UnfitError("it needs --amqp-exchange; without one, the queue's name is the routing key")
         return key
+
+    @field_validator("state_dir")
+    @classmethod
+    def _needed_by_the_embedded_store(cls, state_dir: Path | None, info: ValidationInfo) -> Path | None:
+        if state_dir is None and info.data.get("redis_url", "") is None:
+            raise UnfitError(
+                "the embedded store needs a folder for its data, and neither STATE_DIRECTORY, "
+                "XDG_STATE_HOME nor HOME is set: give --state-dir, or --redis-url"
+            )
+        return state_dir
 
     def to_json(self) -> bytes:
         """All settings, secrets included, for a worker process."""
@@ -472,7 +496,7 @@ def _from_default(environ: Mapping[str, str]) -> _Found:
     elif home := environ.get("HOME"):
         folder = f"{home}/.local/state/idagg"
     else:
-        folder = ""  # refused as every empty value is, unless another source sets it
+        return {}
     return {"state_dir": (folder, "default")}
 
 
@@ -510,6 +534,17 @@ def _from_file(path: str | None, problems: list[str]) -> _Found:
 
 def _from_environment(environ: Mapping[str, str], problems: list[str]) -> _Found:
     names = {variable(name): name for name in Settings.model_fields}
+    injected = [
+        f"{name}={value}" for name, value in environ.items() if _INJECTED.fullmatch(f"{name}={value}")
+    ]
+    if injected:
+        log.warning(
+            "environment %s: %d variables like this are of a Kubernetes Service named like idagg: "
+            "they are no settings, and are passed over",
+            injected[0],
+            len(injected),
+        )
+        environ = {name: value for name, value in environ.items() if f"{name}={value}" not in injected}
     problems += [
         f"environment {given} is no setting{_meant(given.removeprefix('IDAGG_'), variable)}"
         for given in environ

@@ -42,7 +42,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
-def put(monkeypatch: pytest.MonkeyPatch, command: str, work: Callable[[Settings], int]) -> None:
+def put(monkeypatch: pytest.MonkeyPatch, command: str, work: Callable[..., int]) -> None:
     """Put ``work`` in the place of what the command starts."""
     module = types.ModuleType(WORKS[command])
     setattr(module, command, work)
@@ -105,7 +105,7 @@ def test_commands_get_the_settings(command: str, monkeypatch: pytest.MonkeyPatch
     """`serve` and `check` get the settings in force, and their code is the command's."""
     got: list[Settings] = []
 
-    def work(settings: Settings) -> int:
+    def work(settings: Settings, *_: object) -> int:
         got.append(settings)
         return 4
 
@@ -120,7 +120,7 @@ def test_cannot_start(
 ) -> None:
     """What keeps an instance from starting is one line and has an exit code of its own."""
 
-    def work(settings: Settings) -> int:
+    def work(settings: Settings, *_: object) -> int:
         raise CannotStartError(f"port {settings.port} is taken; stop its owner")
 
     put(monkeypatch, command, work)
@@ -134,7 +134,7 @@ def test_interrupted(
 ) -> None:
     """Ctrl-C ends a command quietly, with the shell's code for it."""
 
-    def work(settings: Settings) -> int:
+    def work(settings: Settings, *_: object) -> int:
         raise KeyboardInterrupt
 
     put(monkeypatch, command, work)
@@ -146,7 +146,7 @@ def test_interrupted(
 def test_a_defect_is_not_dressed_up(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error that nobody foresaw keeps its traceback, a broken pipe inside the work included."""
 
-    def work(settings: Settings) -> int:
+    def work(settings: Settings, *_: object) -> int:
         raise BrokenPipeError
 
     put(monkeypatch, command, work)
@@ -160,7 +160,7 @@ def test_bad_settings(
 ) -> None:
     """Every problem is a line of its own, and nothing is started."""
     for name in WORKS:
-        put(monkeypatch, name, lambda _: pytest.fail("started"))
+        put(monkeypatch, name, lambda *_: pytest.fail("started"))
     monkeypatch.setenv("IDAGG_PROT", "1")
     assert main([command, "--port", "http", "--redis-url", "x:hunter2@y"]) == Exit.USAGE
     out, err = capsys.readouterr()
@@ -202,7 +202,7 @@ def test_as_a_process() -> None:
     assert run().returncode == 2
 
 
-@pytest.mark.parametrize("arguments", [["config"], ["serve", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["config"], ["check"], ["serve", "--help"], ["--version"]])
 def test_broken_pipe(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader that leaves early ends the command without a complaint."""
     monkeypatch.delenv(
@@ -232,3 +232,14 @@ def test_what_serves_is_not_loaded_to_print() -> None:
     assert (
         subprocess.run([sys.executable, "-c", script], stdout=subprocess.DEVNULL, check=False).returncode == 0
     )
+
+
+@pytest.mark.parametrize("start", [["-m", "idagg"], ["-P", "-m", "idagg"]])
+def test_files_of_the_working_folder_are_not_imported(start: list[str], tmp_path: Path) -> None:
+    """A file named as a library is not run in its place."""
+    for name in ("redis", "queue", "secrets", "pydantic", "argparse"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the working folder')")
+    done = subprocess.run(
+        [sys.executable, *start, "config"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import datetime
 import json
+import os
+import re
 import resource
 import subprocess
 import sys
@@ -224,6 +226,37 @@ async def test_second_instance() -> None:
             assert said.startswith(f"idagg: {sentence}")
         assert await first.hit() == 200
         first.stop()
+
+
+@pytest.mark.parametrize("small_disk", ["8m"], indirect=True)
+async def test_full_disk_at_the_start(small_disk: Path) -> None:
+    """Where the embedded store has no room, idagg answers 503, says why, and counts once there is room."""
+    filling = small_disk / "filling"
+    with filling.open("wb") as file:
+        room = os.statvfs(small_disk)
+        os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize)
+    with Serving("--state-dir", str(small_disk / "state")) as serving:
+        assert await serving.hit() == 503
+        answer = await serving.health()
+        assert answer.status == 503
+        assert re.search(rb"^store: .*No space left on device", answer.body, re.MULTILINE)
+        filling.unlink()
+        await serving.counts_again(within_s=10)
+        await serving.ready()
+        assert "the embedded store runs again" in serving.said
+        serving.stop()
+
+
+async def test_files_of_the_working_folder_are_not_imported() -> None:
+    """No process runs a file of the working folder in place of a library."""
+    serving = Serving()
+    for name in ("hiredis", "queue", "secrets", "uvloop", "aiohttp"):
+        (serving.folder / f"{name}.py").write_text("raise SystemExit('imported from the working folder')")
+    with serving:
+        await serving.ready()
+        assert await serving.hit() == 200
+        assert "working folder" not in serving.said
+        serving.stop()
 
 
 async def test_another_window_length() -> None:

@@ -64,6 +64,25 @@ async def test_hung_worker(any_server: RedisServer) -> None:
         serving.stop()
 
 
+@pytest.mark.parametrize("all_of_them", [False, True])
+async def test_stood_still(any_server: RedisServer, all_of_them: bool) -> None:
+    """A supervisor that stood still, or its whole group, kills no worker for that when it goes on."""
+    tuned = {"idagg.run.child.HUNG_S": 2}
+    with Serving("--redis-url", any_server.url, tuned=tuned, window=long_window()) as serving:
+        workers = serving.workers()
+        stopped = serving.processes() if all_of_them else {serving.pid}
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(3)  # longer than it waits for a heartbeat
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+        await asyncio.sleep(1)
+        await serving.ready()
+        assert serving.workers() == workers
+        assert "killing it" not in serving.said
+        serving.stop()
+
+
 async def test_stopped_while_a_worker_waits_to_be_started_again(any_server: RedisServer) -> None:
     """SIGTERM finds a slot empty: it is not filled any more, and the end is as orderly as any."""
     tuned = {f"idagg.run.restart.{name}": 30 for name in ("YOUNG_S", "FIRST_DELAY_S", "LONGEST_DELAY_S")}

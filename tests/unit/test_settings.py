@@ -137,10 +137,56 @@ def test_default_state_dir(environ: dict[str, str], folder: str) -> None:
 
 def test_no_place_for_state() -> None:
     """Where no default folder can be named, one has to be given."""
-    assert problems({}, {}) == [
-        "state_dir (default) cannot be '': it is the folder of the embedded store's data"
-    ]
+    (problem,) = problems({}, {})
+    assert problem == (
+        "state_dir (default) cannot be None: the embedded store needs a folder for its data, and neither "
+        "STATE_DIRECTORY, XDG_STATE_HOME nor HOME is set: give --state-dir, or --redis-url"
+    )
     assert load({"state_dir": "/s"}, {})[0].state_dir == Path("/s")
+    assert load({"redis_url": "redis://r"}, {})[0].state_dir is None
+    (problem,) = problems({"redis_url": "x"}, {})
+    assert problem.startswith("redis_url ")
+
+
+# Of a Service named idagg with a named port, in a namespace that has a Service named idagg-admin, too.
+INJECTED = {
+    "IDAGG_SERVICE_HOST": "10.96.3.7",
+    "IDAGG_SERVICE_PORT": "8000",
+    "IDAGG_SERVICE_PORT_HTTP": "8000",
+    "IDAGG_PORT": "tcp://10.96.3.7:8000",
+    "IDAGG_PORT_8000_TCP": "tcp://10.96.3.7:8000",
+    "IDAGG_PORT_8000_TCP_PROTO": "tcp",
+    "IDAGG_PORT_8000_TCP_PORT": "8000",
+    "IDAGG_PORT_8000_TCP_ADDR": "fd00::7",
+    "IDAGG_ADMIN_SERVICE_HOST": "10.96.3.8",
+    "IDAGG_ADMIN_PORT": "tcp://10.96.3.8:8001",
+}
+
+
+def test_variables_of_kubernetes(caplog: pytest.LogCaptureFixture) -> None:
+    """What Kubernetes injects for Services of our name is no setting, and one line says so."""
+    settings, origin = load({}, HOME | INJECTED | {"IDAGG_WINDOW": "7"})
+    assert (settings.port, settings.admin_port, settings.window) == (8000, 8001, 7)
+    assert (origin["port"], origin["window"]) == ("default", "environment IDAGG_WINDOW")
+    (line,) = caplog.messages
+    assert line.startswith("environment IDAGG_SERVICE_HOST=10.96.3.7: 10 variables like this ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("IDAGG_SERVICE_HOST", "http://x"),
+        ("IDAGG_SERVICE_PORTS", "8000"),
+        ("IDAGG_SERVICE_PORT", "http"),
+        ("IDAGG_PORT", "tcp:8000"),
+        ("IDAGG_PORT_8000_TCP_PROTO", "http"),
+        ("IDAGG_PORTS", "tcp://10.96.3.7:8000"),
+    ],
+)
+def test_variables_that_only_resemble_those_of_kubernetes(name: str, value: str) -> None:
+    """Other values and names are the operator's mistakes, as ever."""
+    (problem,) = problems({}, HOME | INJECTED | {name: value})
+    assert name in problem
 
 
 def test_precedence(tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ class Inherited(Message):
     waiting: list[int] = dataclasses.field(default_factory=list)
     wanted: dict[str, Any] | None = None
     version: str = ""
+    outlives_terminal: bool = False
 
     def descriptors(self) -> list[int]:
         found = [*self.listeners, self.admin, *self.waiting]
@@ -80,7 +81,7 @@ def held_from(fields: Mapping[str, Any]) -> Held:
 def environment(given: Mapping[str, str] | None) -> dict[str, str]:
     """This process's environment; with ``given``, its settings from there."""
     found = dict(os.environ)
-    del found[FOLDER_VARIABLE]  # of the metrics that are this process's
+    found.pop(FOLDER_VARIABLE, None)  # of the metrics that are this process's
     if given is not None:
         found = {name: value for name, value in found.items() if not name.startswith("IDAGG_")}
         found |= {name: value for name, value in given.items() if name.startswith("IDAGG_")}

@@ -6,9 +6,12 @@ its backlog are not reset: another worker accepts them, until the dead one's suc
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from typing import Any
 
 from idagg.errors import CannotStartError
 
@@ -25,7 +28,7 @@ def listen(host: str, port: int, count: int, *, flags: str = "--host or --port")
     except OSError as error:  # since the check below
         for listener in sockets:
             listener.close()
-        raise CannotStartError(f"cannot listen on {shown(host, port)}: {error.strerror}") from error
+        raise CannotStartError(f"cannot listen on {shown(host, port)}: {_why(error, flags)}") from error
     return sockets
 
 
@@ -37,42 +40,40 @@ def bind(host: str, port: int, count: int, *, flags: str = "--host or --port") -
         )[0]
     except OSError as error:
         raise CannotStartError(f"{flags.split()[0]} {host} cannot be resolved: {error.strerror}") from error
-    sockets: list[socket.socket] = []
     try:
-        # SO_REUSEPORT alone would share the port with any other process of this user. So a first socket is
-        # bound without it, which fails if another process listens. It is closed before the others are bound.
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            address = probe.getsockname()
-        sockets += [_bound(family, address) for _ in range(count)]
+        with ExitStack() as opened:
+            # SO_REUSEPORT alone would share the port with any other process of this user. So a first socket
+            # is bound without it, which fails if another process listens. It is closed before the others are
+            # bound.
+            with _socket(family, kind, protocol) as probe:
+                probe.bind(address)
+                address = probe.getsockname()
+            sockets = [opened.enter_context(_socket(family, kind, protocol)) for _ in range(count)]
+            for listener in sockets:
+                _bind(listener, address)
+            opened.pop_all()
     except OSError as error:
-        for listener in sockets:
-            listener.close()
-        reason = os.strerror(error.errno or 0)
-        raise CannotStartError(
-            f"cannot listen on {shown(host, port)}: {reason}; if another idagg runs there, stop it, "
-            f"or give another {flags}"
-        ) from error
+        raise CannotStartError(f"cannot listen on {shown(host, port)}: {_why(error, flags)}") from error
     return sockets
 
 
 def bind_more(listener: socket.socket, count: int) -> list[socket.socket]:
-    """Open ``count`` further sockets on a listener's own address, for workers that are added."""
-    return [_bound(listener.family, listener.getsockname()) for _ in range(count)]
+    """Open ``count`` further sockets on a listener's own address, for added workers. Raises OSError."""
+    with ExitStack() as opened:
+        sockets = [
+            opened.enter_context(_socket(listener.family, listener.type, listener.proto))
+            for _ in range(count)
+        ]
+        for another in sockets:
+            _bind(another, listener.getsockname())
+        opened.pop_all()
+    return sockets
 
 
-def _bound(family: int, address: object) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind(address)  # type: ignore[arg-type]  # whatever getsockname and getaddrinfo return
-        listener.setblocking(False)
-    except OSError:
-        listener.close()
-        raise
-    return listener
+def _bind(listener: socket.socket, address: Any) -> None:
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind(address)
+    listener.setblocking(False)
 
 
 def spread(listeners: Sequence[int], workers: Sequence[Collection[int] | None]) -> list[list[int]]:
@@ -91,6 +92,25 @@ def spread(listeners: Sequence[int], workers: Sequence[Collection[int] | None]) 
                 shares[slot].append(listener)
                 break
     return shares
+
+
+def _socket(family: int, kind: int, protocol: int) -> socket.socket:
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        # `::` is every address, IPv4's too, whatever net.ipv6.bindv6only says.
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    return made
+
+
+def _why(error: OSError, flags: str) -> str:
+    reason = os.strerror(error.errno or 0)
+    what_to_do = {
+        errno.EADDRINUSE: f"if another idagg runs there, stop it, or give another {flags}",
+        errno.EADDRNOTAVAIL: f"no interface of this machine has it: give it one, or another {flags}",
+        errno.EACCES: f"a port below 1024 needs the capability CAP_NET_BIND_SERVICE: give another {flags}",
+    }.get(error.errno or 0, f"give another {flags}")
+    return f"{reason}; {what_to_do}"
 
 
 def shown(host: str, port: int) -> str:

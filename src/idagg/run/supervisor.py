@@ -14,11 +14,9 @@ import itertools
 import logging
 import math
 import os
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +29,7 @@ from idagg import __version__, metrics
 from idagg.deliver.logfile import is_stdout, shown
 from idagg.errors import CannotStartError, Exit, IdaggError
 from idagg.metrics import SupervisorMetrics
-from idagg.run import sockets
+from idagg.run import sockets, terminal
 from idagg.run.admin import AdminListener
 from idagg.run.child import Child, end
 from idagg.run.control import Control, Request
@@ -51,7 +49,9 @@ from idagg.run.reload import (
     take_over,
 )
 from idagg.run.restart import YOUNG_S, Restarts
-from idagg.run.systemd import notify
+from idagg.run.runtime import RuntimeFolder
+from idagg.run.starts import FailedStarts, delay_s
+from idagg.run.systemd import notify, watchdog_s
 from idagg.settings import Settings
 from idagg.store.address import shown as shown_url
 from idagg.store.embedded import EmbeddedStore
@@ -73,6 +73,11 @@ SIGNALLED_S = 0.01
 IDLE_S = 5.0
 # Time for workers to hear that a listener is not theirs any more, before it is closed.
 ASSIGNED_S = 0.5
+# A worker may be without a heartbeat for so long: until it is killed for that, and its successor has asked
+# the store. If it takes longer, this process does not do its work.
+SILENT_S = 30.0
+# From SIGHUP to the question whether the terminal is still there.
+HANGUP_S = 0.2
 # Interval at which trouble that persists is logged again.
 REMIND_S = 30.0
 
@@ -103,18 +108,18 @@ class Supervisor:
         self._reload_wanted = asyncio.Event()
         self._requests: list[Request] = []  # for a reload
         self._stdout = standard_output(settings)
+        self._runtime = RuntimeFolder(None if inherited is None else Path(inherited.metrics_folder).parent)
+        self.metrics_folder = self._runtime.metrics
         self._store: EmbeddedStore | None = None
         self._ending: list[asyncio.Task[None]] = []  # the ends of workers that are replaced
         if inherited is None:
             self._listeners = sockets.listen(settings.host, settings.port, settings.workers)
             self._admin_listener = listen_admin(settings)
-            self.metrics_folder = Path(tempfile.mkdtemp(prefix="idagg-metrics-"))
             self._redis_url = settings.redis_url or ""  # or the embedded store's, once it runs
         else:
             take_over(inherited)
             self._listeners = [socket.socket(fileno=number) for number in inherited.listeners]
             self._admin_listener = socket.socket(fileno=inherited.admin)
-            self.metrics_folder = Path(inherited.metrics_folder)
             self._redis_url = inherited.redis_url
             self._workers = [self._adopted(held) for held in inherited.workers]
             self._callbacks = self._adopted(inherited.callbacks)
@@ -127,7 +132,7 @@ class Supervisor:
         self._inherited = inherited
         self._control = Control(self._on_request, inherited.control if inherited else None)
         self._admin = AdminListener(self)
-        os.environ[metrics.FOLDER_VARIABLE] = str(self.metrics_folder)
+        os.environ.update(self._environment(metrics.SUPERVISOR))
         metrics.write_as(metrics.SUPERVISOR)
         self._metrics = SupervisorMetrics()
 
@@ -136,7 +141,13 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop_signal)
-        loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)  # of no use here, and their default is to kill
+        self._outlives_terminal = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # nohup
+        if self._inherited is not None:
+            self._outlives_terminal = self._inherited.outlives_terminal
+        self._had_terminal = terminal.is_there()
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         let_signals()
         try:
             await self._admin.start(self._admin_listener)
@@ -147,6 +158,8 @@ class Supervisor:
             self._keep_calling()
             if self._store:
                 self._begin(self._store.watch())
+            if interval_s := watchdog_s():
+                self._begin(self._feed_watchdog(interval_s))
             reloading = self._begin(self._reload_when_wanted())
             await self._over.wait()
             notify("STOPPING=1")
@@ -169,7 +182,7 @@ class Supervisor:
             self._admin_listener.close()
             if self._store:
                 await self._store.stop()
-            shutil.rmtree(self.metrics_folder, ignore_errors=True)
+            self._runtime.remove()
 
     def _begin(self, part: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a part of the supervisor. If it ends, the supervisor does."""
@@ -226,12 +239,15 @@ class Supervisor:
             for part in ("store", "broker", "delivery"):
                 if sentence := getattr(heartbeat, part):
                     found[part] = sentence
+        if self._store and self._store.trouble:
+            found["store"] = self._store.trouble  # the cause of what the workers say
         return found
 
     async def _start_store(self) -> None:
-        self._store = EmbeddedStore(self._settings.state_dir)
-        await self._store.start()
+        assert self._settings.state_dir is not None  # the settings see to that
+        self._store = EmbeddedStore(self._settings.state_dir, self._runtime.path)
         self._redis_url = self._store.url
+        await self._store.start()
 
     def _start_worker(
         self, slot: int, settings: Settings, workers: int, opened: Sequence[socket.socket] = ()
@@ -256,7 +272,7 @@ class Supervisor:
                 start.line() + assignment.line(),
                 Heartbeat.parse,
                 writer=start.writer,
-                environment=os.environ,
+                environment=self._environment(start.writer),
                 pass_fds=[*held, self._stdout],
             )
         )
@@ -271,7 +287,7 @@ class Supervisor:
                 start.line(),
                 Heartbeat.parse,
                 writer=start.writer,
-                environment=os.environ,
+                environment=self._environment(start.writer),
                 pass_fds=[self._stdout],
             )
         )
@@ -285,6 +301,19 @@ class Supervisor:
     def _free_writer(self) -> int:
         taken = {child.writer for child in self._alive}
         return next(number for number in itertools.count() if number not in taken)
+
+    def writers(self) -> list[int]:
+        """The numbers of the running processes' metrics files."""
+        return [child.writer for child in self._alive]
+
+    def _environment(self, writer: int) -> dict[str, str]:
+        variables = {**os.environ, metrics.FOLDER_VARIABLE: str(self.metrics_folder)}
+        try:
+            metrics.reserve(self.metrics_folder, writer)
+        except OSError as error:
+            log.error("a process runs without metrics: %s in %s", error.strerror, self.metrics_folder)
+            del variables[metrics.FOLDER_VARIABLE]
+        return variables
 
     def _watched(self, child: Child[T]) -> Child[T]:
         def ended(life: asyncio.Task[None]) -> None:
@@ -368,6 +397,33 @@ class Supervisor:
     def _keep_calling(self) -> None:
         self._calling = None if self._settings.callbacks == "off" else self._begin(self._keep_callbacks())
 
+    def _on_hangup(self) -> None:
+        """Reload, or, if the terminal was closed, stop as every program does."""
+        if not self._had_terminal:
+            self._reload_wanted.set()
+            return
+        # A shell may send the signal shortly before it closes the terminal.
+        asyncio.get_running_loop().call_later(HANGUP_S, self._judge_hangup)
+
+    def _judge_hangup(self) -> None:
+        if terminal.is_there():
+            self._reload_wanted.set()
+        elif not self._outlives_terminal:
+            self._on_stop_signal()
+
+    async def _feed_watchdog(self, interval_s: float) -> None:
+        """Tell systemd in time that this process and each worker are alive, as long as they are."""
+        heard: dict[int, float] = {}
+        while True:
+            now = time.monotonic()
+            heard = {slot: at for slot, at in heard.items() if slot < len(self._workers)}
+            for slot, worker in enumerate(self._workers):
+                if slot not in heard or (worker and worker.said):
+                    heard[slot] = now
+            if all(now - at < SILENT_S for at in heard.values()):
+                notify("WATCHDOG=1")
+            await asyncio.sleep(interval_s / 4)
+
     async def _reload_when_wanted(self) -> None:
         """Reload at each SIGHUP and each request. Those that come during a reload count as one more.
 
@@ -430,6 +486,7 @@ class Supervisor:
             [request.client.fileno() for request in self._requests],
             wanted,
             __version__,
+            self._outlives_terminal,
         )
 
     def _reloaded(self, trouble: str | None) -> None:
@@ -558,6 +615,7 @@ class Supervisor:
             while not all(worker and worker.said for worker in self._workers):  # noqa: ASYNC110  any of many sets it
                 await asyncio.sleep(0.02)
             notify("READY=1", f"STATUS={len(self._workers)} workers listen")
+            FailedStarts().none()
             # The greeting is for the terminal. If records go to standard output, it must not mix with them.
             aside = sys.stderr if is_stdout(self._settings.log_file) else sys.stdout
             print(self._greeting(), file=aside, flush=True)
@@ -655,4 +713,12 @@ def _run(settings: Settings, found: Inherited | None) -> int:
     except CrashLoopError as error:
         log.critical("%s", error)
         return Exit.CRASH_LOOP
+    except CannotStartError as error:
+        wait_s = delay_s(FailedStarts().one_more())
+        if not wait_s:
+            raise
+        notify(f"STATUS={error}")
+        log.critical("%s; the next start is not before %g s", error, wait_s)
+        time.sleep(wait_s)
+        return Exit.CANNOT_START
     return Exit.OK

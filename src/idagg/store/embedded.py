@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import fcntl
 import logging
 import os
@@ -15,7 +16,6 @@ import re
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any, Self
 from idagg import libraries
 from idagg.errors import CannotStartError
 from idagg.spawn import Process
+from idagg.store import aof
 
 log = logging.getLogger("idagg.store")
 
@@ -31,6 +32,14 @@ OLDEST = (6, 2)
 # How long to wait for a predecessor that is on its way out, and for the server to answer.
 PATIENCE_S = 10.0
 _POLL_S = 0.02
+# The delay before the server is started again. It doubles while that fails.
+FIRST_DELAY_S = 0.2
+LONGEST_DELAY_S = 5.0
+# Interval of looking after the socket.
+_LOOK_S = 1.0
+_BYTES_OF_LOG = 100_000
+# Errors of a disk that pass without a change of settings.
+_PASSING = {errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,27 +80,39 @@ def _version(path: str) -> str | None:
     return f"{match[1]} {match[2]}"
 
 
-class EmbeddedStore:
-    """Start with ``start``; ``watch`` restarts the server when it dies; ``stop`` ends it."""
+def examine(state_dir: Path) -> str | None:
+    """Why the embedded store could not read its data in this folder; None if it could. It changes nothing."""
+    binary = find_binary()
+    return aof.trouble(state_dir.absolute() / "store", binary.path, binary.name)
 
-    def __init__(self, state_dir: Path, *, run: Path | None = None, own_run: bool | None = None) -> None:
+
+class _NotNowError(Exception):
+    """The server cannot start now, and may be able to later. The text is a sentence."""
+
+
+class EmbeddedStore:
+    """Start with ``start``; ``watch`` keeps the server running; ``stop`` ends it.
+
+    ``trouble`` says in a sentence why it does not run now; None if it does.
+    """
+
+    def __init__(self, state_dir: Path, run: Path) -> None:
         self.binary = find_binary()
-        self.data = state_dir / "store"
-        # A socket's path has at most 107 bytes, a state folder's may have more.
-        self._run = run or Path(os.environ.get("RUNTIME_DIRECTORY") or tempfile.mkdtemp(prefix="idagg-"))
-        self._own_run = "RUNTIME_DIRECTORY" not in os.environ if own_run is None else own_run
-        self._socket = self._run / "store.sock"
+        # Absolute: the server changes into this folder before it opens its log file there.
+        self.data = state_dir.absolute() / "store"
+        # In a folder of its own: a socket's path has at most 107 bytes, a state folder's may have more.
+        self.socket = run / "store.sock"
         self._lock = -1
         self._process: asyncio.subprocess.Process | Process | None = None
-        self.url = f"unix://{self._socket}"
+        self.url = f"unix://{self.socket}"
+        self.trouble: str | None = None
 
     def held(self) -> dict[str, object]:
         """All that the next program of this process needs to hold the server."""
         runs = self._process is not None and self._process.returncode is None
         return {
             "state_dir": str(self.data.parent),
-            "run": str(self._run),
-            "own_run": self._own_run,
+            "run": str(self.socket.parent),
             "lock": self._lock,
             "pid": self._process.pid if self._process and runs else None,
         }
@@ -99,49 +120,96 @@ class EmbeddedStore:
     @classmethod
     def adopt(cls, held: Mapping[str, Any]) -> Self:
         """Hold the server that ``held`` tells of."""
-        store = cls(Path(held["state_dir"]), run=Path(held["run"]), own_run=held["own_run"])
+        store = cls(Path(held["state_dir"]), Path(held["run"]))
         store._lock = held["lock"]
-        store._process = None if held["pid"] is None else Process(held["pid"])
+        if held["pid"] is None:
+            store.trouble = "the embedded store is being started"
+        else:
+            store._process = Process(held["pid"])
         return store
 
     async def start(self) -> None:
-        """Raises CannotStartError where the folder is in use or the server does not come up."""
+        """Start the server. If it may be able to start later (a full disk), ``watch`` has to try again.
+
+        Raises CannotStartError where an operator has to act: the folder is in use, the data cannot be read.
+        """
         if shutil.which("setpriv") is None:
             raise CannotStartError(
                 "the embedded store needs setpriv: install util-linux, or give --redis-url"
             )
         try:
-            self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = os.open(self.data / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise CannotStartError(
-                f"the state folder {self.data} cannot be used: {error.strerror}; give another --state-dir"
-            ) from error
-        await self._lock_folder()
-        await self._spawn()
+            await self._spawn()
+        except _NotNowError as error:
+            self._complain(str(error))
 
     async def watch(self) -> None:
         """Keep the server running, for ever."""
+        delay_s = FIRST_DELAY_S
         while True:
-            if self._process is not None:  # else it was being started when this program was executed
-                code = await self._process.wait()
-                log.error("the embedded store died (%s), starting it again", _died_of(code))
-            await asyncio.sleep(0.2)
-            await self._spawn()
+            if self.trouble is None and self._process is not None:
+                died_of = await self._end_of(self._process)
+                self._complain(f"the embedded store {died_of}")
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, LONGEST_DELAY_S)
+            try:
+                await self._spawn()
+            except (_NotNowError, CannotStartError) as error:
+                self._complain(str(error))
+            else:
+                delay_s = FIRST_DELAY_S
+                self.trouble = None
+                log.info("the embedded store runs again")
+
+    def _complain(self, sentence: str) -> None:
+        if sentence != self.trouble:
+            log.error("%s: nothing is counted until it runs, trying again", sentence)
+        self.trouble = sentence
+
+    async def _end_of(self, process: asyncio.subprocess.Process | Process) -> str:
+        """Wait until the server ends, or until nobody can find it. Returns what became of it."""
+        ended = asyncio.create_task(process.wait())
+        while not ended.done():
+            await asyncio.wait([ended], timeout=_LOOK_S)
+            if not ended.done() and not self.socket.exists():
+                process.terminate()
+                await self._ended(process)
+                ended.cancel()
+                return f"lost its socket, {self.socket} (was the folder swept?), and was ended"
+        return f"died ({_died_of(ended.result())})"
+
+    async def _ended(self, process: asyncio.subprocess.Process | Process) -> None:
+        """Wait for its end after SIGTERM, and kill it where that takes too long."""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
 
     async def stop(self) -> None:
         if self._process is not None and self._process.returncode is None:
             self._process.terminate()
-            try:
-                async with asyncio.timeout(PATIENCE_S):
-                    await self._process.wait()
-            except TimeoutError:
-                self._process.kill()
-                await self._process.wait()
+            await self._ended(self._process)
         if self._lock >= 0:
             os.close(self._lock)
-        if self._own_run:
-            shutil.rmtree(self._run, ignore_errors=True)
+
+    async def _open_folder(self) -> None:
+        if self._lock >= 0:
+            return
+        try:
+            self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = os.open(self.data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            sentence = f"the state folder {self.data} cannot be used: {error.strerror}"
+            if error.errno in _PASSING:
+                raise _NotNowError(sentence) from error
+            raise CannotStartError(f"{sentence}; give another --state-dir") from error
+        try:
+            await self._lock_folder()
+        except CannotStartError:
+            os.close(self._lock)
+            self._lock = -1
+            raise
 
     async def _lock_folder(self) -> None:
         """One server a folder. The server inherits the lock: a supervisor that is killed leaves it locked for
@@ -160,12 +228,33 @@ class EmbeddedStore:
             else:
                 return
 
+    def _mend(self) -> None:
+        """Cut off what a power cut left of the last batch."""
+        try:
+            cut = aof.cut_zeros(self.data)
+        except OSError as error:
+            raise _NotNowError(
+                f"the embedded store's data ends in zeros, and they cannot be cut off: {error.strerror}"
+            ) from error
+        if cut:
+            log.warning(
+                "the embedded store's data ended in %d zero bytes, as after a power cut: they are cut off, "
+                "and the file as it was is %s; ids answered ok are missing only if the disk lost what it had "
+                "confirmed",
+                cut.zeros,
+                cut.kept,
+            )
+
     async def _spawn(self) -> None:
+        """Raises _NotNowError or CannotStartError."""
+        await self._open_folder()
+        await asyncio.to_thread(self._mend)
         log_file = self.data / "server.log"
-        self._process = await asyncio.create_subprocess_exec(
+        said_before = log_file.stat().st_size if log_file.exists() else 0
+        self._process = process = await asyncio.create_subprocess_exec(
             # The server gets SIGTERM when this process dies, however it dies.
             *("setpriv", "--pdeathsig", "TERM", "--", self.binary.path),
-            *("--port", "0", "--unixsocket", str(self._socket), "--unixsocketperm", "700"),
+            *("--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700"),
             *("--dir", str(self.data), "--logfile", str(log_file), "--loglevel", "notice"),
             *("--appendonly", "yes", "--appendfsync", "always", "--save", "", "--daemonize", "no"),
             stdin=asyncio.subprocess.DEVNULL,
@@ -175,14 +264,29 @@ class EmbeddedStore:
         )
         give_up_at = time.monotonic() + PATIENCE_S
         while not await self._answers():
-            if self._process.returncode is not None or time.monotonic() > give_up_at:
-                raise CannotStartError(f"the embedded store ({self.binary}) did not start: see {log_file}")
-            await asyncio.sleep(_POLL_S)
+            if process.returncode is None and time.monotonic() < give_up_at:
+                await asyncio.sleep(_POLL_S)
+                continue
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+            said = await asyncio.to_thread(_tail, log_file, said_before)
+            if sentence := aof.explained(self.data, self.binary.path, self.binary.name, said):
+                raise CannotStartError(sentence)
+            last = f" ({self._disk_trouble() or said.strip().rpartition(chr(10))[2] or 'it says nothing'})"
+            raise _NotNowError(f"the embedded store ({self.binary}) did not start: see {log_file}{last}")
+
+    def _disk_trouble(self) -> str | None:
+        """What a server cannot log, since its log is on that disk."""
+        disk = os.statvfs(self.data)
+        if disk.f_flag & os.ST_RDONLY:
+            return os.strerror(errno.EROFS)
+        return None if disk.f_bavail else os.strerror(errno.ENOSPC)
 
     async def _answers(self) -> bool:
         """Any answer will do: it may still be loading its data, which the workers wait for."""
         try:
-            reader, writer = await asyncio.open_unix_connection(str(self._socket))
+            reader, writer = await asyncio.open_unix_connection(str(self.socket))
         except OSError:
             return False
         try:
@@ -192,6 +296,16 @@ class EmbeddedStore:
             return False
         finally:
             writer.close()
+
+
+def _tail(log_file: Path, start: int) -> str:
+    """What the server has logged since it was started."""
+    try:
+        with log_file.open(errors="replace") as file:
+            file.seek(start)
+            return file.read(_BYTES_OF_LOG)
+    except OSError:
+        return ""
 
 
 def _died_of(code: int) -> str:
