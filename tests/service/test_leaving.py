@@ -106,8 +106,10 @@ async def reload(serving: Serving) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("balancer", ["none", "haproxy", "nginx"])
-@pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("balancer", "times"),
+    [("none", 1), *(pytest.param(kind, 20, marks=pytest.mark.slow) for kind in ("none", "haproxy", "nginx"))],
+)
 async def test_reloads(any_server: RedisServer, balancer: str, times: int) -> None:
     with machine(any_server) as one, machine(any_server) as two, balanced(balancer, one, two) as port:
         async with unnoticed(one, port, one, two):
@@ -140,7 +142,7 @@ async def test_rolling_restarts(any_server: RedisServer, balancer: str, times: i
         two.stop()
 
 
-@pytest.mark.parametrize("balancer", ["haproxy", "nginx"])
+@pytest.mark.parametrize("balancer", [pytest.param("haproxy", marks=pytest.mark.slow), "nginx"])
 async def test_a_killed_worker_on_each_machine(any_server: RedisServer, balancer: str) -> None:
     """Its requests go to others: a balancer sends them again, and new connections find another worker."""
     with machine(any_server) as one, machine(any_server) as two, balanced(balancer, one, two) as port:
