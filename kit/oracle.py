@@ -204,7 +204,7 @@ class Load(Journal):
 
     ``query`` is added to each request, its ``{}`` made the id; so are the header ``fields``. ``fresh``: a new
     connection for each request, as callers without keep-alive have. ``per_s``: no more requests a second than
-    so many, of all callers.
+    so many, of all callers. ``port``: of a load balancer.
     """
 
     def __init__(
@@ -216,9 +216,11 @@ class Load(Journal):
         fields: str = "",
         fresh: bool = False,
         per_s: float = math.inf,
+        port: int | None = None,
     ) -> None:
         super().__init__()
         self._serving = serving
+        self._port = port
         self._callers = callers
         self._every_s = callers / per_s  # of each caller
         self._query = query
@@ -267,7 +269,7 @@ class Load(Journal):
                     await asyncio.sleep(next_s - now_s)
                 if wire is None:
                     try:
-                        wire = await connect(self._serving.port, self._serving.host)
+                        wire = await connect(self._port or self._serving.port, self._serving.host)
                     except OSError:
                         self.trouble_at.append(time.monotonic())
                         await asyncio.sleep(0.02)

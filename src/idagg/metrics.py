@@ -29,6 +29,8 @@ FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """prometheus_client reads it on import, so a process must be started with it."""
 
 
+# The supervisor's number as a writer; its processes count from 0.
+SUPERVISOR = 1_000_000
 # prometheus_client's own first size of a file; our metrics fill a tenth of it.
 _FILE_BYTES = 1 << 16
 
@@ -99,6 +101,23 @@ def _is_readable(path: str) -> bool:
     except Exception:  # what is wrong in a file decides which error it is
         return False
     return True
+
+
+class SupervisorMetrics:
+    """The supervisor's own metrics."""
+
+    def __init__(self) -> None:
+        self._reloads = Counter(
+            "idagg_reloads",
+            "Reloads by result; failed: the log gives the reason, and idagg serves as before",
+            ["result"],
+            registry=CollectorRegistry(),
+        )
+        for result in ("done", "failed"):
+            self._reloads.labels(result)
+
+    def reloaded(self, result: str) -> None:
+        self._reloads.labels(result).inc()
 
 
 class Metrics:

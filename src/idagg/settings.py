@@ -46,6 +46,9 @@ MAX_SHARDS = 64
 MAX_DEADLINE_S = 10
 SECRETS = ("redis_url", "amqp_url", "callback_secret", "callback_proxy")
 
+INHERITED_VARIABLE = "_IDAGG_INHERITED"
+"""Names the descriptor from which a supervisor reads what its predecessor left (``run/reload.py``)."""
+
 _CONFIG_VARIABLE = "IDAGG_CONFIG"
 # RFC 1123, and underscores, which container names have. A last label that begins with a digit is refused: it
 # is a mistyped address, or a form that only resolvers read (127.1, 0x7f000001).
@@ -242,6 +245,13 @@ class Settings(BaseModel):
         le=86_400,
         description="age after which a connection is closed with its next answer, 1 to 86400 whole seconds, "
         "at random up to a tenth earlier; none: no limit",
+    )
+    drain: float = Field(
+        default=0,
+        ge=0,
+        le=300,
+        description="time from a stop signal, when /readyz begins to answer 503, until the listeners close, "
+        "0 to 300 seconds; set it above the time in which the load balancer's checks notice",
     )
     cors_origin: Annotated[str, AfterValidator(_origin)] | None = Field(
         default=None,

@@ -804,6 +804,19 @@ async def test_a_stop_answers_what_waits_behind_an_answer(stage: Stage) -> None:
     await closing
 
 
+async def test_a_stop_answers_what_has_arrived(stage: Stage) -> None:
+    """Although it is not read yet: its client cannot know of the stop."""
+    stage.hits.reply(None)
+    wire = await stage.connect()
+    await wire.send(get("id=x"))
+    assert await status(wire) == 400
+    wire.socket.send(get("id=1"))
+    await stage.listener.public.close(5)
+    answer = await wire.answer()
+    assert answer is not None
+    assert (answer.status, answer.headers["Connection"]) == (200, "close")
+
+
 async def test_a_stop_does_not_wait_for_what_has_not_come(stage: Stage) -> None:
     """Half a head and half a body are no requests yet."""
     half, body = await stage.connect(), await stage.connect()

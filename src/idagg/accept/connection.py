@@ -291,7 +291,11 @@ class Connection(asyncio.Protocol):
         self._plain = False
 
     def finish(self) -> None:
-        """Close once every request is answered."""
+        """Close once every request is answered, even one that has just arrived and is not read yet."""
+        idle = self._transport is not None and not self._over and not self.is_busy()
+        if idle and _waiting_bytes(cast(asyncio.Transport, self._transport)):
+            self.leave()
+            return
         self._end_input()
         self._go_on()
 

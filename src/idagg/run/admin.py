@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import logging
+import socket
 import time
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +16,6 @@ from idagg import metrics
 from idagg.accept.fallback import Fallback
 from idagg.accept.fast_path import FastPath
 from idagg.accept.listener import Listener
-from idagg.run import sockets
 from idagg.run.messages import READY_WITHOUT
 from idagg.tasks import end
 
@@ -60,13 +60,11 @@ class AdminListener:
         self._listener: Listener | None = None
         self._ticking: asyncio.Task[None] | None = None
 
-    async def start(self, host: str, port: int) -> str:
-        """Listen. Returns the URL. Raises CannotStartError."""
-        (listening,) = sockets.listen(host, port, 1, flags="--admin-host or --admin-port")
+    async def start(self, listening: socket.socket) -> None:
+        """Serve this socket. Its descriptor stays the caller's."""
         await self._fallback.start()
-        self._listener = Listener(listening, self._path)
+        self._listener = Listener(listening.dup(), self._path)
         self._ticking = asyncio.create_task(self._tick())
-        return f"http://{sockets.shown(host, listening.getsockname()[1])}"
 
     async def close(self) -> None:
         if self._listener is not None and self._ticking is not None:

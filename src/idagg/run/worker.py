@@ -17,8 +17,8 @@ import os
 import resource
 import signal
 import socket
-import sys
 import time
+from collections.abc import Collection
 
 import uvloop
 
@@ -37,8 +37,8 @@ from idagg.flush.leader import PATIENCE_S, Leadership
 from idagg.metrics import Metrics
 from idagg.run import sinks, stores
 from idagg.run.logs import take_dropped
-from idagg.run.messages import HEARTBEAT_S, Heartbeat, WorkerStart
-from idagg.run.process import begin, first_message
+from idagg.run.messages import HEARTBEAT_S, Assignment, Heartbeat, WorkerStart
+from idagg.run.process import begin, first_message, later_messages
 from idagg.store.address import kind_of
 from idagg.store.client import Client
 from idagg.store.hits import MAX_BATCH, HitStore
@@ -70,6 +70,9 @@ class Worker:
         self._heartbeats = heartbeats  # a descriptor
         self._stop = asyncio.Event()
         self._metrics = Metrics()
+        self._idle_s = LAST_REQUEST_S  # for which idle connections are kept at the end
+        self._leaving: str | None = None  # one sentence, once this machine stops
+        self._listeners: dict[int, Listener] | None = None  # by the inherited descriptor; None: not yet
         loop = asyncio.get_running_loop()
 
         servers = stores.servers(start.redis_url, settings)
@@ -102,7 +105,7 @@ class Worker:
         self._told_away: set[int] = set()  # shards
         admission = Admission(self._router, tally, keeps_endpoints=settings.callbacks != "off")
         self._fallback = Fallback(
-            [*accept_routes(admission, settings.cors_origin), *health_routes(self._store_trouble)],
+            [*accept_routes(admission, settings.cors_origin), *health_routes(self._not_ready)],
             tally,
             cors_origin=settings.cors_origin,
         )
@@ -161,7 +164,6 @@ class Worker:
         others = [
             asyncio.create_task(self._tick(), name="tick"),
             asyncio.create_task(self._connect_broker(), name="broker"),
-            asyncio.create_task(self._watch_supervisor(), name="supervisor"),
         ]
         if self._watch:
             others.append(asyncio.create_task(self._watch.run(), name="watch"))
@@ -169,7 +171,9 @@ class Worker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_WORD_S):
                 await self._leadership.answered.wait()
-        listener = Listener(socket.socket(fileno=self._start.listener), self._public)
+        others.append(asyncio.create_task(self._listen_to_supervisor(), name="supervisor"))
+        if self._listeners is None:
+            self._accept_at([self._start.listener])
         others.append(asyncio.create_task(self._beat(), name="heartbeat"))
         # These objects live as long as the process: the garbage collector need not scan them again.
         gc.collect()
@@ -185,7 +189,12 @@ class Worker:
             raise RuntimeError(f"{[task.get_name() for task in done]} ended by itself")
 
         self._public.drain()
-        await listener.close()
+        # A listener is closed once nobody holds it any more.
+        for descriptor in {self._start.listener, *self._start.listeners}:
+            os.close(descriptor)
+        assert self._listeners is not None
+        for listener in self._listeners.values():
+            await listener.close()
         self._flusher.stop()
         await flusher
         await end(candidacy)
@@ -209,6 +218,10 @@ class Worker:
         if self._leadership.trouble and not self._leadership.differs:
             away.setdefault(0, self._leadership.trouble)
         return away
+
+    def _not_ready(self) -> str | None:
+        """Why load balancers have to leave this worker; None if they need not."""
+        return self._leaving or self._store_trouble()
 
     def _store_trouble(self) -> str | None:
         """Why this worker is not ready; None if it is: ids of some shards at least are stored."""
@@ -240,8 +253,8 @@ class Worker:
         self._told_away = set(away)
 
     async def _last_requests(self) -> None:
-        """Wait at most LAST_REQUEST_S for idle clients to send one more request."""
-        give_up_at = time.monotonic() + LAST_REQUEST_S
+        """Wait for idle clients to send one more request."""
+        give_up_at = time.monotonic() + self._idle_s
         while self._public.connections:
             if time.monotonic() > give_up_at:
                 return
@@ -273,16 +286,34 @@ class Worker:
             self._broker.start()
         await asyncio.Event().wait()
 
-    async def _watch_supervisor(self) -> None:
-        """Stop if the supervisor dies, which closes our standard input."""
-        loop = asyncio.get_running_loop()
-        gone = asyncio.Event()
-        loop.add_reader(sys.stdin.fileno(), gone.set)
-        await gone.wait()
-        loop.remove_reader(sys.stdin.fileno())
+    async def _listen_to_supervisor(self) -> None:
+        """Receive assignments. Stop if the supervisor dies, which closes our standard input."""
+        async with contextlib.aclosing(later_messages()) as lines:
+            async for line in lines:
+                self._take_on(Assignment.parse(line))
         log.error("the supervisor has died, stopping")
         self._stop.set()
         await asyncio.Event().wait()
+
+    def _take_on(self, assignment: Assignment) -> None:
+        if assignment.idle_s is not None:
+            self._idle_s = assignment.idle_s
+        if assignment.listeners is not None and not self._stop.is_set():
+            self._accept_at(assignment.listeners)
+        if assignment.drain_s is not None and not self._leaving:
+            self._leaving = "this machine is about to stop"
+            last_s = max(0.0, assignment.drain_s - LAST_REQUEST_S)
+            asyncio.get_running_loop().call_later(last_s, self._public.drain)
+
+    def _accept_at(self, descriptors: Collection[int]) -> None:
+        """Accept the connections of these listeners, and of no others."""
+        if self._listeners is None:
+            self._listeners = {}
+        for number in self._listeners.keys() - set(descriptors):
+            self._listeners.pop(number).stop()
+        for number in set(descriptors) - self._listeners.keys():
+            # A duplicate: the listener can be assigned again after this one is closed.
+            self._listeners[number] = Listener(socket.socket(fileno=os.dup(number)), self._public)
 
     async def _beat(self) -> None:
         """Send heartbeats to the supervisor, the first once the store has answered or failed."""

@@ -18,10 +18,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Self
 
 from idagg import libraries
 from idagg.errors import CannotStartError
+from idagg.spawn import Process
 from idagg.store import aof
 
 log = logging.getLogger("idagg.store")
@@ -115,10 +118,31 @@ class EmbeddedStore:
         # In a folder of its own: a socket's path has at most 107 bytes, a state folder's may have more.
         self.socket = run / "store.sock"
         self._lock = -1
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: asyncio.subprocess.Process | Process | None = None
         self._said_before = self._log_bytes()  # those that are older than the server
         self.url = f"unix://{self.socket}"
         self.trouble: str | None = None
+
+    def held(self) -> dict[str, object]:
+        """All that the next program of this process needs to hold the server."""
+        runs = self._process is not None and self._process.returncode is None
+        return {
+            "state_dir": str(self.data.parent),
+            "run": str(self.socket.parent),
+            "lock": self._lock,
+            "pid": self._process.pid if self._process and runs else None,
+        }
+
+    @classmethod
+    def adopt(cls, held: Mapping[str, Any]) -> Self:
+        """Hold the server that ``held`` tells of."""
+        store = cls(Path(held["state_dir"]), Path(held["run"]))
+        store._lock = held["lock"]
+        if held["pid"] is None:
+            store.trouble = "the embedded store is being started"
+        else:
+            store._process = Process(held["pid"])
+        return store
 
     async def start(self) -> None:
         """Start the server. If it may be able to start later (a full disk), ``watch`` has to try again.
@@ -158,7 +182,7 @@ class EmbeddedStore:
             log.error("%s: nothing is counted until it runs, trying again", sentence)
         self.trouble = sentence
 
-    async def _end_of(self, process: asyncio.subprocess.Process) -> str:
+    async def _end_of(self, process: asyncio.subprocess.Process | Process) -> str:
         """Wait until the server ends, or until nobody can find it. Returns what became of it."""
         ended = asyncio.create_task(process.wait())
         while not ended.done():
@@ -170,7 +194,7 @@ class EmbeddedStore:
                 return f"lost its socket, {self.socket} (was the folder swept?), and was ended"
         return f"died ({_died_of(ended.result())})"
 
-    async def _ended(self, process: asyncio.subprocess.Process) -> None:
+    async def _ended(self, process: asyncio.subprocess.Process | Process) -> None:
         """Wait for its end after SIGTERM, and kill it where that takes too long."""
         try:
             async with asyncio.timeout(PATIENCE_S):
