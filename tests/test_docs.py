@@ -44,7 +44,6 @@ SEALED_S = RECORD.end_s + 0.012
 
 # Flags of commands, not of settings.
 OTHERS_FLAGS = {
-    *("--scan", "--pattern"),  # redis-cli's
     "--uninstall",  # of deploy/install.sh
     "--pid",  # of idagg reload
     *("--config", "--version", "--help", "--data-binary", "--data-urlencode", "--now", "--quick"),
