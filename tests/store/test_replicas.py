@@ -128,6 +128,18 @@ async def test_a_primary_that_is_demoted_while_it_waits(
     await asyncio.to_thread(group.in_sync)
 
 
+async def test_a_primary_that_wants_more_replicas(both: Client) -> None:
+    """It refuses by itself, and the sentence names its setting."""
+    await hits(both).add(1, [b"1"])
+    await both.command("CONFIG", "SET", "min-replicas-to-write", "5")
+    try:
+        with pytest.raises(StoreAwayError, match=r"takes no writes, it has fewer replicas than its min-repl"):
+            await hits(both).add(1, [b"2"])
+    finally:
+        await both.command("CONFIG", "SET", "min-replicas-to-write", "0")
+    await hits(both).add(1, [b"2"])
+
+
 async def test_a_user_without_permission_to_wait(group: SentinelGroup, both: Client) -> None:
     """It is named, and nothing is counted."""
     await both.command("ACL", "SETUSER", "u", "on", ">p", "~*", "+@all", "-wait")
