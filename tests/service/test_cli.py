@@ -18,7 +18,7 @@ from idagg.settings import Settings, default_text, flag
 # The command line that is promised, whatever the model says.
 FLAGS = {
     *("--host", "--port", "--admin-host", "--admin-port", "--keepalive", "--max-connection-age"),
-    *("--cors-origin", "--workers", "--redis-url", "--namespace"),
+    *("--cors-origin", "--workers", "--redis-url", "--replicas", "--shards", "--namespace"),
     *("--amqp-queue-type", "--amqp-exchange", "--amqp-routing-key"),
     *("--amqp-connect-timeout", "--amqp-publish-timeout"),
     *("--amqp-url", "--amqp-queue", "--amqp-body", "--log-file", "--window", "--deadline", "--exact-limit"),
