@@ -265,9 +265,8 @@ class Settings(BaseModel):
     )
     redis_url: Annotated[str, AfterValidator(_redis_url)] | None = Field(
         default=None,
-        description="URL of the store: redis://, rediss:// or unix://; of a group, redis+sentinel:// and "
-        "redis+cluster://, with hosts separated by commas, or rediss+…; its query may have db and, with "
-        "rediss, TLS parameters such as ssl_ca_certs; none: the embedded store",
+        description="URL of the store: redis://, rediss:// or unix://; of a group: redis+sentinel://, "
+        "redis+cluster:// or rediss+…; none: the embedded store",
     )
     replicas: int = Field(
         default=0,

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from idagg.errors import StoreAwayError, StoreError
-from idagg.store import client as client_module
 from idagg.store.client import Client
 from idagg.store.hits import HitStore
 from idagg.store.probe import probe
@@ -27,11 +26,12 @@ def group() -> Iterator[SentinelGroup]:
 
 
 @pytest.fixture
-async def both(group: SentinelGroup, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Client]:
-    """A client of the primary, for which both replicas must have everything; soon tired of waiting."""
-    monkeypatch.setattr(client_module, "WAIT_MS", 200)
+async def both(group: SentinelGroup) -> AsyncIterator[Client]:
+    """A client of the primary, for which both replicas must have everything, and have it so far."""
     client = Client(group.nodes[0].tcp_url, tag=TAG, timeout_s=5, replicas=2)
     await client.command("FLUSHALL")
+    # After a start or a freeze a replica may be busy with its log for longer than WAIT_MS.
+    assert await eventually(lambda: client.command("WAIT", 2, 1000), lambda count: count == 2) == 2
     yield client
     await client.close()
 
@@ -126,6 +126,18 @@ async def test_a_primary_that_is_demoted_while_it_waits(
         await asyncio.to_thread(primary.ask, "REPLICAOF", "NO", "ONE")
         group.nodes[2].thaw()
     await asyncio.to_thread(group.in_sync)
+
+
+async def test_a_primary_that_wants_more_replicas(both: Client) -> None:
+    """It refuses by itself, and the sentence names its setting."""
+    await hits(both).add(1, [b"1"])
+    await both.command("CONFIG", "SET", "min-replicas-to-write", "5")
+    try:
+        with pytest.raises(StoreAwayError, match=r"takes no writes, it has fewer replicas than its min-repl"):
+            await hits(both).add(1, [b"2"])
+    finally:
+        await both.command("CONFIG", "SET", "min-replicas-to-write", "0")
+    await hits(both).add(1, [b"2"])
 
 
 async def test_a_user_without_permission_to_wait(group: SentinelGroup, both: Client) -> None:
