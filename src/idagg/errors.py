@@ -49,14 +49,18 @@ class StoreRefusedError(StoreError):
 class OtherRegimeError(StoreRefusedError):
     """The batch was spread over the shards by a regime that is not the open window's."""
 
-    def __init__(self, number: int, shards: int) -> None:
-        super().__init__(f"the store's ids are spread over {shards} shards now (regime {number})")
+    def __init__(self, what: str, number: int, shards: int) -> None:
+        super().__init__(what)
         self.number = number
         self.shards = shards
 
 
 class FencedError(StoreRefusedError):
     """Another leader has a newer epoch. The store did not execute the command of the old one."""
+
+    def __init__(self, what: str, epoch: int = 0) -> None:
+        super().__init__(what)
+        self.epoch = epoch
 
 
 class DamagedError(StoreError):

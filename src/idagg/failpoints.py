@@ -10,7 +10,10 @@ import os
 import signal
 
 VARIABLE = "IDAGG_FAILPOINT"
-PLACES = ("before-seal", "after-seal", "after-confirm", "before-mark", "after-mark", "attempt", "callback")
+PLACES = (
+    *("before-seal", "after-part", "after-seal", "after-merge", "after-drop"),
+    *("after-confirm", "before-mark", "after-mark", "attempt", "callback"),
+)
 ACTIONS = {"kill": signal.SIGKILL, "stall": signal.SIGSTOP}
 
 

@@ -156,8 +156,8 @@ class Metrics:
         )
         self._differs = Gauge(
             "idagg_differing_workers",
-            "LOSS: workers whose --window or --exact-limit is not what the others agree on: they answer 503 "
-            "and do not lead",
+            "LOSS: workers whose --window, --exact-limit or --shards is not what the others agree on: they "
+            "do not lead, and but for --shards they answer 503",
             multiprocess_mode="livesum",
             registry=registry,
         )

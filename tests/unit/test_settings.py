@@ -601,8 +601,8 @@ def test_unknown_failpoint(value: str) -> None:
     (problem,) = problems({}, HOME | {failpoints.VARIABLE: value})
     assert problem == (
         f"environment IDAGG_FAILPOINT cannot be {value!r}: it is one of "
-        "before-seal, after-seal, after-confirm, before-mark, after-mark, attempt, callback, then =kill or "
-        "=stall"
+        "before-seal, after-part, after-seal, after-merge, after-drop, after-confirm, before-mark, "
+        "after-mark, attempt, callback, then =kill or =stall"
     )
     load({}, HOME | {failpoints.VARIABLE: "after-seal=kill@/x"})
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import functools
 import gc
 import logging
 import math
@@ -113,11 +114,13 @@ class Worker:
         )
 
         self._client = servers.client(home, timeout_s=FLUSH_TIMEOUT_S)
-        windows = WindowStore(
+        self._windows = windows = WindowStore(
             self._client,
             namespace=settings.namespace,
             window_s=settings.window,
             exact_limit=settings.exact_limit,
+            shards=settings.shards or 1,
+            client_of=functools.partial(servers.client, timeout_s=FLUSH_TIMEOUT_S),
         )
         lines = LogFile(settings.log_file)
         self._leadership = Leadership(
@@ -183,19 +186,22 @@ class Worker:
             await self._broker.close()
         for client in self._shard_clients.values():
             await client.close()
+        await self._windows.close()
         await self._client.close()
 
     def _shards_away(self) -> dict[int, str]:
         """Why shards store no ids, by their index."""
         away = self._router.trouble()
-        if self._leadership.trouble and not self._leadership.differs:
-            away.setdefault(0, self._leadership.trouble)
+        leadership = self._leadership
+        if leadership.trouble and (leadership.notice or not leadership.differs):
+            away.setdefault(0, leadership.trouble)
         return away
 
     def _store_trouble(self) -> str | None:
         """Why this worker is not ready; None if it is: ids of some shards at least are stored."""
-        if self._leadership.differs and self._leadership.trouble:
-            return self._leadership.trouble
+        leadership = self._leadership
+        if leadership.trouble and leadership.differs and not leadership.notice:
+            return leadership.trouble
         away, regime = self._shards_away(), self._router.regime
         if len(away) == regime.shards or (away and not regime.number):
             return next(iter(away.values()))
@@ -276,7 +282,7 @@ class Worker:
                 self._store_trouble(),
                 broker,
                 self._flusher.trouble,
-                shards=self._shard_trouble(),
+                shards=self._shard_trouble() or self._leadership.notice,
             )
             self._metrics.tasks(len(asyncio.all_tasks()))
             self._metrics.differs(self._leadership.differs)

@@ -15,23 +15,14 @@ from idagg.errors import HalfDoneError, StoreAwayError, StoreError, StoreRefused
 from idagg.store.address import Address, shown
 from idagg.store.connection import Argument, Connection, open_connection
 from idagg.store.replies import refusal, unreachable
+from idagg.store.scripts import OPENINGS
 
 _LUA = importlib.resources.files("idagg.store") / "lua"
-# What scripts begin with, after the prelude; the leader's are fenced by its epoch.
-_LEADERS = ("damage", "fence")
-_OPENINGS = {
-    "seal": _LEADERS,
-    "mark": _LEADERS,
-    "attempts": _LEADERS,
-    "callbacks_done": _LEADERS,
-    "quarantine": _LEADERS,
-    "inspect": ("damage",),
-}
 
 
 def source(name: str) -> str:
     """A script whole, its prelude included."""
-    parts = ("prelude", *_OPENINGS.get(name, ()), name)
+    parts = ("prelude", *OPENINGS.get(name, ()), name)
     return "\n".join((_LUA / f"{part}.lua").read_text(encoding="utf-8") for part in parts)
 
 

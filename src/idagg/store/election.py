@@ -65,10 +65,10 @@ class Election:
     async def lead(self, name: str, *, lease_ms: int, may_change_after: Successor = "none") -> Lease:
         """Take or keep the lease as ``name``. Where our settings are not the store's, it is taken only if it
         was last held in the epoch ``may_change_after``; they are the store's then."""
-        epoch, lasts_ms, last_epoch, window_s, exact_limit = await self._client.script(
-            "lead", self._tag, name, lease_ms, *self.agreed[:2], may_change_after
+        epoch, lasts_ms, last_epoch, *store, number, spread = await self._client.script(
+            "lead", self._tag, name, lease_ms, *self.agreed, may_change_after
         )
-        return Lease(epoch, lasts_ms, last_epoch, Agreed(window_s, exact_limit))
+        return Lease(epoch, lasts_ms, last_epoch, Agreed(*store), Regime(number, spread))
 
     async def resign(self, name: str) -> None:
         await self._client.script("resign", self._tag, name)

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from idagg.store.parts import exact_share
 from idagg.store.shards import ONE_SHARD, Regime, shard_tag
 
 # What one script call carries at most: Lua's unpack() is limited to about 8,000 values, and at about 1 us
@@ -61,7 +62,10 @@ class HitStore:
     ) -> None:
         self._scripts = scripts
         self._tag = shard_tag(namespace, shard)
-        self._fixed = (window_s, exact_limit, endpoint_limit, secrets.token_hex(8))
+        self._fixed = (
+            *(window_s, exact_limit, exact_share(exact_limit, regime.shards), endpoint_limit),
+            *(f"{regime.number} {regime.shards}", secrets.token_hex(8)),
+        )
         self._acknowledged = _Acknowledged()
 
     async def add(

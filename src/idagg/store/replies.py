@@ -5,6 +5,7 @@ from __future__ import annotations
 from idagg.errors import (
     FencedError,
     HalfDoneError,
+    OtherRegimeError,
     StoreAwayError,
     StoreError,
     StoreRefusedError,
@@ -55,7 +56,22 @@ def refusal(where: str, reply: str) -> StoreError:
     if code == "OOM":
         return StoreRefusedError(f"Redis at {where} is out of memory (maxmemory)")
     if code == "FENCED":
-        return FencedError(f"another leader has taken over (epoch {rest})")
+        return FencedError(f"another leader has taken over (epoch {rest})", int(rest))
+    if code == "REGIME":
+        number, shards = map(int, rest.split())
+        return OtherRegimeError(
+            f"Redis at {where} spreads ids over {shards} shards now, and counted none of this batch",
+            number,
+            shards,
+        )
+    if code == "AHEAD":
+        return StoreAwayError(
+            f"Redis at {where} has not come to the window with which another number of shards begins"
+        )
+    if code == "LEADERLESS":
+        return StoreAwayError(
+            f"Redis at {where} has a shard that no leader has been at: it takes ids once one has"
+        )
     if code == "SCHEMA":
         return StoreRefusedError(
             f"Redis at {where} holds what another version of idagg wrote (schema {rest}): "
