@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ from idagg.store.parts import (
 from idagg.store.shards import Regime, shard_of
 
 
-def part(start_s: int = 0, **fields: int) -> Part:
+def part(start_s: int = 0, **fields: Any) -> Part:
     return Part(start_s, 60, 0, 0, 0, True, False, 0)._replace(**fields)
 
 

@@ -3,7 +3,8 @@
 -- On the home shard, whose part goes. Applied at most once, however often it is sent.
 --
 -- ARGV[2]  the window's start, s
--- ARGV[3…] length, unique, estimate, hits, exact, suspect, dropped
+-- ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
+--          length, unique, estimate, hits, exact, suspect, dropped
 --
 -- Returns {1}; {0} where the window has been merged before; or {-1, start, what}: for what reason it cannot be.
 
