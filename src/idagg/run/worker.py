@@ -243,10 +243,10 @@ class Worker:
             await asyncio.sleep(TICK_S)
             self._router.tick()
             self._public.tick()
+            self._tell_shards()
             if loop.time() >= next_second:
                 next_second += 1
                 self._public.second(time.time())
-                self._tell_shards()
                 self._metrics.traffic(
                     self._fallback.take_tally(),
                     self._fallback.take_reasons(),
