@@ -139,6 +139,10 @@ async def bench() -> AsyncIterator[Bench]:
     await bench.end()
 
 
+def other_regime(number: int, shards: int) -> OtherRegimeError:
+    return OtherRegimeError("spread otherwise", number, shards)
+
+
 def ids_of(shard: int, count: int, shards: int = SHARDS) -> list[int]:
     """So many ids that belong to this shard."""
     numbers = (number for number in range(1, 10**6) if shard_of(b"%d" % number, shards) == shard)
@@ -394,7 +398,7 @@ async def test_a_regime_that_the_home_shard_names_holds_at_once(bench: Bench) ->
     await settle()
     bench.add(*range(40, 80))
     former = bench.shards
-    former[0].let_go(OtherRegimeError("routed by the regime before", 2, 2))
+    former[0].let_go(other_regime(2, 2))
     await settle()
     assert bench.router.regime == Regime(2, 2)
     assert [shard.regime for shard in bench.shards] == [Regime(2, 2)] * 2
@@ -406,7 +410,7 @@ async def test_a_regime_that_the_home_shard_names_holds_at_once(bench: Bench) ->
     assert {name for name, stored in bench.answers if stored} == set(range(80, 120))
     for _ in range(3):
         for shard in former:
-            shard.let_go(OtherRegimeError("routed by the regime before", 2, 2))
+            shard.let_go(other_regime(2, 2))
         await settle()
     assert sorted(bench.answers) == [(number, number >= 80) for number in range(1, 120)]
     assert bench.router.waiting == 0
@@ -417,7 +421,7 @@ async def test_another_shard_has_no_say_in_the_regime(bench: Bench) -> None:
     """It may know of a plan that the home shard never confirms."""
     bench.add(*ids_of(1, 1))
     await settle()
-    bench.shards[1].let_go(OtherRegimeError("routed by the regime before", 2, 2))
+    bench.shards[1].let_go(other_regime(2, 2))
     await settle()
     assert bench.router.regime == Regime(1, SHARDS)
     assert [stored for _, stored in bench.answers] == [False]
@@ -429,7 +433,7 @@ async def test_a_former_home_has_no_say_either(bench: Bench) -> None:
     await settle()
     former = bench.shards[0]
     bench.router.follow(Regime(3, 2))
-    former.let_go(OtherRegimeError("routed by the regime before", 2, 3))
+    former.let_go(other_regime(2, 3))
     await settle()
     assert bench.router.regime == Regime(3, 2)
 
@@ -464,7 +468,7 @@ async def test_a_stop_while_the_regime_changes(bench: Bench) -> None:
     bench.add(*range(1, 40))
     await settle()
     bench.router.stop()
-    bench.shards[0].let_go(OtherRegimeError("routed by the regime before", 2, 2))
+    bench.shards[0].let_go(other_regime(2, 2))
     await settle()
     assert bench.router.regime == Regime(1, SHARDS)
     for shard in bench.shards[1:]:

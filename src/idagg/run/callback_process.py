@@ -92,6 +92,7 @@ class CallbackProcess:
             namespace=settings.namespace,
             window_s=settings.window,
             exact_limit=settings.exact_limit,
+            proves=settings.replicas > 0,
         )
         proxy = Proxy.parse(settings.callback_proxy) if settings.callback_proxy else None
         self._resolver = Resolver(CONCURRENCY)

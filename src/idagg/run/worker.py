@@ -94,7 +94,7 @@ class Worker:
         tally = collections.Counter[int]()
         self._router = Router(
             hits,
-            Regime(0, settings.shards or 1),
+            Regime(0, stores.shards(settings)),
             self._metrics,
             tally,
             deadline_s=settings.deadline,
@@ -125,8 +125,9 @@ class Worker:
             namespace=settings.namespace,
             window_s=settings.window,
             exact_limit=settings.exact_limit,
-            shards=settings.shards or 1,
+            shards=stores.shards(settings),
             client_of=functools.partial(servers.client, timeout_s=FLUSH_TIMEOUT_S),
+            proves=settings.replicas > 0,
         )
         lines = LogFile(settings.log_file)
         self._leadership = Leadership(
@@ -215,8 +216,9 @@ class Worker:
     def _shards_away(self) -> dict[int, str]:
         """Why shards store no ids, by their index."""
         away = self._router.trouble()
-        if self._leadership.trouble and not self._leadership.differs:
-            away.setdefault(0, self._leadership.trouble)
+        leadership = self._leadership
+        if leadership.trouble and (leadership.notice or not leadership.differs):
+            away.setdefault(0, leadership.trouble)
         return away
 
     def _not_ready(self) -> str | None:
@@ -225,8 +227,9 @@ class Worker:
 
     def _store_trouble(self) -> str | None:
         """Why this worker is not ready; None if it is: ids of some shards at least are stored."""
-        if self._leadership.differs and self._leadership.trouble:
-            return self._leadership.trouble
+        leadership = self._leadership
+        if leadership.trouble and leadership.differs and not leadership.notice:
+            return leadership.trouble
         away, regime = self._shards_away(), self._router.regime
         if len(away) == regime.shards or (away and not regime.number):
             return next(iter(away.values()))
@@ -268,10 +271,10 @@ class Worker:
             await asyncio.sleep(TICK_S)
             self._router.tick()
             self._public.tick()
+            self._tell_shards()
             if loop.time() >= next_second:
                 next_second += 1
                 self._public.second(time.time())
-                self._tell_shards()
                 self._metrics.traffic(
                     self._fallback.take_tally(),
                     self._fallback.take_reasons(),
@@ -326,7 +329,7 @@ class Worker:
                 broker,
                 self._flusher.trouble,
                 self._watch.risk if self._watch else None,
-                self._shard_trouble(),
+                shards=self._shard_trouble() or self._leadership.notice,
             )
             self._metrics.tasks(len(asyncio.all_tasks()))
             self._metrics.log_lines_dropped(take_dropped())
