@@ -163,6 +163,18 @@ async def test_embedded_store() -> None:
         await until(lambda: not serving.processes())
 
 
+async def test_killed_after_a_reload() -> None:
+    """The kernel ends the store that an earlier program has started, and hung workers of this one."""
+    with Serving(tuned=SOON, window=long_window()) as serving:
+        store = serving.store()
+        assert (await reload("--pid", str(serving.pid))).returncode == 0
+        assert serving.store() == store
+        for pid in serving.workers():
+            os.kill(pid, signal.SIGSTOP)
+        serving.kill()
+        await until(lambda: not serving.processes())
+
+
 async def test_a_dead_workers_listener(any_server: RedisServer) -> None:
     """While no successor runs, other workers accept the new connections of a dead worker."""
     tuned = {f"idagg.run.restart.{name}": 60 for name in ("YOUNG_S", "FIRST_DELAY_S", "LONGEST_DELAY_S")}

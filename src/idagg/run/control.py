@@ -86,17 +86,21 @@ class Control:
         _, uid, _ = _peer(client)
         try:
             if uid not in (0, os.geteuid()):
-                raise PermissionError
+                raise PermissionError("only root and the user of idagg may ask for a reload")
             async with asyncio.timeout(_REQUEST_S):
                 line = b""
                 while not line.endswith(b"\n") and len(line) < _MAX_BYTES:
                     data = await asyncio.get_running_loop().sock_recv(client, 65_536)
                     if not data:
-                        raise ConnectionError
+                        raise ConnectionError("it is closed")
                     line += data
             environment = orjson.loads(line).get("environment")
         except (OSError, TimeoutError, ValueError, AttributeError) as error:
-            log.warning("a request at the control socket from user %d is refused: %s", uid, error)
+            log.warning(
+                "a request at the control socket from user %d is refused: %s",
+                uid,
+                f"it did not come within {_REQUEST_S:g} s" if isinstance(error, TimeoutError) else error,
+            )
             client.close()
             return
         self._on_request(Request(client, environment))
