@@ -93,6 +93,19 @@ async def test_number_of_workers(serving: Serving, settings: Path) -> None:
     assert (await serving.figures())["idagg_reloads_total{done}"] == 3
 
 
+async def test_number_of_shards(serving: Serving, settings: Path) -> None:
+    """It begins with a window once no worker has the old number. No id is lost or counted twice then."""
+    async with Load(serving, callers=4) as load:
+        write(settings, OWN + "workers = 2\nshards = 4\n")
+        await reloads(serving)
+        await until(lambda: serving.said.count("spread over 4 shards from now on") == 2, within_s=20)
+        await load.goes_on(200)
+    # Requests that are under way when it begins may be answered 503.
+    assert (len(load.failed) < 100, load.unknown) == (True, set())
+    assert len(load.ok) <= sum((await serving.delivered()).values()) <= len(load.sent)
+    assert b"shards" not in (await serving.health()).body
+
+
 async def test_addresses(serving: Serving, settings: Path) -> None:
     """Both listeners move; the old addresses are free afterwards."""
     old = serving.port, serving.admin_port
@@ -135,6 +148,15 @@ async def test_nobody_to_reload() -> None:
     done = await reload("--pid", "1")
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.startswith("idagg: no idagg with process id 1 can be reached: ")
+
+
+async def test_a_request_that_is_refused(serving: Serving) -> None:
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.connect(f"\0idagg-{serving.pid}")
+        channel.shutdown(socket.SHUT_WR)
+        assert await asyncio.to_thread(channel.recv, 1) == b""
+    said = f"a request at the control socket from user {os.geteuid()} is refused: it is closed\n"
+    await until(lambda: said in serving.said)
 
 
 async def test_stopped_during_a_reload(any_server: RedisServer) -> None:
