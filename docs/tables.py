@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import Metric as Family
 
-from idagg.metrics import Metrics
+from idagg.metrics import Metrics, left_out_family
 from idagg.settings import SECRETS, Settings, default_text, flag
 
 _HERE = Path(__file__).parent
@@ -40,14 +41,16 @@ class Metric:
 
 def metrics() -> list[Metric]:
     """Every metric of the program, in its order. Raises KeyError where one has neither alert nor reason."""
-    found = []
+    families: list[tuple[Family, tuple[str, ...]]] = []
     for metric in vars(Metrics()).values():
         assert isinstance(metric, MetricWrapperBase)
-        (family,) = metric.collect()
+        # The library has no public name for a metric's labels.
+        families += ((family, tuple(metric._labelnames)) for family in metric.collect())
+    families.append((left_out_family(0), ()))
+    found = []
+    for family, labels in families:
         name = f"{family.name}_total" if family.type == "counter" else family.name
         alert = ALERTS[family.name]
-        # The library has no public name for a metric's labels.
-        labels = tuple(metric._labelnames)
         found.append(
             Metric(name, family.type, labels, family.documentation, alert.get("alert"), alert["advice"])
         )

@@ -56,6 +56,7 @@ PACKAGES: dict[str, Callable[[], object]] = {
     "varnish": lambda: shutil.which("varnishd"),
     "nginx": lambda: shutil.which("nginx"),
     "curl": lambda: shutil.which("curl"),
+    "systemd": lambda: shutil.which("systemd-analyze"),
     "chromium": lambda: shutil.which("chromium"),
     "default-jdk-headless": lambda: shutil.which("javac"),
 }

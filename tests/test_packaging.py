@@ -116,3 +116,25 @@ def test_nonsense_is_told_in_a_sentence() -> None:
     )
     assert (said.returncode, said.stdout) == (1, "")
     assert said.stderr == "install.sh: unknown option --remove: see the first lines of this file\n"
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """The unit, with a program that exists here."""
+    text = (_ROOT / "deploy/idagg.service").read_text()
+    unit = tmp_path / "idagg.service"
+    unit.write_text(text.replace("/opt/idagg/bin/idagg", "/bin/true"))
+    return unit
+
+
+def test_the_unit_is_understood(unit: Path) -> None:
+    """systemd finds nothing to say about it."""
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_unit_is_confined(unit: Path) -> None:
+    """Its exposure, 0 to 10, is low. The process that calls endpoints needs setpriority, 0.1 of it."""
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=12", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

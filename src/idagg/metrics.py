@@ -7,7 +7,7 @@ mode). The admin listener adds them up. Metrics are updated per batch or per win
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from prometheus_client import (
@@ -19,6 +19,8 @@ from prometheus_client import (
     generate_latest,
     multiprocess,
 )
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from idagg import libraries
 from idagg.window import Counts, Record
@@ -26,6 +28,9 @@ from idagg.window import Counts, Record
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """prometheus_client reads it on import, so a process must be started with it."""
 
+
+# prometheus_client's own first size of a file; our metrics fill a tenth of it.
+_FILE_BYTES = 1 << 16
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -44,11 +49,56 @@ def forget(folder: Path, writer: int) -> None:
     multiprocess.mark_process_dead(writer, str(folder))  # type: ignore[no-untyped-call]  # untyped there
 
 
-def exposition(folder: Path) -> bytes:
-    """The metrics of all processes in Prometheus' text format."""
+def reserve(folder: Path, writer: int) -> None:
+    """Make a process's files with all their space on disk. Raises OSError if there is none.
+
+    prometheus_client makes them without space and maps them into memory: on a full disk, the first write
+    would kill the process (SIGBUS). A folder that was swept away is made again.
+    """
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for kind in ("counter", "histogram", "gauge_livesum", "gauge_max"):
+        with (folder / f"{kind}_{writer}.db").open("ab") as file:
+            os.posix_fallocate(file.fileno(), 0, _FILE_BYTES)
+
+
+def exposition(folder: Path, writers: Iterable[int]) -> tuple[bytes, list[str]]:
+    """The metrics of all processes in Prometheus' text format, and the names of files that are left out.
+
+    Those cannot be read, or are missing although their writer runs.
+    """
+    files = {path.name: str(path) for path in folder.glob("*.db")}
+    left_out = [name for name, path in files.items() if not _is_readable(path)]
+    readable = [path for name, path in files.items() if name not in left_out]
+    left_out += [name for writer in writers if (name := f"counter_{writer}.db") not in files]
     registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry, path=str(folder))  # type: ignore[no-untyped-call]  # untyped there
-    return generate_latest(registry)
+    registry.register(_Files(readable, len(left_out)))
+    return generate_latest(registry), left_out
+
+
+def left_out_family(count: int) -> GaugeMetricFamily:
+    return GaugeMetricFamily(
+        "idagg_metrics_left_out",
+        "Files of metrics that could not be read: what they count is missing in this answer",
+        count,
+    )
+
+
+class _Files(Collector):
+    def __init__(self, files: Sequence[str], left_out: int) -> None:
+        self._files = files
+        self._left_out = left_out
+
+    def collect(self) -> Iterator[Metric]:
+        yield from multiprocess.MultiProcessCollector.merge(self._files)  # type: ignore[no-untyped-call]  # untyped there
+        yield left_out_family(self._left_out)
+
+
+def _is_readable(path: str) -> bool:
+    try:
+        multiprocess.MultiProcessCollector.merge([path])  # type: ignore[no-untyped-call]  # untyped there
+    except Exception:  # what is wrong in a file decides which error it is
+        return False
+    return True
 
 
 class Metrics:
@@ -161,6 +211,11 @@ class Metrics:
             multiprocess_mode="livesum",
             registry=registry,
         )
+        self._log_lines_dropped = Counter(
+            "idagg_log_lines_dropped",
+            "Lines of idagg's own log that were dropped, because nobody read standard error",
+            registry=registry,
+        )
         self._tasks = Gauge(
             "idagg_tasks",
             "Tasks of all event loops: about ten each, and one for each callback in progress",
@@ -211,6 +266,9 @@ class Metrics:
 
     def tasks(self, count: int) -> None:
         self._tasks.set(count)
+
+    def log_lines_dropped(self, lines: int) -> None:
+        self._log_lines_dropped.inc(lines)
 
     def called(self, result: str, endpoints: int = 1) -> None:
         self._callbacks.labels(result).inc(endpoints)

@@ -7,6 +7,7 @@ import datetime
 import logging
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -18,11 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from idagg.errors import CannotStartError
-from idagg.run import restart, sockets
+from idagg.run import logs, restart, sockets
 from idagg.run.logs import log_to_stderr
 from idagg.run.messages import CallbackStart, Heartbeat, Leads, Message, WorkerStart
 from idagg.run.restart import Restarts
-from idagg.run.systemd import notify
+from idagg.run.systemd import notify, watchdog_s
 from idagg.settings import Settings
 
 YOUNG = restart.YOUNG_S / 2
@@ -192,6 +193,15 @@ def test_notify(abstract: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert channel.recv(1024) == b"READY=1\nSTATUS=2 workers listen"
 
 
+def test_notify_somebody_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service manager that reads nothing holds nothing up."""
+    monkeypatch.setenv("NOTIFY_SOCKET", f"{tmp_path}/notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(f"{tmp_path}/notify")
+        for _ in range(1000):  # the kernel keeps 512 at most
+            notify("WATCHDOG=1")
+
+
 @pytest.mark.parametrize("path", [None, "", "/nonexistent/notify", "@nobody-listens-here"])
 def test_notify_nobody(path: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nobody listens nothing happens."""
@@ -216,6 +226,7 @@ def test_log(is_journal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         before = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
         log_to_stderr("worker-1")
         logging.getLogger("idagg.x").warning("a line")
+        root.handlers[0].flush()
         stderr.seek(0)
         line = stderr.read()
     monkeypatch.undo()
@@ -227,3 +238,84 @@ def test_log(is_journal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert rest == "worker-1 WARNING a line\n"
         told = datetime.datetime.fromisoformat(stamp)
         assert before <= told <= datetime.datetime.now(datetime.UTC)
+
+
+def test_log_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines past the limit are dropped and counted, and their number is written once somebody reads."""
+    monkeypatch.setattr(logs, "MOST_LINES", 10)
+    monkeypatch.setattr(logs, "_LAST_S", 0.01)
+    reader, descriptor = os.pipe()
+    os.set_blocking(descriptor, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(descriptor, bytes(4096))
+    os.set_blocking(descriptor, True)
+    handler = logs.Writer(descriptor)
+    for number in range(100):
+        handler.handle(logging.makeLogRecord({"msg": f"line {number}"}))
+    handler.flush()
+    dropped = handler.take_dropped()
+    assert dropped in (89, 90)  # the thread may have taken one
+    assert handler.take_dropped() == 0
+    said = b""
+    with os.fdopen(reader, "rb", buffering=0) as pipe:
+        while f"line {99 - dropped}\n".encode() not in said:
+            said += pipe.read(1 << 20)
+        handler.handle(logging.makeLogRecord({"msg": "the last line"}))
+        while b"the last line" not in said:
+            said += pipe.read(1 << 20)
+    lines = said.lstrip(b"\0").decode().splitlines()
+    told = f"{dropped} lines of this log were dropped: its reader was too slow"
+    assert [line for line in lines if line != told] == [
+        *(f"line {number}" for number in range(100 - dropped)),
+        "the last line",
+    ]
+    assert told in lines
+
+
+def test_log_at_the_end() -> None:
+    """All lines are written before a process ends by itself."""
+    script = (
+        "import logging; from idagg.run.logs import log_to_stderr; log_to_stderr('x')\n"
+        "for number in range(1000): logging.info('line %d', number)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], stderr=subprocess.PIPE, check=True)
+    assert done.stderr.count(b"\n") == 1000
+
+
+def test_log_whose_reader_is_gone() -> None:
+    """A line that cannot be written is dropped, and nothing is raised."""
+    reader, descriptor = os.pipe()
+    os.close(reader)
+    handler = logs.Writer(descriptor)
+    handler.handle(logging.makeLogRecord({"msg": "a line"}))
+    handler.flush()
+    assert handler.take_dropped() == 1
+
+
+def test_log_without_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is closed, nothing is logged."""
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(sys, "stderr", None)
+    log_to_stderr("idagg")
+    logging.getLogger("idagg.x").warning("a line")
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "10000000"}, 10.0),
+        ({"WATCHDOG_USEC": "10000000", "WATCHDOG_PID": str(os.getpid())}, 10.0),
+        ({"WATCHDOG_USEC": "10000000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+    ],
+)
+def test_watchdog(variables: dict[str, str], expected: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interval is that of the service manager, if it means this process."""
+    for name in ("WATCHDOG_USEC", "WATCHDOG_PID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert watchdog_s() == expected

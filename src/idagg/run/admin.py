@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import logging
 import time
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +19,8 @@ from idagg.run import sockets
 from idagg.run.messages import SINKS
 from idagg.tasks import end
 
+log = logging.getLogger("idagg.admin")
+
 _KEEPALIVE_S = 75
 # Time for which a stop waits for answers in progress.
 _CLOSE_S = 1.0
@@ -29,6 +32,9 @@ class Watched(Protocol):
     metrics_folder: Path
 
     def trouble(self) -> dict[str, str]: ...
+
+    def writers(self) -> list[int]:
+        """The numbers of the running processes' metrics files."""
 
 
 class AdminListener:
@@ -50,6 +56,7 @@ class AdminListener:
         self._path = FastPath(
             None, self._fallback, epoch_s=time.time(), deadline_s=_CLOSE_S, keepalive_s=_KEEPALIVE_S
         )
+        self._left_out = set[str]()  # files, of the last answer of /metrics
         self._listener: Listener | None = None
         self._ticking: asyncio.Task[None] | None = None
 
@@ -74,7 +81,18 @@ class AdminListener:
             self._path.second(time.time())
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        body = await asyncio.to_thread(metrics.exposition, self._watched.metrics_folder)
+        watched = self._watched
+        body, left_out = await asyncio.to_thread(
+            metrics.exposition, watched.metrics_folder, watched.writers()
+        )
+        if set(left_out) - self._left_out:
+            log.error(
+                "/metrics leaves out %s in %s, which cannot be read: what they count is missing until the "
+                "processes that write them are replaced",
+                ", ".join(sorted(left_out)),
+                watched.metrics_folder,
+            )
+        self._left_out = set(left_out)
         return web.Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def _livez(self, request: web.Request) -> web.Response:

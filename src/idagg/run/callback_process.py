@@ -33,6 +33,7 @@ from idagg.deliver.signing import Signer
 from idagg.errors import Exit
 from idagg.flush.caller import Caller
 from idagg.metrics import Metrics
+from idagg.run.logs import take_dropped
 from idagg.run.messages import HEARTBEAT_S, CallbackStart, Heartbeat, Leads
 from idagg.run.process import begin, first_message
 from idagg.store.servers import Servers
@@ -152,6 +153,7 @@ class CallbackProcess:
     async def _beat(self) -> None:
         while True:
             self._metrics.tasks(len(asyncio.all_tasks()))
+            self._metrics.log_lines_dropped(take_dropped())
             with contextlib.suppress(BlockingIOError):  # the supervisor is busy: skip this heartbeat
                 os.write(self._heartbeats, Heartbeat().line())
             await asyncio.sleep(HEARTBEAT_S)

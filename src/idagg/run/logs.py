@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import queue
+import select
 import sys
+import threading
 import time
+
+# About 1 MB at most. A supervisor with 256 workers that all die at once says less.
+MOST_LINES = 5000
+# Time that the end of a process gives to lines that nobody reads.
+_LAST_S = 1.0
 
 
 def log_to_stderr(process: str) -> None:
@@ -16,9 +25,79 @@ def log_to_stderr(process: str) -> None:
             f"%(asctime)s.%(msecs)03dZ {process} %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S"
         )
         formatter.converter = time.gmtime
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.NullHandler() if sys.stderr is None else Writer(sys.stderr.fileno())
     handler.setFormatter(formatter)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def take_dropped() -> int:
+    """The number of lines that this process has dropped since the last call."""
+    return sum(
+        handler.take_dropped() for handler in logging.getLogger().handlers if isinstance(handler, Writer)
+    )
+
+
+class Writer(logging.Handler):
+    """Writes lines to a descriptor in a thread of its own, so that no event loop waits for their reader.
+
+    A pipe that nobody reads is full after 64 KiB. Lines past MOST_LINES are dropped; the next line that
+    can be written is preceded by their number. The descriptor stays blocking, since other processes share it.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._lines: queue.Queue[bytes | threading.Event] = queue.Queue(MOST_LINES)
+        self._dropped = 0  # since the last call of take_dropped
+        self._not_told = 0  # dropped, and not yet written about
+        # The handler's own lock is held by logging.shutdown() while it waits for the thread.
+        self._counting = threading.Lock()
+        threading.Thread(target=self._write_all, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.put_nowait(f"{self.format(record)}\n".encode(errors="backslashreplace"))
+        except queue.Full:
+            self._drop()
+
+    def flush(self) -> None:
+        """Wait until all lines are written, a moment at most. Each process does so at its end."""
+        written = threading.Event()
+        with contextlib.suppress(queue.Full):
+            self._lines.put(written, timeout=_LAST_S)
+            written.wait(_LAST_S)
+
+    def take_dropped(self) -> int:
+        with self._counting:
+            taken, self._dropped = self._dropped, 0
+        return taken
+
+    def _write_all(self) -> None:
+        while True:
+            line = self._lines.get()
+            if isinstance(line, threading.Event):
+                line.set()
+                continue
+            with self._counting:
+                dropped, self._not_told = self._not_told, 0
+            if dropped:
+                line = b"%d lines of this log were dropped: its reader was too slow\n%s" % (dropped, line)
+            try:
+                self._write(line)
+            except OSError:  # the reader is gone, or the terminal
+                self._drop()
+
+    def _write(self, line: bytes) -> None:
+        while line:
+            try:
+                line = line[os.write(self._descriptor, line) :]
+            except BlockingIOError:  # another process has made the shared descriptor so
+                select.select([], [self._descriptor], [])
+
+    def _drop(self) -> None:
+        with self._counting:
+            self._dropped += 1
+            self._not_told += 1
 
 
 def _is_journal() -> bool:

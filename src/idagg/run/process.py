@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import TypeVar
 
 from idagg import metrics
 from idagg.run.logs import log_to_stderr
+from idagg.run.parent import die_with_supervisor
 
 T = TypeVar("T")
 
 
 def first_message(parse: Callable[[bytes], T]) -> T:
     """Read the first line of standard input, and leave that open: it ends when the supervisor dies."""
+    die_with_supervisor(sys.stdin.fileno())
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # of no use here; `pkill -HUP -f idagg` reaches all processes
     with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as messages:
         return parse(messages.readline())
 

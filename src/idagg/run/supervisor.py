@@ -23,14 +23,15 @@ import uvloop
 from idagg import __version__, metrics
 from idagg.deliver.logfile import is_stdout, shown
 from idagg.errors import CannotStartError, Exit, IdaggError
-from idagg.run import sockets
+from idagg.run import sockets, terminal
 from idagg.run.admin import AdminListener
 from idagg.run.child import Child, end
 from idagg.run.logs import log_to_stderr
 from idagg.run.messages import SINKS, CallbackStart, Heartbeat, Leads, WorkerStart
 from idagg.run.restart import YOUNG_S, Restarts
 from idagg.run.runtime import RuntimeFolder
-from idagg.run.systemd import notify
+from idagg.run.starts import FailedStarts, delay_s
+from idagg.run.systemd import notify, watchdog_s
 from idagg.settings import Settings
 from idagg.store.address import shown as shown_url
 from idagg.store.embedded import EmbeddedStore
@@ -45,6 +46,11 @@ CALLBACK_MODULE = "idagg.run.callback_process"
 CALM_S = 30.0
 # Interval at which the callback process is told of a new leader.
 TELL_S = 0.25
+# A worker may be without a heartbeat for so long: until it is killed for that, and its successor has asked
+# the store. If it takes longer, this process does not do its work.
+SILENT_S = 30.0
+# From SIGHUP to the question whether the terminal is still there.
+HANGUP_S = 0.2
 # Interval at which trouble that persists is logged again.
 REMIND_S = 30.0
 
@@ -76,7 +82,11 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._replace.set)
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)  # of no use here, and their default is to kill
+        self._outlives_terminal = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # nohup
+        self._had_terminal = terminal.is_there()
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         admin = AdminListener(self)
         try:
             admin_url = await admin.start(self._settings.admin_host, self._settings.admin_port)
@@ -89,6 +99,8 @@ class Supervisor:
             parts.append(replacing := asyncio.create_task(self._replace_all()))
             if self._store:
                 parts.append(asyncio.create_task(self._store.watch()))
+            if interval_s := watchdog_s():
+                parts.append(asyncio.create_task(self._feed_watchdog(interval_s)))
             stop = asyncio.create_task(self._stop.wait())
             await asyncio.wait([stop, *parts], return_when=asyncio.FIRST_COMPLETED)
             notify("STOPPING=1")
@@ -122,28 +134,28 @@ class Supervisor:
             for part in ("store", "broker", "delivery"):
                 if sentence := getattr(heartbeat, part):
                     found[part] = sentence
+        if self._store and self._store.trouble:
+            found["store"] = self._store.trouble  # the cause of what the workers say
         return found
 
     async def _start_store(self) -> None:
         assert self._settings.state_dir is not None  # the settings see to that
         self._store = EmbeddedStore(self._settings.state_dir, self._runtime.path)
         self._redis_url = self._store.url
+        await self._store.start()
 
     def _start_worker(self, slot: int) -> Child[Heartbeat]:
         writer, listener = self._free_writer(), self._listeners[slot].fileno()
         start = WorkerStart(self._settings, self._redis_url, writer, self._stdout, slot, listener)
         return self._watched(
             Child(
-        if self._store and self._store.trouble:
-            found["store"] = self._store.trouble  # the cause of what the workers say
                 f"worker-{slot}",
                 "idagg.run.worker",
                 start.line(),
                 Heartbeat.parse,
                 writer=writer,
-                environment=self._environment(),
+                environment=self._environment(writer),
                 pass_fds=[listener, self._stdout],
-        await self._store.start()
             )
         )
 
@@ -156,7 +168,7 @@ class Supervisor:
                 CallbackStart(self._settings, self._redis_url, writer, self._stdout).line(),
                 Heartbeat.parse,
                 writer=writer,
-                environment=self._environment(),
+                environment=self._environment(writer),
                 pass_fds=[self._stdout],
             )
         )
@@ -165,8 +177,18 @@ class Supervisor:
         taken = {child.writer for child in self._alive}
         return next(number for number in itertools.count() if number not in taken)
 
-    def _environment(self) -> dict[str, str]:
-        return {**os.environ, metrics.FOLDER_VARIABLE: str(self.metrics_folder)}
+    def writers(self) -> list[int]:
+        """The numbers of the running processes' metrics files."""
+        return [child.writer for child in self._alive]
+
+    def _environment(self, writer: int) -> dict[str, str]:
+        variables = {**os.environ, metrics.FOLDER_VARIABLE: str(self.metrics_folder)}
+        try:
+            metrics.reserve(self.metrics_folder, writer)
+        except OSError as error:
+            log.error("a process runs without metrics: %s in %s", error.strerror, self.metrics_folder)
+            del variables[metrics.FOLDER_VARIABLE]
+        return variables
 
     def _watched(self, child: Child[T]) -> Child[T]:
         def ended(life: asyncio.Task[None]) -> None:
@@ -235,6 +257,32 @@ class Supervisor:
                 async with asyncio.timeout(delay_s):
                     await self._stop.wait()
 
+    def _on_hangup(self) -> None:
+        """Replace the workers, or, if the terminal was closed, stop as every program does."""
+        if not self._had_terminal:
+            self._replace.set()
+            return
+        # A shell may send the signal shortly before it closes the terminal.
+        asyncio.get_running_loop().call_later(HANGUP_S, self._judge_hangup)
+
+    def _judge_hangup(self) -> None:
+        if terminal.is_there():
+            self._replace.set()
+        elif not self._outlives_terminal:
+            self._stop.set()
+
+    async def _feed_watchdog(self, interval_s: float) -> None:
+        """Tell systemd in time that this process and each worker are alive, as long as they are."""
+        heard: dict[int, float] = {}
+        while True:
+            now = time.monotonic()
+            for slot, worker in enumerate(self._workers):
+                if slot not in heard or (worker and worker.said):
+                    heard[slot] = now
+            if all(now - at < SILENT_S for at in heard.values()):
+                notify("WATCHDOG=1")
+            await asyncio.sleep(interval_s / 4)
+
     async def _replace_all(self) -> None:
         """At each SIGHUP, replace the workers one by one. Further signals during this count as one."""
         while True:
@@ -274,6 +322,7 @@ class Supervisor:
         while not all(worker and worker.said for worker in self._workers):  # noqa: ASYNC110  any of many sets it
             await asyncio.sleep(0.02)
         notify("READY=1", f"STATUS={len(self._workers)} workers listen")
+        FailedStarts().none()
         # The greeting is for the terminal. If records go to standard output, it must not mix with them.
         aside = sys.stderr if is_stdout(self._settings.log_file) else sys.stdout
         print(self._greeting(admin_url), file=aside, flush=True)
@@ -345,4 +394,12 @@ def serve(settings: Settings) -> int:
     except CrashLoopError as error:
         log.critical("%s", error)
         return Exit.CRASH_LOOP
+    except CannotStartError as error:
+        wait_s = delay_s(FailedStarts().one_more())
+        if not wait_s:
+            raise
+        notify(f"STATUS={error}")
+        log.critical("%s; the next start is not before %g s", error, wait_s)
+        time.sleep(wait_s)
+        return Exit.CANNOT_START
     return Exit.OK

@@ -33,6 +33,7 @@ from idagg.flush.flusher import Flusher
 from idagg.flush.leader import PATIENCE_S, Leadership
 from idagg.metrics import Metrics
 from idagg.run import sinks
+from idagg.run.logs import take_dropped
 from idagg.run.messages import HEARTBEAT_S, Heartbeat, WorkerStart
 from idagg.run.process import begin, first_message
 from idagg.store.hits import MAX_BATCH, HitStore
@@ -235,6 +236,7 @@ class Worker:
                 self._leadership.epoch, self._store_trouble(), broker, self._flusher.trouble
             )
             self._metrics.tasks(len(asyncio.all_tasks()))
+            self._metrics.log_lines_dropped(take_dropped())
             self._metrics.differs(self._leadership.differs)
             try:
                 os.write(self._heartbeats, heartbeat.line())

@@ -249,8 +249,15 @@ class EmbeddedStore:
             said = await asyncio.to_thread(_tail, log_file, said_before)
             if sentence := aof.explained(self.data, self.binary.path, self.binary.name, said):
                 raise CannotStartError(sentence)
-            last = f" ({said.splitlines()[-1].strip()})" if said.strip() else ""
+            last = f" ({self._disk_trouble() or said.strip().rpartition(chr(10))[2] or 'it says nothing'})"
             raise _NotNowError(f"the embedded store ({self.binary}) did not start: see {log_file}{last}")
+
+    def _disk_trouble(self) -> str | None:
+        """What a server cannot log, since its log is on that disk."""
+        disk = os.statvfs(self.data)
+        if disk.f_flag & os.ST_RDONLY:
+            return os.strerror(errno.EROFS)
+        return None if disk.f_bavail else os.strerror(errno.ENOSPC)
 
     async def _answers(self) -> bool:
         """Any answer will do: it may still be loading its data, which the workers wait for."""
