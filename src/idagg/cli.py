@@ -100,7 +100,10 @@ def _shown(value: object) -> str:
 
 
 def _complain(code: Exit, *sentences: str) -> int:
-    sys.stderr.writelines(f"idagg: {sentence}\n" for sentence in sentences)
+    from idagg.run.logs import is_journal
+
+    mark = "<3>" if is_journal() else ""
+    sys.stderr.writelines(f"{mark}idagg: {sentence}\n" for sentence in sentences)
     return code
 
 

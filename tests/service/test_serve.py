@@ -68,7 +68,7 @@ async def test_counts_go_to_the_log_and_to_endpoints() -> None:
             await until(lambda: iso(start) in serving.counts())
             (call,) = await until(lambda: serving.records("callback"))
             figures = await eventually(
-                serving.figures, lambda figures: "idagg_callbacks_total{ok}" in figures
+                serving.figures, lambda figures: figures["idagg_callbacks_total{ok}"] >= 1
             )
             serving.stop()
             (line,) = (line for line in serving.records("window") if line["unique_ids"] != "0")
@@ -315,7 +315,8 @@ async def test_metrics(serving: Serving) -> None:
     assert moved["idagg_store_seconds_count"] == moved["idagg_batch_size_count"] > 0
     assert after["idagg_leader"] == 1
     assert after["idagg_pending{deliveries}"] == after["idagg_pending{messages}"] == 0
-    assert {"idagg_flush_lag_seconds_count", "idagg_last_sealed_window_seconds"} < after.keys()
+    assert "idagg_flush_lag_seconds_count" in after
+    assert "idagg_last_sealed_window_seconds" not in after  # none is: no 0 that could be taken for one
     public = await serving.ask("/metrics")
     assert (public.status, public.body) == (404, b"failed")
 

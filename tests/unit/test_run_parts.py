@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from idagg.errors import CannotStartError
 from idagg.run import logs, restart, sockets
 from idagg.run.logs import log_to_stderr
-from idagg.run.messages import CallbackStart, Heartbeat, Leads, Message, WorkerStart
+from idagg.run.messages import CallbackStart, Heartbeat, Lead, Leads, Message, WorkerStart
 from idagg.run.restart import Restarts
 from idagg.run.systemd import notify, watchdog_s
 from idagg.settings import Settings
@@ -145,6 +145,7 @@ MESSAGES: list[Message] = [
     CallbackStart(SETTINGS, "unix:///run/x", writer=5, stdout=9),
     Heartbeat(),
     Heartbeat(7, 'Redis at "x"\nis away', "Ü", "full"),
+    Heartbeat(7, pid=9, answered=5, skew_s=-0.5, late_s=0.0, lead=Lead(60, 5, 9, True, 3, 0, 1, 2, 0)),
     Leads(7),
 ]
 
@@ -225,17 +226,17 @@ def test_log(is_journal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(sys, "stderr", stderr)
         before = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
         log_to_stderr("worker-1")
-        logging.getLogger("idagg.x").warning("a line")
+        logging.getLogger("idagg.x").warning("a line\nof two")
         root.handlers[0].flush()
         stderr.seek(0)
         line = stderr.read()
     monkeypatch.undo()
     time.tzset()
     if is_journal:
-        assert line == "worker-1 WARNING a line\n"
+        assert line == "<4>worker-1 WARNING a line\n<4>of two\n"
     else:
         stamp, _, rest = line.partition(" ")
-        assert rest == "worker-1 WARNING a line\n"
+        assert rest == "worker-1 WARNING a line\nof two\n"
         told = datetime.datetime.fromisoformat(stamp)
         assert before <= told <= datetime.datetime.now(datetime.UTC)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 
 from idagg.accept.commit import GroupCommit, Waiter
+from idagg.accept.replies import UNAVAILABLE
 from idagg.accept.request import TooManyError, parse, parse_bulk
 
 TAKEN = 0
@@ -27,6 +28,7 @@ class Admission:
         self.commit = commit
         self._tally = tally
         self._keeps_endpoints = keeps_endpoints
+        self.full = 0  # requests refused since too many wait for the store
 
     def one(self, waiter: Waiter, query: bytes) -> int:
         """Take a GET. Returns TAKEN, or the status to answer with."""
@@ -55,4 +57,6 @@ class Admission:
     def refuse(self, status: int) -> int:
         """Count an answer given without the store. Returns its status."""
         self._tally[status] += 1
+        if status == UNAVAILABLE:
+            self.full += 1
         return status

@@ -8,6 +8,7 @@ delay an accept request.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import itertools
 import logging
@@ -27,11 +28,15 @@ from idagg.run import sockets, terminal
 from idagg.run.admin import AdminListener
 from idagg.run.child import Child, end
 from idagg.run.logs import log_to_stderr
+from idagg.run.machine import Machine
 from idagg.run.messages import SINKS, CallbackStart, Heartbeat, Leads, WorkerStart
 from idagg.run.restart import YOUNG_S, Restarts
 from idagg.run.runtime import RuntimeFolder
 from idagg.run.starts import FailedStarts, delay_s
+from idagg.run.status import Rate
+from idagg.run.status import line as status_line
 from idagg.run.systemd import notify, watchdog_s
+from idagg.run.troubles import Troubles
 from idagg.settings import Settings
 from idagg.store.address import shown as shown_url
 from idagg.store.embedded import EmbeddedStore
@@ -51,8 +56,8 @@ TELL_S = 0.25
 SILENT_S = 30.0
 # From SIGHUP to the question whether the terminal is still there.
 HANGUP_S = 0.2
-# Interval at which trouble that persists is logged again.
-REMIND_S = 30.0
+# Interval at which systemd's status line is renewed.
+STATUS_S = 1.0
 
 
 class CrashLoopError(IdaggError):
@@ -69,6 +74,7 @@ class Supervisor:
         self._port: int = self._listeners[0].getsockname()[1]
         self._workers: list[Child[Heartbeat] | None] = [None] * settings.workers  # by their slots
         self._callbacks: Child[Heartbeat] | None = None
+        self._deaths = collections.Counter[str]()  # by kind of process
         self._alive: set[Child[Any]] = set()  # those, and processes that are starting or stopping
         self._replace = asyncio.Event()
         self._stdout = standard_output(settings)
@@ -137,6 +143,23 @@ class Supervisor:
         if self._store and self._store.trouble:
             found["store"] = self._store.trouble  # the cause of what the workers say
         return found
+
+    def machine(self) -> Machine:
+        """The present moment, for metrics and the status line."""
+        workers = [worker.said if worker else None for worker in self._workers]
+        callbacks = self._callbacks.said if self._callbacks else None
+        pids = {f"worker-{slot}": worker.pid for slot, worker in enumerate(workers) if worker}
+        if callbacks:
+            pids["callbacks"] = callbacks.pid
+        if self._store and self._store.pid:
+            pids["store"] = self._store.pid
+        return Machine(
+            self._settings,
+            workers,
+            pids | {"supervisor": os.getpid()},
+            self._deaths,
+            self._store.data if self._store else None,
+        )
 
     async def _start_store(self) -> None:
         assert self._settings.state_dir is not None  # the settings see to that
@@ -218,6 +241,7 @@ class Supervisor:
                     f"worker-{slot} died {restarts.young_deaths} times in a row as soon as it had "
                     "started: idagg stops and counts nothing here, its log lines above give the reason"
                 )
+            self._deaths["worker"] += 1
             log.error(
                 "worker-%d died (%s), starting it again: ids that it had not answered may not be counted",
                 slot,
@@ -247,6 +271,7 @@ class Supervisor:
             if self._stop.is_set() or child.code == Exit.OK:  # stopped by a reload
                 continue
             self._callbacks = None
+            self._deaths["callbacks"] += 1
             delay_s = restarts.after(child.served_s) or 0
             log.error(
                 "the callback process died (%s), starting it again in %g s: no endpoint is called until then",
@@ -326,19 +351,22 @@ class Supervisor:
         # The greeting is for the terminal. If records go to standard output, it must not mix with them.
         aside = sys.stderr if is_stdout(self._settings.log_file) else sys.stdout
         print(self._greeting(admin_url), file=aside, flush=True)
-        told: dict[str, str] = {}
-        told_at = time.monotonic()
+        await self._report()
+
+    async def _report(self) -> None:
+        """Log each trouble, reminders while it lasts, and its end. Keep systemd's status line true."""
+        troubles, rate = Troubles(told_elsewhere=SINKS), Rate()
+        shown_line, shown_at = "", -math.inf
         while not self._stop.is_set():
-            trouble = {part: said for part, said in self.trouble().items() if part not in SINKS}
-            if trouble != told or (trouble and time.monotonic() - told_at > REMIND_S):
-                for part, sentence in trouble.items():
-                    if told.get(part) == sentence:
-                        log.warning("%s: still in trouble: %s", part, sentence)
-                    else:
-                        log.warning("%s: %s", part, sentence)
-                for part in told.keys() - trouble.keys():
-                    log.info("%s: works again", part)
-                told, told_at = trouble, time.monotonic()
+            now = time.monotonic()
+            for level, sentence in troubles.lines(self.trouble(), now):
+                log.log(level, "%s", sentence)
+            if now - shown_at >= STATUS_S:
+                machine = self.machine()
+                text = status_line(machine, rate.of(machine.running, now), troubles.lasts_s(now))
+                if text != shown_line:
+                    notify(f"STATUS={text}")
+                shown_line, shown_at = text, now
             await asyncio.sleep(0.25)
 
     def _greeting(self, admin_url: str) -> str:

@@ -22,11 +22,11 @@ import uvloop
 
 from idagg import libraries
 from idagg.accept.admission import Admission
-from idagg.accept.commit import TICK_S, GroupCommit, linger_s
+from idagg.accept.commit import TICK_S, Cause, GroupCommit, linger_s
 from idagg.accept.connection import EXCHANGE_S
 from idagg.accept.fallback import Fallback, accept_routes, health_routes
 from idagg.accept.fast_path import FastPath
-from idagg.accept.listener import Listener
+from idagg.accept.listener import Listener, most_connections
 from idagg.deliver.logfile import LogFile
 from idagg.errors import CannotStartError, Exit
 from idagg.flush.flusher import Flusher
@@ -35,6 +35,7 @@ from idagg.metrics import Metrics
 from idagg.run import sinks
 from idagg.run.logs import take_dropped
 from idagg.run.messages import HEARTBEAT_S, Heartbeat, WorkerStart
+from idagg.run.observation import Observation
 from idagg.run.process import begin, first_message
 from idagg.store.hits import MAX_BATCH, HitStore
 from idagg.store.servers import Servers
@@ -62,8 +63,10 @@ class Worker:
         settings = start.settings
         self._start = start
         self._heartbeats = heartbeats  # a descriptor
+        self._connections_limit = most_connections()
         self._stop = asyncio.Event()
         self._metrics = Metrics()
+        self._answered = 0  # requests
         self._failed_at = -math.inf  # when a batch was last not stored, by the loop's clock
         loop = asyncio.get_running_loop()
 
@@ -84,7 +87,9 @@ class Worker:
             linger_s=linger_s(settings.workers),
         )
         tally = collections.Counter[int]()
-        admission = Admission(self._commit, tally, keeps_endpoints=settings.callbacks != "off")
+        self._admission = admission = Admission(
+            self._commit, tally, keeps_endpoints=settings.callbacks != "off"
+        )
         self._fallback = Fallback(
             [*accept_routes(admission, settings.cors_origin), *health_routes(self._store_trouble)],
             tally,
@@ -107,16 +112,22 @@ class Worker:
             window_s=settings.window,
             exact_limit=settings.exact_limit,
         )
+        self._seen = Observation(self._metrics, windows.current)
         lines = LogFile(settings.log_file)
         self._leadership = Leadership(
             windows.election,
             windows.election.agreed,
             patience_s=PATIENCE_S if settings.redis_url else 0,  # no other idagg uses the embedded store
-            on_change=self._metrics.leads,
+            on_change=self._seen.leads,
         )
         self._broker = sinks.broker(settings)
         self._flusher = Flusher(
-            windows, self._leadership, broker=self._broker, lines=lines, observer=self._metrics
+            windows,
+            self._leadership,
+            broker=self._broker,
+            lines=lines,
+            observer=self._seen,
+            now=self._seen.now_s,
         )
 
     async def run(self) -> None:
@@ -133,6 +144,7 @@ class Worker:
         others = [
             asyncio.create_task(self._tick(), name="tick"),
             asyncio.create_task(self._connect_broker(), name="broker"),
+            asyncio.create_task(self._seen.run(), name="observation"),
             asyncio.create_task(self._watch_supervisor(), name="supervisor"),
         ]
         await self._fallback.start()
@@ -168,11 +180,30 @@ class Worker:
         await self._hits.close()
         await self._client.close()
 
-    def batch(self, *, requests: int, ids: int, repeats: int, stored: bool, took_s: float) -> None:
+    def batch(
+        self,
+        *,
+        requests: int,
+        ids: int,
+        repeats: int,
+        stored: bool,
+        took_s: float,
+        waited_s: float | None = None,
+        cause: Cause | None = None,
+    ) -> None:
         """Record a batch that the group commit reports."""
         if not stored:
             self._failed_at = asyncio.get_running_loop().time()
-        self._metrics.batch(requests=requests, ids=ids, repeats=repeats, stored=stored, took_s=took_s)
+        self._answered += requests
+        self._metrics.batch(
+            requests=requests,
+            ids=ids,
+            repeats=repeats,
+            stored=stored,
+            took_s=took_s,
+            waited_s=waited_s,
+            cause=cause,
+        )
 
     def _store_trouble(self) -> str | None:
         """Why this worker is not ready; None if it is.
@@ -202,12 +233,17 @@ class Worker:
             if loop.time() >= next_second:
                 next_second += 1
                 self._public.second(time.time())
+                tally = self._fallback.take_tally()
+                self._answered += sum(tally.values())
                 self._metrics.traffic(
-                    self._fallback.take_tally(),
+                    tally,
                     self._fallback.take_reasons(),
+                    {"full": self._admission.full, "connections": self._public.turned_away},
                     connections=len(self._public.connections),
+                    connections_limit=self._connections_limit,
                     waiting=self._commit.waiting,
                 )
+                self._admission.full = self._public.turned_away = 0
 
     async def _connect_broker(self) -> None:
         """Connect to the broker at the first election, because only a leader publishes."""
@@ -233,7 +269,15 @@ class Worker:
         while True:
             broker = self._broker.trouble if self._broker and self._leadership.epoch else None
             heartbeat = Heartbeat(
-                self._leadership.epoch, self._store_trouble(), broker, self._flusher.trouble
+                self._leadership.epoch,
+                self._store_trouble(),
+                broker,
+                self._flusher.trouble,
+                pid=os.getpid(),
+                answered=self._answered,
+                skew_s=self._seen.skew_s,
+                late_s=self._seen.late_s,
+                lead=self._seen.lead,
             )
             self._metrics.tasks(len(asyncio.all_tasks()))
             self._metrics.log_lines_dropped(take_dropped())

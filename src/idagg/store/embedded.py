@@ -104,6 +104,12 @@ class EmbeddedStore:
         self.url = f"unix://{self.socket}"
         self.trouble: str | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """The server's; None while it does not run."""
+        is_running = self._process is not None and self._process.returncode is None
+        return self._process.pid if self._process is not None and is_running else None
+
     async def start(self) -> None:
         """Start the server. If it may be able to start later (a full disk), ``watch`` has to try again.
 

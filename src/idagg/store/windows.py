@@ -1,8 +1,9 @@
-"""The leader's side of the store, put together."""
+"""The side of the store that looks at windows, seals and delivers them, put together."""
 
 from __future__ import annotations
 
 from idagg.store.client import Client
+from idagg.store.current import Current
 from idagg.store.election import Agreed, Election
 from idagg.store.pending import Pending
 from idagg.store.sealing import Sealing
@@ -15,3 +16,4 @@ class WindowStore:
         self.election = Election(client, tag, Agreed(window_s, exact_limit))
         self.sealing = Sealing(client, tag)
         self.pending = Pending(client, tag)
+        self.current = Current(client, tag)
