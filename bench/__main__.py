@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
-from bench import closed_loop, flushing, growth, open_loop, pages
+from bench import closed_loop, flushing, growth, open_loop, pages, sizing
 from bench.report import disturbance, report
 from bench.samples import Findings
 from bench.tools import Unrest, machine, names, need, say
@@ -26,6 +26,7 @@ _PARTS: dict[str, ModuleType] = {
     "open": open_loop,
     "flushing": flushing,
     "growth": growth,
+    "sizing": sizing,
 }
 
 
@@ -67,7 +68,7 @@ def _options() -> argparse.Namespace:
     add(
         "--only",
         type=names(_PARTS),
-        help=f"parts, of {','.join(_PARTS)}; default: all, quick: all but growth",
+        help=f"parts, of {','.join(_PARTS)}; default: all, quick: all but growth and sizing",
     )
     add(
         "--results",
@@ -82,7 +83,7 @@ def _options() -> argparse.Namespace:
     whole = vars(parser.parse_args([]))
     only = any(value != whole[name] for name, value in vars(options).items() if name not in _WHERE)
     options.results = options.results or _RESULTS / ("quick" if quick else "only" if only else "")
-    options.only = options.only or [part for part in _PARTS if not (quick and part == "growth")]
+    options.only = options.only or [part for part in _PARTS if not (quick and part in ("growth", "sizing"))]
     return options
 
 

@@ -25,6 +25,10 @@ _TABLES: dict[str, tuple[str, str]] = {
     "calls": ("Callbacks", "callbacks"),
     "beside callbacks": ("Hits beside callbacks", "hits"),
     "strangers": ("Calls of strangers meanwhile", "endpoints"),
+    "costs": ("What each step costs", "step"),
+    "model, closed loop": ("The simulation beside real runs, 256 connections", "plan"),
+    "model, open loop": ("The simulation beside real runs, 10,000 requests/s", "plan"),
+    "sizing": ("What a rate takes", "requests/s"),
     **{f"by {sweep}": (f"By {what}", sweep) for sweep, what in SWEEPS.items()},
 }
 # Of all rounds together; of all else tables show the median.

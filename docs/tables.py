@@ -17,7 +17,7 @@ from pathlib import Path
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric as Family
 
-from idagg.metrics import Metrics, left_out_family
+from idagg.metrics import Metrics, SupervisorMetrics, left_out_family
 from idagg.run.machine import Machine
 from idagg.run.machine import families as machine_families
 from idagg.settings import SECRETS, Settings, default_text, flag
@@ -62,7 +62,7 @@ class Metric:
 def metrics() -> list[Metric]:
     """Every metric of the program, in its order. Raises KeyError where one has neither alert nor reason."""
     families: list[tuple[Family, tuple[str, ...]]] = []
-    for metric in vars(Metrics()).values():
+    for metric in (*vars(Metrics()).values(), *vars(SupervisorMetrics()).values()):
         assert isinstance(metric, MetricWrapperBase)
         # The library has no public name for a metric's labels.
         families += ((family, tuple(metric._labelnames)) for family in metric.collect())

@@ -93,6 +93,19 @@ class HAProxy(Balancer):
         return ["haproxy", "-db", "-f", str(self._write("haproxy.cfg", "\n".join(lines) + "\n"))]
 
 
+class DocumentedHAProxy(Balancer):
+    """With ``config``, its sections as the documents show them."""
+
+    def __init__(self, config: str) -> None:
+        super().__init__(0)
+        self._config = config.replace("bind :80", f"bind 127.0.0.1:{self.port}")
+
+    def _command(self) -> list[str]:
+        timeouts = ["connect 1s", "client 10s", "server 10s"]
+        lines = ["defaults", "    mode http", *(f"    timeout {line}" for line in timeouts), self._config]
+        return ["haproxy", "-db", "-f", str(self._write("haproxy.cfg", "\n".join(lines) + "\n"))]
+
+
 class Nginx(Balancer):
     """One process that passes everything on, with these lines more in its ``location``."""
 
@@ -102,6 +115,16 @@ class Nginx(Balancer):
 
     def _command(self) -> list[str]:
         passing = "".join(f" {line}" for line in self._location)
+        return self._nginx(f"""
+    upstream idagg {{ server 127.0.0.1:{self.target}; keepalive 16; }}
+    server {{
+        listen 127.0.0.1:{self.port};
+        keepalive_requests 100000;
+        location / {{ proxy_pass http://idagg;{passing} }}
+    }}
+""")
+
+    def _nginx(self, servers: str) -> list[str]:
         paths = "".join(
             f" {kind}_temp_path {self.folder / kind};"
             for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -111,12 +134,18 @@ daemon off; master_process off; error_log stderr; pid {self.folder / "pid"};
 events {{ worker_connections 512; }}
 http {{
     access_log off;{paths}
-    upstream idagg {{ server 127.0.0.1:{self.target}; keepalive 16; }}
-    server {{
-        listen 127.0.0.1:{self.port};
-        keepalive_requests 100000;
-        location / {{ proxy_pass http://idagg;{passing} }}
-    }}
+{servers}
 }}
 """
         return ["nginx", "-c", str(self._write("nginx.conf", config)), "-p", str(self.folder)]
+
+
+class DocumentedNginx(Nginx):
+    """With ``config``, its blocks as the documents show them."""
+
+    def __init__(self, config: str) -> None:
+        super().__init__(0)
+        self._config = config.replace("listen 80", f"listen 127.0.0.1:{self.port}")
+
+    def _command(self) -> list[str]:
+        return self._nginx(self._config)

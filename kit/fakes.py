@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from idagg.errors import StoreError
 from idagg.store.hits import Stored
@@ -55,6 +56,24 @@ class Batches:
         self.settled.append((requests, ids, repeats, stored))
         self.waits.append(waited_s)
         self.causes.append(cause)
+
+
+class Transport(asyncio.Transport):
+    """Keeps what is written; nothing may be written behind the end."""
+
+    written, paused, ended = b"", False, False
+
+    def write(self, data: Any) -> None:
+        self.written += b"behind the end" if self.ended else data
+
+    def write_eof(self) -> None:
+        self.ended = True
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
 
 
 async def settle() -> None:

@@ -34,9 +34,9 @@ the same count. *answer* is the time of the slowest one, *recovery* from the fau
 with no trouble in the 2,000 answers after it (of RabbitMQ: to the first window that came by it), *takeover*
 from the leader's end to another's election; each is the worst, in seconds, before its limit.
 
-A row that lasts for 60 windows is injected once. Rows 11, 12, 13, 16 and 17 use Debian's Redis where they
-name it, all others Valkey, which idagg embeds. A process that is killed leaves what it wrote to the kernel:
-no power was cut here."""
+A row that lasts for 60 windows is injected once. Rows 11, 12, 13, 16, 17 and 29 to 34 use Debian's Redis
+where they name it, or a group or a cluster; all others Valkey, which idagg embeds. A process that is killed
+leaves what it wrote to the kernel: no power was cut here."""
 
 
 @dataclasses.dataclass

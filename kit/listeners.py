@@ -8,17 +8,19 @@ import contextlib
 import dataclasses
 import math
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Literal
 
 from idagg.accept.admission import Admission
-from idagg.accept.commit import GroupCommit, Hits
+from idagg.accept.commit import Hits
 from idagg.accept.connection import EXCHANGE_S
 from idagg.accept.fallback import Fallback, accept_routes, health_routes
 from idagg.accept.fast_path import FastPath
 from idagg.accept.listener import Listener
+from idagg.accept.routing import Router
 from idagg.store.client import Client
 from idagg.store.hits import MAX_BATCH, HitStore
+from idagg.store.shards import Regime
 from kit.fakes import Batches
 from kit.wire import Wire
 
@@ -27,7 +29,7 @@ PathName = Literal["fast", "fallback"]
 
 @dataclasses.dataclass
 class OpenListener:
-    commit: GroupCommit
+    router: Router
     public: FastPath
     port: int
     tally: collections.Counter[int]
@@ -45,6 +47,7 @@ class OpenListener:
 async def open_listener(
     hits: Hits,
     *,
+    more: Sequence[Hits] = (),
     path: PathName = "fast",
     deadline_s: float = 2.0,
     max_waiting: int = 65_536,
@@ -53,14 +56,22 @@ async def open_listener(
     cors_origin: str | None = None,
 ) -> AsyncIterator[OpenListener]:
     """``path`` says what answers accept requests: the fast path, as clients find it, or the fallback app
-    alone."""
+    alone. ``more`` are the stores of the shards behind the first."""
     loop = asyncio.get_running_loop()
-    commit = GroupCommit(
-        hits, Batches(), deadline_s=deadline_s, max_batch=MAX_BATCH, max_waiting=max_waiting, now=loop.time
-    )
     tally = collections.Counter[int]()
-    admission = Admission(commit, tally)
-    routes = [*accept_routes(admission, cors_origin), *health_routes(lambda: commit.trouble)]
+    shards = [hits, *more]
+    router = Router(
+        lambda shard, regime: shards[shard],
+        Regime(1, len(shards)),
+        Batches(),
+        tally,
+        deadline_s=deadline_s,
+        max_batch=MAX_BATCH,
+        max_waiting=max_waiting,
+        now=loop.time,
+    )
+    admission = Admission(router, tally)
+    routes = [*accept_routes(admission, cors_origin), *health_routes(lambda: router.commits[0].trouble)]
     fallback = Fallback(routes, tally, cors_origin=cors_origin)
     await fallback.start()
     public = FastPath(
@@ -72,12 +83,12 @@ async def open_listener(
         max_age_s=max_age_s,
         cors_origin=cors_origin,
     )
-    running = asyncio.create_task(commit.run())
+    running = asyncio.create_task(router.run())
     server = socket.create_server(("127.0.0.1", 0), backlog=1024)
     port = server.getsockname()[1]
     accepting = Listener(server, public)
     try:
-        yield (listener := OpenListener(commit, public, port, tally))
+        yield (listener := OpenListener(router, public, port, tally))
     finally:
         for wire in listener.wires:
             wire.close()
@@ -85,7 +96,7 @@ async def open_listener(
         if not await _empty(public):
             await public.close(EXCHANGE_S)  # it gives those who are left time to read
         await fallback.close()
-        commit.stop()
+        router.stop()
         await running
 
 
@@ -99,16 +110,19 @@ async def _empty(public: FastPath) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def open_listener_before(url: str, path: PathName = "fast") -> AsyncIterator[OpenListener]:
-    """A listener before the store at ``url``, which is emptied first."""
+async def open_listener_before(
+    url: str, path: PathName = "fast", *, shards: int = 1
+) -> AsyncIterator[OpenListener]:
+    """A listener before the store at ``url``, which is emptied first. Each of several shards is a namespace,
+    since nobody leads who could make them one."""
     await forget(url)
-    link = Client(url)
-    try:
-        store = HitStore(link, namespace="t", window_s=3600, exact_limit=10**6)
-        async with open_listener(store, path=path) as listener:
+    async with contextlib.AsyncExitStack() as stack:
+        stores = []
+        for shard in range(shards):
+            stack.push_async_callback((link := Client(url)).close)
+            stores.append(HitStore(link, namespace=f"t{shard}", window_s=3600, exact_limit=10**6))
+        async with open_listener(stores[0], more=stores[1:], path=path) as listener:
             yield listener
-    finally:
-        await link.close()
 
 
 async def forget(url: str) -> None:

@@ -26,6 +26,7 @@ from aiormq.exceptions import ChannelNotFoundEntity, ConnectionInternalError
 
 from idagg.store.client import Client
 from idagg.window import iso
+from kit.groups import Node
 from kit.servers import RabbitServer
 from kit.serving import Serving, agreed
 from kit.waiting import eventually, until
@@ -202,7 +203,8 @@ class Load(Journal):
     another.
 
     ``query`` is added to each request, its ``{}`` made the id; so are the header ``fields``. ``fresh``: a new
-    connection for each request, as callers without keep-alive have.
+    connection for each request, as callers without keep-alive have. ``per_s``: no more requests a second than
+    so many, of all callers. ``port``: of a load balancer.
     """
 
     def __init__(
@@ -213,10 +215,14 @@ class Load(Journal):
         query: str = "",
         fields: str = "",
         fresh: bool = False,
+        per_s: float = math.inf,
+        port: int | None = None,
     ) -> None:
         super().__init__()
         self._serving = serving
+        self._port = port
         self._callers = callers
+        self._every_s = callers / per_s  # of each caller
         self._query = query
         self._fields = fields
         self._fresh = fresh
@@ -238,11 +244,11 @@ class Load(Journal):
         if kind is None:
             assert [result for result in results if result is not None] == []
 
-    async def goes_on(self, requests: int = 2000) -> None:
+    async def goes_on(self, requests: int = 2000, *, within_s: float = 15) -> None:
         """Wait until so many more got their ok."""
         wanted = len(self.ok) + requests
         broken = await until(
-            lambda: [task for task in self._tasks if task.done()] or len(self.ok) >= wanted, within_s=15
+            lambda: [task for task in self._tasks if task.done()] or len(self.ok) >= wanted, within_s=within_s
         )
         if isinstance(broken, list):
             broken[0].result()
@@ -254,11 +260,16 @@ class Load(Journal):
 
     async def _call(self) -> None:
         wire: Wire | None = None
+        next_s = time.monotonic()
         try:
             while not self._over:
+                # A caller that was held up does not send faster then.
+                next_s = max(next_s + self._every_s, now_s := time.monotonic())
+                if next_s > now_s:
+                    await asyncio.sleep(next_s - now_s)
                 if wire is None:
                     try:
-                        wire = await connect(self._serving.port, self._serving.host)
+                        wire = await connect(self._port or self._serving.port, self._serving.host)
                     except OSError:
                         self.trouble_at.append(time.monotonic())
                         await asyncio.sleep(0.02)
@@ -374,24 +385,53 @@ def grid(first_s: int, last_s: int, length_s: int) -> list[str]:
     return [iso(start) for start in range(first_s, last_s + 1, length_s)]
 
 
+def together(*journals: Journal) -> Journal:
+    """What the callers of several instances were told."""
+    return Journal(
+        set().union(*(journal.ok for journal in journals)),
+        set().union(*(journal.failed for journal in journals)),
+        set().union(*(journal.unknown for journal in journals)),
+        max(journal.slowest_s for journal in journals),
+        sorted(at for journal in journals for at in journal.ok_at),
+        sorted(at for journal in journals for at in journal.trouble_at),
+    )
+
+
+def open_parts(nodes: Iterable[Node], *, namespace: str = "idagg") -> dict[str, set[int]]:
+    """The ids of each part of a window that is not sealed, by its key, of a group's primaries.
+
+    Each id is in one part of one window: in another shard, too, it would count twice.
+    """
+    return {
+        key: set(map(int, node.ask("SMEMBERS", key, within_s=30).split()))
+        for node in nodes
+        for key in node.ask("KEYS", f"{{{namespace}:*}}:w:*:ids").split()
+    }
+
+
 async def open_windows(url: str) -> dict[str, set[int]]:
-    """The ids of each window that is not sealed."""
+    """The ids of each window that is not sealed, by its start; of a window's other shards, by their keys."""
+    found: dict[str, set[int]] = {}
     client = Client(url, timeout_s=5)
     try:
-        return {
-            key.decode().split(":")[-2]: set(map(int, await client.command("SMEMBERS", key)))
-            for key in await client.command("KEYS", "*:w:*:ids")
-        }
+        for key in sorted(await client.command("KEYS", "*:w:*:ids")):
+            start = key.decode().split(":")[-2]
+            name = key.decode() if start in found else start
+            found[name] = set(map(int, await client.command("SMEMBERS", key)))
     finally:
         await client.close()
+    return found
 
 
-async def open_hits(client: Client, tag: str) -> int:
-    """The hits of all windows that are not sealed: those that their hashes have, and those in tokens."""
-    hashes = [key for key in await client.command("KEYS", f"{tag}:w:*") if key.count(b":") == 3]
-    found = sum([int(await client.command("HGET", key, "hits") or 0) for key in hashes])
-    for token in await client.command("HVALS", f"{tag}:workers"):
-        _, start, _, hits = map(int, token.split())
-        if f"{tag}:w:{start}".encode() in hashes:
-            found += hits
+async def open_hits(client: Client, *tags: str) -> int:
+    """The hits of all windows of these shards that are not sealed: those that their hashes have, and those in
+    tokens."""
+    found = 0
+    for tag in tags:
+        hashes = [key for key in await client.command("KEYS", f"{tag}:w:*") if key.count(b":") == 3]
+        found += sum([int(await client.command("HGET", key, "hits") or 0) for key in hashes])
+        for token in await client.command("HVALS", f"{tag}:workers"):
+            _, start, _, hits = map(int, token.split())
+            if f"{tag}:w:{start}".encode() in hashes:
+                found += hits
     return found

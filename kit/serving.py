@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -54,7 +54,7 @@ class Serving(Server):
 
     ``tuned`` sets constants of the supervisor's process, by their full names, and, by names without a dot,
     environment variables of what it starts. ``prefix`` is a command that runs it elsewhere; ``host`` is where
-    both listeners are then.
+    both listeners are then. ``without`` are flags of ours that are left to a settings file.
     """
 
     start_timeout_s = 20.0
@@ -67,6 +67,7 @@ class Serving(Server):
         environment: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
         host: str = "127.0.0.1",
+        without: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.folder = self.folder.resolve()
@@ -75,6 +76,7 @@ class Serving(Server):
         self.tuned = tuned
         self.prefix = prefix
         self.host = host
+        self.without = without
         self.log_file = self.folder / "counts.log"
         self.state = self.folder / "state"
         self.port = self.admin_port = 0
@@ -243,6 +245,7 @@ class Serving(Server):
             "--log-file": str(self.log_file),
             "--state-dir": str(self.state),
         }
+        given = {flag: value for flag, value in given.items() if flag not in self.without}
         return [*self.prefix, sys.executable, *start, "serve", *itertools.chain(*given.items()), *self.flags]
 
     def _environment(self) -> dict[str, str]:

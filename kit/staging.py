@@ -9,6 +9,7 @@ from typing import Generic, Protocol, TypeVar
 
 from idagg.store.client import Client
 from idagg.store.hits import HitStore
+from idagg.store.parts import complete, parts_of, total
 from idagg.store.windows import WindowStore
 from kit.cranked import CrankedClient
 from kit.waiting import LIMIT_S, NOON
@@ -65,3 +66,15 @@ async def end(*tasks: asyncio.Task[None]) -> None:
             for task in pending:
                 task.cancel()
             await asyncio.wait(pending, timeout=0.01)
+
+
+async def seal(windows: WindowStore, epoch: int) -> int:
+    """Do what a leader with one shard does: seal the oldest window that has ended, and merge what can be.
+    Returns 0, or the ms until the next one ends."""
+    wait_ms = await windows.sealing.seal(epoch)
+    progress, course, _ = await windows.sealing.look(epoch)
+    assert course is not None
+    for start_s in complete({0: progress}, course):
+        parts = parts_of(start_s, {0: progress}).values()
+        await windows.merging.merge(epoch, total(parts, course.exact_limit))
+    return wait_ms

@@ -123,7 +123,7 @@ def unit(tmp_path: Path) -> Path:
     """The unit, with a program that exists here."""
     text = (_ROOT / "deploy/idagg.service").read_text()
     unit = tmp_path / "idagg.service"
-    unit.write_text(text.replace("/opt/idagg/bin/idagg", "/bin/true"))
+    unit.write_text(text.replace("/usr/lib/idagg/bin/idagg", "/bin/true"))
     return unit
 
 

@@ -8,10 +8,14 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from idagg import __version__
 from idagg.errors import CannotStartError, Exit
-from idagg.settings import Settings, SettingsError, default_text, example, flag, load
+from idagg.settings import INHERITED_VARIABLE, Settings, SettingsError, default_text, example, flag, load
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 _EPILOG = (
     "Each setting is also an environment variable IDAGG_NAME and a key of the TOML file. Precedence: flag, "
@@ -33,8 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             with _printing():
                 sys.stdout.write(example())
             return Exit.OK
+        if arguments.run is _reload:
+            return int(_reload(arguments.pid))
+        is_rehearsal = bool(vars(arguments).get("rehearse"))
+        if arguments.run is _serve and INHERITED_VARIABLE in os.environ and not is_rehearsal:
+            return _resume()
         settings, origin = load(vars(arguments), os.environ)
-        return int(arguments.run(settings, origin))
+        return _rehearse(settings) if is_rehearsal else int(arguments.run(settings, origin))
     except SettingsError as error:
         return _complain(Exit.USAGE, *error.problems)
     except CannotStartError as error:
@@ -43,8 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
+class _Parser(argparse.ArgumentParser):
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """Print it as any other output: argparse's own passes over a closed pipe, and exits with 0."""
+        (file or sys.stdout).write(self.format_help())
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("idagg", description="Counts unique ids per minute.", allow_abbrev=False)
+    parser = _Parser("idagg", description="Counts unique ids per minute.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"idagg {__version__}")
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
@@ -70,6 +85,14 @@ def _parser() -> argparse.ArgumentParser:
                 action="append" if setting == "callback_allow" else "store",
                 help=f"{field.description} (default: {default_text(setting)})",
             )
+        if run is _serve:  # a supervisor runs this before it reloads
+            command.add_argument("--rehearse", action="store_true", help=argparse.SUPPRESS)
+    summary = "have a running idagg load the installed program and its settings anew, and wait for that"
+    command = commands.add_parser("reload", help=summary, description=summary, allow_abbrev=False)
+    command.set_defaults(run=_reload)
+    command.add_argument(
+        "--pid", type=int, help="process id of `idagg serve` (default: the one that runs on this machine)"
+    )
     return parser
 
 
@@ -78,6 +101,27 @@ def _serve(settings: Settings, _origin: Mapping[str, str]) -> int:
     from idagg.run.supervisor import serve
 
     return serve(settings)
+
+
+def _resume() -> int:
+    from idagg.run.supervisor import resume
+
+    return resume()
+
+
+def _rehearse(settings: Settings) -> int:
+    from idagg.run.reload import inherited, rehearsal
+
+    found = inherited()
+    if found is None:
+        raise CannotStartError("--rehearse is for idagg itself, during a reload")
+    return rehearsal(settings, found)
+
+
+def _reload(pid: int | None) -> int:
+    from idagg.run.control import reload
+
+    return reload(pid, os.environ)
 
 
 def _check(settings: Settings, _origin: Mapping[str, str]) -> int:

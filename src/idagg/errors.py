@@ -38,6 +38,10 @@ class StoreAwayError(StoreError):
     """The store cannot be reached or is not ready. The command may or may not have been executed."""
 
 
+class LoginRefusedError(StoreAwayError):
+    """The store refused the user or the password, or wants one."""
+
+
 class HalfDoneError(StoreAwayError):
     """The store refused a command in the middle of a script: what came before it was done."""
 
@@ -46,8 +50,21 @@ class StoreRefusedError(StoreError):
     """The store refused the command and did not execute it. A retry alone does not help."""
 
 
+class OtherRegimeError(StoreRefusedError):
+    """The batch was spread over the shards by a regime that is not the open window's."""
+
+    def __init__(self, what: str, number: int, shards: int) -> None:
+        super().__init__(what)
+        self.number = number
+        self.shards = shards
+
+
 class FencedError(StoreRefusedError):
     """Another leader has a newer epoch. The store did not execute the command of the old one."""
+
+    def __init__(self, what: str, epoch: int = 0) -> None:
+        super().__init__(what)
+        self.epoch = epoch
 
 
 class DamagedError(StoreError):

@@ -1,16 +1,28 @@
 """Places in the flush where a test kills or stops this process: ``IDAGG_FAILPOINT=PLACE=ACTION[@FILE]``.
 
 If a file is named, the action happens only while it exists, and removes it. The process started next then
-passes the same place.
+passes the same place. A number in the file says at which pass, from then on: 3, at the third.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 VARIABLE = "IDAGG_FAILPOINT"
-PLACES = ("before-seal", "after-seal", "after-confirm", "before-mark", "after-mark", "attempt", "callback")
+PLACES = (
+    *(
+        "before-wait-lead",
+        "before-seal",
+        "before-wait-seal",
+        "after-part",
+        "after-seal",
+        "after-merge",
+        "after-drop",
+    ),
+    *("after-confirm", "before-mark", "after-mark", "attempt", "callback"),
+)
 ACTIONS = {"kill": signal.SIGKILL, "stall": signal.SIGSTOP}
 
 
@@ -33,6 +45,10 @@ def reach(place: str) -> None:
         return
     if file:
         try:
+            passes = int(Path(file).read_text() or 1)
+            if passes > 1:
+                Path(file).write_text(str(passes - 1))
+                return
             os.unlink(file)  # noqa: PTH108  one call: of several processes exactly one succeeds
         except FileNotFoundError:
             return

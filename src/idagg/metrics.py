@@ -29,6 +29,8 @@ FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """prometheus_client reads it on import, so a process must be started with it."""
 
 
+# The supervisor's number as a writer; its processes count from 0.
+SUPERVISOR = 1_000_000
 # prometheus_client's own first size of a file; our metrics fill a tenth of it.
 _FILE_BYTES = 1 << 16
 
@@ -59,7 +61,7 @@ def reserve(folder: Path, writer: int) -> None:
     would kill the process (SIGBUS). A folder that was swept away is made again.
     """
     folder.mkdir(mode=0o700, exist_ok=True)
-    for kind in ("counter", "histogram", "gauge_livesum"):
+    for kind in ("counter", "histogram", "gauge_livesum", "gauge_livemax"):
         with (folder / f"{kind}_{writer}.db").open("ab") as file:
             os.posix_fallocate(file.fileno(), 0, _FILE_BYTES)
 
@@ -111,6 +113,23 @@ def _is_readable(path: str) -> bool:
     except Exception:  # what is wrong in a file decides which error it is
         return False
     return True
+
+
+class SupervisorMetrics:
+    """The supervisor's own metrics."""
+
+    def __init__(self) -> None:
+        self._reloads = Counter(
+            "idagg_reloads",
+            "Reloads by result; failed: the log gives the reason, and idagg serves as before",
+            ["result"],
+            registry=CollectorRegistry(),
+        )
+        for result in ("done", "failed"):
+            self._reloads.labels(result)
+
+    def reloaded(self, result: str) -> None:
+        self._reloads.labels(result).inc()
 
 
 class Metrics:
@@ -223,9 +242,21 @@ class Metrics:
         )
         self._differs = Gauge(
             "idagg_differing_workers",
-            "LOSS: workers whose --window or --exact-limit is not what the others agree on: they answer 503 "
-            "and do not lead",
+            "LOSS: workers whose --window, --exact-limit or --shards is not what the others agree on: they "
+            "do not lead, and but for --shards they answer 503",
             multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self._risks = Gauge(
+            "idagg_store_risks",
+            "LOSS: ways in which the store's servers, as they are set up, can lose ids that were answered ok",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self._shards_away = Gauge(
+            "idagg_shards_away",
+            "LOSS: shards that store no ids, by the worker with most of them; their ids are answered 503",
+            multiprocess_mode="livemax",
             registry=registry,
         )
         self._log_lines_dropped = Counter(
@@ -235,7 +266,7 @@ class Metrics:
         )
         self._tasks = Gauge(
             "idagg_tasks",
-            "Tasks of all event loops: about ten each, and one for each callback in progress",
+            "Tasks of all event loops: about ten each, one for each shard and for each callback in progress",
             multiprocess_mode="livesum",
             registry=registry,
         )
@@ -296,6 +327,12 @@ class Metrics:
 
     def differs(self, does: bool) -> None:
         self._differs.set(does)
+
+    def risks(self, count: int) -> None:
+        self._risks.set(count)
+
+    def shards_away(self, count: int) -> None:
+        self._shards_away.set(count)
 
     def tasks(self, count: int) -> None:
         self._tasks.set(count)

@@ -46,6 +46,9 @@ MAX_SHARDS = 64
 MAX_DEADLINE_S = 10
 SECRETS = ("redis_url", "amqp_url", "callback_secret", "callback_proxy")
 
+INHERITED_VARIABLE = "_IDAGG_INHERITED"
+"""Names the descriptor from which a supervisor reads what its predecessor left (``run/reload.py``)."""
+
 _CONFIG_VARIABLE = "IDAGG_CONFIG"
 # RFC 1123, and underscores, which container names have. A last label that begins with a digit is refused: it
 # is a mistyped address, or a form that only resolvers read (127.1, 0x7f000001).
@@ -118,7 +121,9 @@ def _redis_url(value: str) -> str:
     # Imported late: settings without Redis do not need it.
     from idagg.store.address import check
 
-    check(_url("redis", "rediss", "unix")(value))
+    if "+" not in value.partition("://")[0]:
+        _url("redis", "rediss", "unix")(value)
+    check(value)
     return value
 
 
@@ -241,6 +246,13 @@ class Settings(BaseModel):
         description="age after which a connection is closed with its next answer, 1 to 86400 whole seconds, "
         "at random up to a tenth earlier; none: no limit",
     )
+    drain: float = Field(
+        default=0,
+        ge=0,
+        le=300,
+        description="time from a stop signal, when /readyz begins to answer 503, until the listeners close, "
+        "0 to 300 seconds; set it above the time in which the load balancer's checks notice",
+    )
     cors_origin: Annotated[str, AfterValidator(_origin)] | None = Field(
         default=None,
         description="origin whose pages may read the answers, scheme://host[:port], or * for all",
@@ -253,8 +265,8 @@ class Settings(BaseModel):
     )
     redis_url: Annotated[str, AfterValidator(_redis_url)] | None = Field(
         default=None,
-        description="URL of the store, redis://, rediss:// or unix://; its query may have db and, "
-        "with rediss, TLS parameters such as ssl_ca_certs; none: the embedded store",
+        description="URL of the store: redis://, rediss:// or unix://; of a group: redis+sentinel://, "
+        "redis+cluster:// or rediss+…; none: the embedded store",
     )
     replicas: int = Field(
         default=0,
@@ -535,6 +547,12 @@ def _from_credentials(environ: Mapping[str, str], problems: list[str]) -> _Found
             else:
                 found[name] = text.rstrip("\r\n"), where
     return found
+
+
+def credential(name: str, environ: Mapping[str, str]) -> str | None:
+    """What the credential says now; None where there is none that can be read."""
+    value, _ = _from_credentials(environ, []).get(name, (None, ""))
+    return value if isinstance(value, str) else None
 
 
 def _from_file(path: str | None, problems: list[str]) -> _Found:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 
-async def end(*tasks: asyncio.Task[None]) -> None:
+async def end(*tasks: asyncio.Task[Any]) -> None:
     """Cancel the tasks until they have ended, and ignore their results.
 
     One cancellation is not enough: ``asyncio.wait_for`` of Python 3.11 loses one that arrives just as it

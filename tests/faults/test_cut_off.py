@@ -1,7 +1,11 @@
-"""Row 24 of the fault matrix: a machine is cut off from the store. Network namespaces are the machines."""
+"""Rows 24 and 30 of the fault matrix: a machine is cut off from the store, or together with its primary.
+
+Network namespaces are the machines.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import dataclasses
@@ -17,10 +21,11 @@ import pytest
 
 from idagg.window import iso
 from kit.figures import Row
-from kit.oracle import Journal, Load, epoch_s, grid, lines
+from kit.groups import Place, SentinelGroup
+from kit.oracle import Load, epoch_s, grid, lines, open_parts, together
 from kit.servers import RedisServer
 from kit.serving import Serving
-from kit.waiting import eventually, next_window, until
+from kit.waiting import eventually, long_window, next_window, until
 
 DEADLINE_S = 1
 ANSWER_S = 1.5
@@ -32,6 +37,8 @@ NOTICES_S = 8.0
 
 # Of those for tests of networks (RFC 2544); nobody else has them where they are used.
 NETWORKS = ipaddress.IPv4Network("198.18.0.0/28")
+# Of the middle; the machines have it, and one another, over the cables to the store.
+MIDDLE = "198.18.0.17"
 CLONE_NEWNET = 0x40000000  # of sched.h
 
 
@@ -56,9 +63,10 @@ class Machine:
         return self._process.pid
 
     def ip(self, *arguments: str) -> None:
-        subprocess.run(
-            ["nsenter", "--target", str(self.pid), "--user", "--net", "ip", *arguments], check=True
-        )
+        self.run("ip", *arguments)
+
+    def run(self, *command: str) -> None:
+        subprocess.run(["nsenter", "--target", str(self.pid), "--user", "--net", *command], check=True)
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
@@ -128,14 +136,16 @@ def hosts() -> Iterator[list[Host]]:
             its = machine(*inside)
             cables = [Cable(middle, its, name + kind, next(networks)) for kind in ("callers", "store")]
             found.append(Host(its, *cables))
+            its.ip("route", "add", "default", "via", cables[1].here)
+        middle.ip("address", "add", MIDDLE, "dev", "lo")
+        middle.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
         stack.enter_context(middle.entered())
         yield found
 
 
-def instance(host: Host, port: int) -> Serving:
-    url = f"redis://{host.store.here}:{port}"
-    flags = ("--redis-url", url, "--deadline", str(DEADLINE_S))
-    return Serving(*flags, window=1, prefix=host.machine.prefix, host=host.callers.there)
+def instance(host: Host, url: str, *flags: str, window: int = 1) -> Serving:
+    flags = ("--redis-url", url, "--deadline", str(DEADLINE_S), *flags)
+    return Serving(*flags, window=window, prefix=host.machine.prefix, host=host.callers.there)
 
 
 async def leads_in_time(serving: Serving, epoch: int) -> None:
@@ -147,8 +157,8 @@ async def test_24_cut_off(hosts: list[Host], row: Row) -> None:
     """It says so to its callers in time, the other one leads and counts on, and it comes back by itself."""
     with (
         RedisServer(tcp=True, bind="0.0.0.0", protected_mode="no") as server,
-        instance(hosts[0], server.port) as first,
-        instance(hosts[1], server.port) as second,
+        instance(hosts[0], f"redis://{hosts[0].store.here}:{server.port}") as first,
+        instance(hosts[1], f"redis://{hosts[1].store.here}:{server.port}") as second,
     ):
         instances = [first, second]
         assert "leading: epoch 1" in first.said
@@ -179,11 +189,7 @@ async def test_24_cut_off(hosts: list[Host], row: Row) -> None:
                 assert row.not_recovered(there, mended_s, within_s=RECOVERS_S) == []
                 assert [at for at in here.trouble_at if at > cut_s] == []
         assert (first_load.unknown, second_load.unknown) == (set(), set())
-        told = Journal(
-            first_load.ok | second_load.ok,
-            first_load.failed | second_load.failed,
-            slowest_s=max(first_load.slowest_s, second_load.slowest_s),
-        )
+        told = together(first_load, second_load)
         now_s = int(time.time())
         await until(
             lambda: max(line.window for instance in instances for line in lines(instance)) >= iso(now_s)
@@ -194,3 +200,51 @@ async def test_24_cut_off(hosts: list[Host], row: Row) -> None:
         assert sum(instance.said.count("leading: epoch") for instance in instances) == 1 + row.injections
         second.stop()
         first.stop()
+
+
+async def primary_cut_off(hosts: list[Host], row: Row, replicas: int) -> None:
+    """The first machine has the primary, with it an instance; replicas, sentinels and callers are in the
+    middle. There are three replicas, so that two are left to the one that is promoted."""
+    middle, primary = Place(MIDDLE), Place(hosts[0].store.there, tuple(hosts[0].machine.prefix))
+    places = [primary, *[middle] * 6]
+    flags = ("--replicas", str(replicas))
+    length = long_window()
+    with (
+        SentinelGroup(3, places=places, bind="0.0.0.0") as group,
+        instance(hosts[0], group.url, *flags, window=length) as first,
+        instance(hosts[1], group.url, *flags, window=length) as second,
+    ):
+        async with Load(first, callers=8) as first_load, Load(second, callers=8) as second_load:
+            async for _ in row.inject(1, most=1):
+                old = group.primary
+                hosts[0].store.cut()
+                cut_s = time.monotonic()
+                _, promoted_s = await asyncio.to_thread(group.promoted, old)
+                await second_load.goes_on()
+                assert row.not_recovered(second_load, promoted_s, within_s=RECOVERS_S) == []
+                wrong = [at for at in first_load.ok_at if at > cut_s + ANSWER_S]
+                assert bool(wrong) == (replicas == 0)
+                hosts[0].store.mend()
+                await asyncio.to_thread(group.in_sync)
+                mended_s = time.monotonic()
+                await first_load.goes_on()
+                assert row.not_recovered(first_load, mended_s, within_s=RECOVERS_S) == []
+        told = together(first_load, second_load)
+        may_lose = told.ok if replicas == 0 else frozenset[int]()
+        assert row.wrong_ids(told, open_parts([group.primary]), may_lose=may_lose) == []
+        assert row.late(told, ANSWER_S) == []
+        second.stop()
+        first.stop()
+
+
+@pytest.mark.fault("30", "primary cut off with one instance, --replicas 2 of 3", recovery_must_s=1.0)
+async def test_30_primary_cut_off(hosts: list[Host], row: Row) -> None:
+    """On its side there is no ok any more; the other side counts on, and no ok is lost."""
+    await primary_cut_off(hosts, row, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("30", "primary cut off with one instance, --replicas 0", recovery_must_s=1.0)
+async def test_30_primary_cut_off_none(hosts: list[Host], row: Row) -> None:
+    """Every ok on its side is lost when the cable is mended: this is what ``--replicas`` is for."""
+    await primary_cut_off(hosts, row, 0)

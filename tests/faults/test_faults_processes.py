@@ -28,7 +28,7 @@ from kit.figures import Row
 from kit.oracle import Consumer, Load, epoch_s, grid, lines, open_windows
 from kit.proxy import Proxy
 from kit.servers import RabbitServer, RedisServer
-from kit.serving import WORKERS, Serving
+from kit.serving import Serving
 from kit.waiting import eventually, long_window, next_window, until
 from kit.wire import connect
 
@@ -79,10 +79,6 @@ async def test_3_supervisor_killed(row: Row) -> None:
             async for _ in row.inject(2):
                 serving.kill()
                 await until(lambda: not serving.processes(), within_s=10)
-                # By what they watch, not by a beat that found nobody.
-                assert (
-                    serving.said.count("the supervisor has died, stopping") == WORKERS + 1
-                )  # who calls endpoints
                 with pytest.raises(ConnectionRefusedError):
                     await connect(serving.port)
                 serving.flags = ("--port", str(serving.port))

@@ -1,4 +1,8 @@
-"""Row 4 of the fault matrix: SIGHUP replaces the workers one by one, and no caller notices."""
+"""Row 4 of the fault matrix: a reload replaces every process, and no caller notices.
+
+The supervisor keeps its process id and executes the program that is installed now. Then it replaces the
+workers one by one.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +24,14 @@ ANSWER_S = 2.5
 # A leader that goes without handing over is missed for its lease, 5 s.
 HANDED_OVER_S = 2.5
 
-# What a module that is imported before the worker's own does to it.
+# What a module that is imported before idagg's own does: to every program, or to workers alone.
 BROKEN = {
-    "raise SystemExit('half an upgrade')": r"the new worker died \(exit code 1\)",
-    "import os; os.environ['AIOHTTP_NO_EXTENSIONS'] = '1'": r"the new worker died \(exit code 3\)",
-    "import signal; signal.setitimer(signal.ITIMER_REAL, 3)": r"the new worker died \(SIGALRM\)",
+    "raise SystemExit('half')": r"the new program died \(exit code 1\): SystemExit: half",
+    "import os; os.environ['AIOHTTP_NO_EXTENSIONS'] = '1'": "aiohttp runs without its C parser: .*",
+    "import time; time.sleep(60)": "the new program did not load within 5 s",
+}
+BROKEN_WORKERS = {
+    "signal.setitimer(signal.ITIMER_REAL, 3)": r"the new worker died \(SIGALRM\)",
     "print('another version', flush=True)": r"the new worker died \(SIGKILL\)",
 }
 
@@ -34,7 +41,7 @@ def hang_up(serving: Serving) -> None:
 
 
 async def says(serving: Serving, text: str, *, times: int = 1) -> None:
-    await until(lambda: serving.said.count(text) >= times, within_s=20)
+    await until(lambda: serving.said.count(text) >= times, within_s=60)
 
 
 @pytest.mark.fault("4", "SIGHUP, and two more in the midst of it")
@@ -79,26 +86,34 @@ async def test_4_rolling_restart(any_server: RedisServer, row: Row) -> None:
         assert serving.said.count("replacing the workers") == 2 * row.injections
 
 
-async def test_successor_that_does_not_serve(any_server: RedisServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whom", ["every program", "workers"])
+async def test_build_that_does_not_serve(any_server: RedisServer, tmp_path: Path, whom: str) -> None:
     """The workers stay as they are, and the next attempt is as good as the first."""
+    broken = BROKEN
+    if whom == "workers":
+        only = "import signal, sys\nif 'idagg.run.worker' in sys.orig_argv:\n    "
+        broken = {only + line: f"worker-0 .* are not replaced: {why}" for line, why in BROKEN_WORKERS.items()}
     first = tmp_path / "sitecustomize.py"
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
     with Serving(
         *("--redis-url", any_server.url),
-        tuned={"idagg.run.restart.YOUNG_S": 5},
-        environment={"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"},
+        tuned={
+            "idagg.run.restart.YOUNG_S": 5,
+            "idagg.run.reload.REHEARSAL_S": 30 if whom == "workers" else 5,
+        },
+        environment={"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
         window=long_window(),
     ) as serving:
         before = serving.workers()
         async with Load(serving) as load:
-            for number, (line, reason) in enumerate(BROKEN.items(), 1):
+            for number, (line, reason) in enumerate(broken.items(), 1):
                 first.write_text(line)
                 hang_up(serving)
-                await says(
-                    serving, "worker-0 and all later ones go on, they are not replaced: ", times=number
-                )
-                assert re.search(rf"not replaced: {reason}$", serving.said, re.MULTILINE)
+                await says(serving, "the reload failed, idagg serves on as before: ", times=number)
+                assert re.search(rf"serves on as before: {reason}$", serving.said, re.MULTILINE)
                 assert serving.workers() == before
                 assert (await serving.health()).status == 200
+                assert (await serving.figures())["idagg_reloads_total{failed}"] == number
                 await load.goes_on()
         assert (load.failed, load.unknown, load.trouble_at) == (set(), set(), [])
         serving.stop()
@@ -110,9 +125,7 @@ async def test_successor_that_does_not_reach_the_store(any_server: RedisServer) 
         before = serving.workers()
         any_server.kill()
         hang_up(serving)
-        await says(
-            serving, "worker-0 and all later ones go on, they are not replaced: the new worker is not ready: "
-        )
+        await says(serving, "worker-0 and all later ones are not replaced: the new worker is not ready: ")
         await until(lambda: serving.workers() == before)
         any_server.start()
         await serving.ready()
@@ -147,7 +160,11 @@ async def test_systemd_is_told(any_server: RedisServer, tmp_path: Path) -> None:
 
             assert state() == b"READY=1\nSTATUS=2 workers listen"
             hang_up(serving)
-            assert state() == b"RELOADING=1"
-            assert state() == b"READY=1"
+            assert re.fullmatch(rb"RELOADING=1\nMONOTONIC_USEC=[0-9]+", state())
+            assert state() == b"READY=1\nSTATUS=2 workers listen"
+            any_server.kill()
+            hang_up(serving)
+            assert state().startswith(b"RELOADING=1\n")
+            assert state().startswith(b"READY=1\nSTATUS=the reload failed, idagg serves on as before: ")
             serving.stop()
             assert state() == b"STOPPING=1"

@@ -41,6 +41,16 @@ def test_reached(tmp_path: Path) -> None:
         assert run(f"after-seal=kill@{armed}") == (0, "passed\n")
 
 
+def test_reached_later(tmp_path: Path) -> None:
+    """A number in the file says at which pass."""
+    armed = tmp_path / "armed"
+    armed.write_text("3")
+    for _ in range(2):
+        assert run(f"after-seal=kill@{armed}") == (0, "passed\n")
+    assert run(f"after-seal=kill@{armed}") == (-signal.SIGKILL, "")
+    assert not armed.exists()
+
+
 def test_stall() -> None:
     """A stalled process goes on where it was when it is told to."""
     environment = os.environ | {failpoints.VARIABLE: "after-seal=stall"}

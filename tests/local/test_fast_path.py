@@ -226,8 +226,8 @@ async def test_no_room_is_told_at_once_and_in_turn() -> None:
         await first.send(get("id=1"))
         await stage.sent(1)
         await second.send(get("id=2") + get("id=3"))
-        await stage.until(listener.commit, "collecting=2")
-        listener.commit.tick()
+        await stage.until(listener.router, "collecting=2")
+        listener.router.tick()
         await third.send(get("id=4"))
         assert await status(third) == 503
         await second.send(get("id=5"))
@@ -732,7 +732,7 @@ async def test_an_answer_that_never_comes_ends_its_connection(stage: Stage) -> N
     assert await wire.closed()
     await stage.connections(0)
     stage.hits.reply(None)
-    await stage.until(stage.listener.commit, "queued=0 collecting=0")
+    await stage.until(stage.listener.router, "queued=0 collecting=0")
     async with asyncio.timeout(5):
         while handlers(stage):  # noqa: ASYNC110  likewise
             await asyncio.sleep(0.001)
@@ -749,7 +749,7 @@ async def test_what_is_late_is_let_go_with_its_connection() -> None:
         wire.reset()
         hits.reply(*[StoreRefusedError("no")] * 10)
         await stage.connections(0)
-        await stage.until(listener.commit, "queued=0 collecting=0")
+        await stage.until(listener.router, "queued=0 collecting=0")
         assert not listener.public.late
 
 
@@ -761,7 +761,7 @@ async def test_a_slow_store_makes_nobody_wait_twice() -> None:
         wire = await stage.connect()
         await wire.send(get("id=1") * 3 * MAX_UNANSWERED)
         await stage.sent(1)
-        while listener.commit.waiting < MAX_UNANSWERED:  # noqa: ASYNC110  it is read in turns
+        while listener.router.waiting < MAX_UNANSWERED:  # noqa: ASYNC110  it is read in turns
             await asyncio.sleep(0.001)
         for _ in range(7):
             listener.public.tick()
@@ -802,6 +802,19 @@ async def test_a_stop_answers_what_waits_behind_an_answer(stage: Stage) -> None:
     assert [await status(wire) for _ in range(2)] == [200, 200]
     assert await wire.closed()
     await closing
+
+
+async def test_a_stop_answers_what_has_arrived(stage: Stage) -> None:
+    """Although it is not read yet: its client cannot know of the stop."""
+    stage.hits.reply(None)
+    wire = await stage.connect()
+    await wire.send(get("id=x"))
+    assert await status(wire) == 400
+    wire.socket.send(get("id=1"))
+    await stage.listener.public.close(5)
+    answer = await wire.answer()
+    assert answer is not None
+    assert (answer.status, answer.headers["Connection"]) == (200, "close")
 
 
 async def test_a_stop_does_not_wait_for_what_has_not_come(stage: Stage) -> None:

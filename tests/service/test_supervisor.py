@@ -8,14 +8,17 @@ import os
 import re
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from kit.oracle import Load
 from kit.servers import RedisServer
 from kit.serving import Serving
-from kit.waiting import long_window, until
+from kit.waiting import eventually, long_window, until
+from kit.wire import ids
 
 
 @pytest.fixture
@@ -121,3 +124,36 @@ async def test_systemd(any_server: RedisServer, systemd: socket.socket) -> None:
             systemd.recv(1024)
         serving.stop()
         assert systemd.recv(1024) == b"STOPPING=1"
+
+
+async def test_drain(any_server: RedisServer) -> None:
+    """At SIGTERM it is not ready at once, and goes on counting for so long; nobody fails or is reset."""
+    with Serving("--redis-url", any_server.url, "--drain", "3", window=1) as serving:
+        async with Load(serving, callers=4) as keeping, Load(serving, callers=4, fresh=True) as opening:
+            began_s = time.monotonic()
+            os.kill(serving.pid, signal.SIGTERM)
+            await eventually(lambda: serving.ask("/readyz"), lambda answer: answer.status == 503)
+            health = await serving.health()
+            assert (health.status, b"\ndrain: idagg stops here" in health.body) == (503, True)
+            assert (await serving.ask("/livez")).status == 200
+            assert await serving.hit() == 200
+            answer = await eventually(
+                lambda: serving.ask(f"/api/verve/accept?id={next(ids)}"),
+                lambda answer: answer.headers["Connection"] == "close",
+            )
+            assert answer.status == 200
+            assert time.monotonic() < began_s + 3
+        for load in (keeping, opening):
+            assert (load.failed, load.unknown, load.trouble_at) == (set(), set(), [])
+        await until(lambda: not serving.processes())
+        assert time.monotonic() >= began_s + 3
+        serving.stop()
+
+
+async def test_drain_is_cut_short(any_server: RedisServer) -> None:
+    """A second signal ends it."""
+    with Serving("--redis-url", any_server.url, "--drain", "60") as serving:
+        os.kill(serving.pid, signal.SIGTERM)
+        await until(lambda: "stopping in 60 s" in serving.said)
+        async with asyncio.timeout(10):
+            await asyncio.to_thread(serving.stop)

@@ -38,11 +38,11 @@ class Systemd:
         self._channel.close()
 
 
-async def test_what_is_seen(any_server: RedisServer, tmp_path: Path) -> None:
+async def test_what_is_seen(durable_server: RedisServer, tmp_path: Path) -> None:
     """Of a window, then of a store that is away, and that it is back."""
     systemd = Systemd(tmp_path / "notify")
     with Serving(
-        *("--redis-url", any_server.url, "--deadline", "0.5"),
+        *("--redis-url", durable_server.url, "--deadline", "0.5"),
         window=2,
         environment={"NOTIFY_SOCKET": str(tmp_path / "notify")},
     ) as serving:
@@ -63,14 +63,14 @@ async def test_what_is_seen(any_server: RedisServer, tmp_path: Path) -> None:
         for process in ("worker-0", "worker-1", "callbacks", "supervisor"):
             assert figures[f"process_resident_memory_bytes{{{process}}}"] > 1e6
 
-        any_server.stop()
+        durable_server.stop()
         assert (await serving.ask("/api/verve/accept?id=1")).status == 503
         await until(lambda: re.search(r"not leading · .* · no ids stored for \d+ s", systemd.look()))
         figures = await serving.figures()
         assert figures["idagg_store_up"] == figures["idagg_leader"] == 0
         assert figures.keys() & set(LED) == set()
         assert figures["idagg_unavailable_total{away}"] == figures["idagg_requests_total{503}"] == 1
-        any_server.start()
+        durable_server.start()
         await serving.ready()
         await until(lambda: re.search("store: works again, after", serving.said))
         assert serving.said.count("store: ") - serving.said.count("works again") == 1

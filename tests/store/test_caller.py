@@ -26,7 +26,7 @@ from idagg.flush.leader import Leadership
 from idagg.window import PendingCallback, Record, iso
 from kit import servers
 from kit.cranked import CrankedClient
-from kit.staging import StoreStage, end, window_store
+from kit.staging import StoreStage, end, seal, window_store
 from kit.waiting import LIMIT_S, NOON, until
 
 
@@ -119,7 +119,7 @@ class Bench(StoreStage[Process]):
         await self.at(start)
         await self.add(1, endpoints=endpoints)
         await self.at(start + 60)
-        assert await self.windows.sealing.seal(process.leadership.epoch) == 0
+        assert await seal(self.windows, process.leadership.epoch) == 0
         await self.windows.pending.mark_delivered(process.leadership.epoch, NOON + start)
 
     async def owed(self) -> list[int]:

@@ -17,7 +17,7 @@ from idagg.deliver.amqp_route import Route
 from idagg.deliver.broker import Broker
 from idagg.deliver.logfile import LogFile
 from idagg.errors import BrokerAwayError, LogFileError, StoreAwayError
-from idagg.flush import flusher, leader
+from idagg.flush import flusher, leader, turns
 from idagg.flush.flusher import Flusher, Lines, Publisher
 from idagg.flush.leader import Leadership
 from idagg.store.client import Client
@@ -26,7 +26,7 @@ from idagg.store.windows import WindowStore
 from idagg.window import Counts, Record, iso
 from kit import servers
 from kit.cranked import CrankedClient
-from kit.staging import StoreStage, end, window_store
+from kit.staging import StoreStage, end, seal, window_store
 from kit.waiting import LIMIT_S, NOON, eventually, until
 
 
@@ -151,8 +151,8 @@ async def bench(
     any_server: servers.RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Bench]:
     # The clock is cranked while they sleep.
-    monkeypatch.setattr(flusher, "LOOK_S", 0.01)
-    monkeypatch.setattr(flusher, "RETRY_S", 0.01)
+    monkeypatch.setattr(turns, "LOOK_S", 0.01)
+    monkeypatch.setattr(turns, "RETRY_S", 0.01)
     monkeypatch.setattr(leader, "LOOK_S", 0.01)
     bench = Bench(any_server.url, tmp_path / "log")
     await bench.at(0)
@@ -219,7 +219,7 @@ async def test_without_its_broker_the_line_comes_at_once_and_the_message_later(b
 
 async def test_the_brokers_return_is_heard_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Messages that wait for the broker, however many, do not wait for the next look at the clock as well."""
-    monkeypatch.setattr(flusher, "LOOK_S", 3600)
+    monkeypatch.setattr(turns, "LOOK_S", 3600)
     monkeypatch.setattr(flusher, "LATE_AT_ONCE", 2)
     queue = Queue(there=False)
     for minute in range(5):
@@ -236,7 +236,7 @@ async def test_a_broker_that_refuses_is_not_asked_without_a_pause(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A queue that is there and takes nothing gets one more try at each look, not as many as fit in."""
-    monkeypatch.setattr(flusher, "LOOK_S", 3600)
+    monkeypatch.setattr(turns, "LOOK_S", 3600)
     queue = Queue()
     queue.refusal = "the queue is full"
     await bench.add(1)
@@ -552,7 +552,7 @@ async def test_a_fenced_leader_seals_nothing(bench: Bench) -> None:
     await bench.at(60)
     await until(lambda: zombie.leadership.epoch == 0)
     assert await bench.counts() == (0, 0)
-    assert await bench.windows.sealing.seal(epoch) == 0
+    assert await seal(bench.windows, epoch) == 0
     assert queue.tried == 0
 
 
@@ -599,8 +599,8 @@ async def test_stop_among_late_messages(bench: Bench) -> None:
 
 async def test_stop_ends_every_wait(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends at once whether it waits for an election, for the clock, for the broker or after an error."""
-    monkeypatch.setattr(flusher, "LOOK_S", 3600)
-    monkeypatch.setattr(flusher, "RETRY_S", 3600)
+    monkeypatch.setattr(turns, "LOOK_S", 3600)
+    monkeypatch.setattr(turns, "RETRY_S", 3600)
     leads = await bench.start()
     follows = await bench.start()
     await until(lambda: leads.figures.counts)
@@ -616,7 +616,7 @@ async def test_stop_ends_every_wait(bench: Bench, monkeypatch: pytest.MonkeyPatc
     bench.path.symlink_to("/dev/full")
     await bench.at(120)
     fails = await bench.start()
-    await until(lambda: fails.figures.counts[-1:] == [(1, 1)])
+    await until(lambda: (1, 0) in fails.figures.counts)  # the message is not owed without a broker
     await fails.stop()
 
 

@@ -83,12 +83,13 @@ def test_the_notation_of_the_bytes() -> None:
     assert decode(r"a\r\n\t\\\x00\xff{2*b{3*c}\r}{0*d}") == b"a\r\n\t\\\0\xff" + 2 * b"bccc\r"
 
 
-@paths
+@pytest.mark.parametrize(("path", "shards"), [("fast", 1), ("fallback", 1), ("fast", 4)])
 @pytest.mark.parametrize("case", list(read_all()), ids=lambda case: case.name)
-async def test_each_input_gets_its_answers(store_url: str, case: Case, path: PathName) -> None:
-    """Statuses, bodies, what is counted, and whether the connection goes on, however the bytes arrive. Bytes
-    behind a request that closes its connection are no requests any more (RFC 9112, 9.6)."""
-    async with open_listener_before(store_url, path) as listener:
+async def test_each_input_gets_its_answers(store_url: str, case: Case, path: PathName, shards: int) -> None:
+    """Statuses, bodies, what is counted, and whether the connection goes on, however the bytes arrive, and
+    over how many shards ids are spread. Bytes behind a request that closes its connection are no requests any
+    more (RFC 9112, 9.6)."""
+    async with open_listener_before(store_url, path, shards=shards) as listener:
         for manner in MANNERS:
             await say(listener, store_url, case, manner)
 

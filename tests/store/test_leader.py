@@ -12,6 +12,7 @@ from idagg.flush import leader
 from idagg.flush.leader import CLOSE_S, Leadership, may_change_after, next_try_s, unwanted
 from idagg.store.client import Client
 from idagg.store.election import Agreed, Lease, Successor
+from idagg.store.shards import Regime
 from idagg.store.windows import WindowStore
 from kit import servers
 from kit.waiting import LIMIT_S, until
@@ -28,11 +29,14 @@ class Bid:
         *,
         window_s: int = 60,
         exact_limit: int = 1000,
+        shards: int = 1,
         timeout_s: float = 5.0,
         patience_s: float = leader.PATIENCE_S,
     ) -> None:
         self.client = Client(url, timeout_s=timeout_s)
-        self.windows = WindowStore(self.client, namespace="t", window_s=window_s, exact_limit=exact_limit)
+        self.windows = WindowStore(
+            self.client, namespace="t", window_s=window_s, exact_limit=exact_limit, shards=shards
+        )
         self.heard: list[int] = []
         self.made = 0
         self.leadership = Leadership(
@@ -321,6 +325,35 @@ async def test_another_exact_limit_is_said(start: Start) -> None:
     third = start(window_s=5)
     await answered(third)
     assert "the same --window and --exact-limit, or" in str(third.leadership.trouble)
+
+
+async def test_other_shards_are_followed(start: Start) -> None:
+    """Who has others is told, counts by the store's all the same, and leads when nobody else has for a while:
+    its own are agreed on then, and the regime is as it was until it is changed window by window."""
+    first = start(shards=4)
+    await answered(first)
+    second = start(shards=2, patience_s=0.5)
+    await answered(second)
+    assert first.leadership.regime == second.leadership.regime == Regime(1, 4)
+    assert (second.epoch, second.leadership.differs, second.leadership.trouble) == (0, True, None)
+    assert "over 4 shards" in str(second.leadership.notice)
+    assert first.leadership.notice is None
+    await first.die()
+    await first.leadership.resign()
+    await until(lambda: second.epoch == 2)
+    assert (second.leadership.differs, second.leadership.notice) == (False, None)
+    assert second.leadership.regime == Regime(1, 4)
+
+
+async def test_a_lease_lasts_no_longer_after_a_step_of_the_clock(start: Start) -> None:
+    """If the store's clock is stepped back while a leader dies, its lock would last as much longer."""
+    first = start()
+    await answered(first)
+    await first.die()
+    await first.client.command("PEXPIRE", "{t:0}:lock", 10**8)
+    lease = await first.windows.election.lead("b", lease_ms=2000)
+    assert (lease.epoch, lease.lasts_ms) == (0, 2000)
+    assert await first.client.command("PTTL", "{t:0}:lock") <= 2000
 
 
 async def test_who_is_alone_brings_its_windows_at_once(start: Start) -> None:

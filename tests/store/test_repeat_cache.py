@@ -22,6 +22,7 @@ from kit import servers
 from kit.cranked import CrankedClient
 from kit.fakes import Batches
 from kit.oracle import open_hits
+from kit.staging import seal
 from kit.waiting import NOON
 
 IDS = [b"1", b"2", b"3", b"4"]
@@ -214,7 +215,7 @@ async def _all_is_true(stores: Stores, steps: list[Send | str]) -> None:
             assert group.waiting == 0
             stores.faults = []
         elif step == "seal":
-            await windows.sealing.seal(epoch)
+            await seal(windows, epoch)
         elif step in ("switch", "flush", "save", "back"):
             is_one_store = False
             if step == "switch":

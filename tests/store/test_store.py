@@ -28,6 +28,7 @@ from idagg.tasks import end
 from idagg.window import Record
 from kit import engines, servers
 from kit.cranked import CrankedClient
+from kit.staging import seal
 from kit.waiting import LIMIT_S, NOON, until
 
 LUA = Path(replies.__file__).parent / "lua"
@@ -243,7 +244,7 @@ async def test_full_memory_counts_nothing_and_ends_with_the_window(client: Crank
     await windows.election.resign("a")
     epoch = (await windows.election.lead("b", lease_ms=60_000)).epoch
     assert epoch == 2
-    assert await windows.sealing.seal(epoch) == 0
+    assert await seal(windows, epoch) == 0
     assert await counts(client) == {NOON: (2, 2)}
     await windows.pending.mark_logged(epoch, NOON)
     await windows.pending.mark_delivered(epoch, NOON)
@@ -268,7 +269,7 @@ async def test_scripts_that_the_server_forgot(client: CrankedClient) -> None:
     epoch = (await windows.election.lead("a", lease_ms=60_000)).epoch
     await client.at(NOON + 60)
     await forget()
-    assert await windows.sealing.seal(epoch) == 0
+    assert await seal(windows, epoch) == 0
     await forget()
     await windows.pending.mark_delivered(epoch, NOON)
     await forget()
@@ -306,7 +307,7 @@ async def test_a_lost_reply_counts_once_in_the_window_of_the_first_time(
     assert (await hits.add(2, [b"2", b"3"])).start_s == NOON
     assert (await hits.add(3, [b"3"])).start_s == NOON + 60
     await client.at(NOON + 120)
-    assert [await windows.sealing.seal(epoch) for _ in range(2)] == [0, 0]
+    assert [await seal(windows, epoch) for _ in range(2)] == [0, 0]
     assert await counts(client) == {NOON: (3, 3), NOON + 60: (1, 1)}
     await impatient.close()
 
@@ -317,7 +318,7 @@ async def test_a_repeat_after_sealing_is_a_no_op(client: CrankedClient) -> None:
     epoch = (await windows.election.lead("a", lease_ms=60_000)).epoch
     await hits.add(1, [b"1"])
     await client.at(NOON + 60)
-    assert await windows.sealing.seal(epoch) == 0
+    assert await seal(windows, epoch) == 0
     assert (await hits.add(1, [b"1"])).start_s == NOON
     assert await client.command("KEYS", "{t:0}:w:*:ids") == []
     assert await counts(client) == {NOON: (1, 1)}
@@ -339,7 +340,7 @@ async def test_workers_number_their_batches_apart(client: CrankedClient) -> None
     assert await client.command("SCARD", f"{{t:0}}:w:{NOON}:ids") == 3
     await client.at(NOON + 60)
     epoch = (await windows_of(client).election.lead("a", lease_ms=60_000)).epoch
-    await windows_of(client).sealing.seal(epoch)
+    await seal(windows_of(client), epoch)
     assert await counts(client) == {NOON: (3, 4)}
 
 
@@ -371,7 +372,7 @@ async def test_a_change_of_the_length_moves_no_id_into_a_window_to_come(
         if start not in starts:
             starts.append(start)
     assert starts[: len(windows)] == list(windows)
-    while not await store.sealing.seal(epoch):
+    while not await seal(store, epoch):
         pass
     records = [owed.record for owed in await store.pending.deliveries()]
     sealed = {record.start_s - NOON: record.length_s for record in records}
@@ -403,15 +404,15 @@ async def test_a_step_of_the_clock_is_no_presence(client: CrankedClient, window_
     epoch = (await windows.election.lead("a", lease_ms=60_000)).epoch
     await hits.add(1, [b"1"])
     await client.at(NOON + 2 * window_s)
-    assert [await windows.sealing.seal(epoch) for _ in range(2)] == [0, 0]  # the other is empty, and attended
+    assert [await seal(windows, epoch) for _ in range(2)] == [0, 0]  # the other is empty, and attended
     year = NOON + 366 * 86400
     await client.at(year)
     await client.command("DEL", "{t:0}:lock")  # its time has run out, by the stepped clock
-    assert await windows.sealing.seal(epoch) == window_s * 1000
+    assert await seal(windows, epoch) == window_s * 1000
     assert (await windows.election.lead("a", lease_ms=60_000)).epoch == epoch + 1
     await client.at(year + window_s)
-    assert await windows.sealing.seal(epoch + 1) == 0
-    assert await windows.sealing.seal(epoch + 1) > 0
+    assert await seal(windows, epoch + 1) == 0
+    assert await seal(windows, epoch + 1) > 0
     assert await counts(client) == {NOON: (1, 1), NOON + window_s: (0, 0), year: (0, 0)}
 
 
@@ -432,7 +433,7 @@ async def sealed(
     if foreign:
         await client.command("PFADD", f"{{t:0}}:w:{NOON}:hll", *range(-foreign, 0))
     await client.at(NOON + 60)
-    assert await windows.sealing.seal(epoch) == 0
+    assert await seal(windows, epoch) == 0
     ((record, _),) = await windows.pending.deliveries()
     return record
 
@@ -456,7 +457,7 @@ async def test_a_sketch_that_lost_ids_makes_suspect(client: CrankedClient) -> No
     await client.command("DEL", f"{{t:0}}:w:{NOON}:hll")
     await client.command("PFADD", f"{{t:0}}:w:{NOON}:hll", "1")
     await client.at(NOON + 60)
-    assert await windows.sealing.seal(epoch) == 0
+    assert await seal(windows, epoch) == 0
     ((record, _),) = await windows.pending.deliveries()
     assert (record.unique_ids, record.estimate, record.exact, record.suspect) == (100, 1, False, True)
 
@@ -480,7 +481,7 @@ async def test_sketches_are_kept_for_two_days_and_add_up(client: CrankedClient) 
     await client.at(NOON + 60)
     await hits.add(2, [b"%d" % n for n in range(10, 30)])
     await client.at(NOON + 120)
-    assert [await windows.sealing.seal(epoch) for _ in range(2)] == [0, 0]
+    assert [await seal(windows, epoch) for _ in range(2)] == [0, 0]
     sketches = [f"{{t:0}}:w:{start}:hll" for start in (NOON, NOON + 60)]
     assert sorted(await client.command("KEYS", "{t:0}:w:*")) == [sketch.encode() for sketch in sketches]
     assert [await client.command("PFCOUNT", sketch) for sketch in sketches] == [20, 20]
@@ -499,7 +500,7 @@ async def test_tokens_of_workers_that_ended_go_by_number(client: CrankedClient) 
         await client.command("HSET", "{t:0}:workers", *tokens)
     epoch = (await windows.election.lead("a", lease_ms=60_000)).epoch
     await client.at(NOON + 180)
-    while not await windows.sealing.seal(epoch):
+    while not await seal(windows, epoch):
         pass
     kept = [int(token.split()[1]) for token in await client.command("HVALS", "{t:0}:workers")]
     assert {start: kept.count(start) for start in kept} == {NOON: 1024 - 701, NOON + 60: 701, NOON + 120: 701}
@@ -516,7 +517,7 @@ async def test_a_step_of_the_clock_before_a_retry(client: CrankedClient, step_s:
     await client.command("DEL", "{t:0}:lock")  # its time has run out, by the stepped clock
     await hits_of(client).add(1, [b"2"])
     await client.at(NOON + max(step_s, 0) + 60)
-    while not await windows.sealing.seal(epoch):
+    while not await seal(windows, epoch):
         pass
     assert (await hits.add(1, [b"1"])).start_s == NOON
     assert await client.command("KEYS", "{t:0}:w:*:ids") == []
@@ -534,14 +535,25 @@ async def test_every_key_carries_the_shard_tag(client: CrankedClient) -> None:
     await hits.add(1, [b"1"], [b"http://a/{b}"])
     await look()
     await client.at(NOON + 60)
-    await windows.sealing.seal(epoch)
+    await seal(windows, epoch)
     await look()
     await windows.pending.mark_logged(epoch, NOON)
     await look()
     seen.remove(b"cranked")  # the tests' own
     assert {key for key in seen if not key.startswith(b"{t:0}:")} == set()
     kinds = {key.decode().removeprefix("{t:0}:").split(":")[0] for key in seen}
-    assert kinds == {"state", "lock", "open", "w", "deliveries", "messages", "callbacks", "record", "workers"}
+    assert kinds == {
+        "state",
+        "lock",
+        "open",
+        "w",
+        "deliveries",
+        "messages",
+        "callbacks",
+        "record",
+        "workers",
+        "merged",
+    }
 
 
 # The embedded store
@@ -758,15 +770,11 @@ async def test_embedded_store_runs_a_server_from_path(
         await hits_of(client).add(1, [b"1"])
 
 
-async def test_embedded_store_says_what_keeps_it_from_starting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A missing program and a folder that is none are told apart."""
+async def test_embedded_store_says_what_keeps_it_from_starting(tmp_path: Path) -> None:
+    """A folder that is none is named, and what to do."""
     file = tmp_path / "file"
     file.touch()
     assert "cannot be used: Not a directory; give another --state-dir" in await refusal(file)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert "install util-linux" in await refusal(tmp_path)
 
 
 async def test_embedded_store_is_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

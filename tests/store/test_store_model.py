@@ -22,10 +22,12 @@ from hypothesis.stateful import (
 from idagg.errors import FencedError, StoreAwayError, StoreRefusedError
 from idagg.store.election import Agreed, Lease
 from idagg.store.hits import HitStore, Stored
+from idagg.store.shards import Regime
 from idagg.store.windows import WindowStore
 from idagg.window import PendingCallback
 from kit import servers
 from kit.cranked import CrankedClient
+from kit.staging import seal
 from kit.waiting import NOON
 
 T = TypeVar("T")
@@ -231,7 +233,7 @@ class StoreMachine(RuleBasedStateMachine):
         if self.leader is None:
             ours = Agreed(self.length, self.exact_limit)
             if seen in ("none", -1) and self.store and self.store != ours:
-                assert term == Lease(0, 0, self.epoch, self.store)
+                assert term == Lease(0, 0, self.epoch, self.store, Regime(1, 1))
                 return
             if self.store and self.store.window_s != self.length:
                 start, end = self.window_at(int(self.now))
@@ -254,7 +256,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.leader = None
         self.lead(successor)
         with pytest.raises(FencedError):
-            self.run(self.windows().sealing.seal(self.epoch - 1))
+            self.run(seal(self.windows(), self.epoch - 1))
 
     @rule(length=st.sampled_from([10, 7]), exact_limit=st.sampled_from([6, 9]), led=st.booleans())
     def restart(self, length: int, exact_limit: int, led: bool) -> None:
@@ -276,7 +278,7 @@ class StoreMachine(RuleBasedStateMachine):
         if self.open and min(self.open) <= expected:
             expected = min(self.open)
         window = self.open.get(expected, Window(end - expected))
-        wait_ms = self.run(self.windows().sealing.seal(self.epoch))
+        wait_ms = self.run(seal(self.windows(), self.epoch))
         left = expected + window.length - self.now
         if left > 0:
             assert wait_ms == round(left * 1000)

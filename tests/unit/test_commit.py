@@ -265,19 +265,6 @@ async def test_a_slow_store_makes_less_room() -> None:
     await bench.end()
 
 
-async def test_who_is_in_turn_makes_no_room(bench: Bench) -> None:
-    """An answer that keeps its place behind a full queue opens no batch for others to join."""
-    bench.add("0")
-    await settle()
-    bench.add(*map(str, range(1, 9)))
-    for _ in range(10):
-        assert bench.add("x") == [False]
-        bench.commit.in_turn(Client("refused", bench.answers))
-    bench.hits.reply(None, None, None)
-    await bench.answered(19)
-    assert [name for name, _ in bench.answers] == [*map(str, range(9)), *["refused"] * 10]
-
-
 async def test_room_is_bounded(bench: Bench) -> None:
     """Past the bound nothing is taken, and there is room again when some have been answered."""
     bench.add("0")
@@ -288,19 +275,6 @@ async def test_room_is_bounded(bench: Bench) -> None:
     await settle()
     assert len(bench.answers) == 9
     assert bench.add("x") == [True]
-
-
-async def test_who_is_in_turn_is_answered_behind_those_before(bench: Bench) -> None:
-    """An answer that needs no store keeps its place, and costs no command."""
-    bench.add("1")
-    await settle()
-    bench.commit.in_turn(Client("bad", bench.answers))
-    await settle()
-    assert bench.answers == []
-    bench.hits.reply(None)
-    await settle()
-    assert bench.answers == [("1", True), ("bad", True)]
-    assert len(bench.hits.sent) == 1
 
 
 async def test_a_waiter_that_fails_harms_nobody(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
@@ -653,13 +627,12 @@ async def test_what_is_not_confirmed_still_waits(bench: Bench) -> None:
     """It has its weight until it is settled, once."""
     await bench.remember("1")
     assert bench.many("bulk", "1", "2")
-    bench.commit.in_turn(Client("bad", bench.answers))
     await settle()
-    assert bench.commit.waiting == 3
+    assert bench.commit.waiting == 2
     bench.add("3")
     bench.hits.reply(ELSEWHERE)
     await settle()
-    assert bench.commit.waiting == 4
+    assert bench.commit.waiting == 3
     bench.hits.reply(None, None)
     await settle()
     assert bench.commit.waiting == 0

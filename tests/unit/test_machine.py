@@ -101,6 +101,7 @@ def test_the_status_line() -> None:
     assert line(follower, 0, {"store": 3, "worker-1": 5}) == (
         "not leading · 1 of 2 workers · 0 requests/s · no ids stored for 3 s"
     )
+    assert line(follower, 0, {"drain": 3}, ["stopping"]).endswith("0 requests/s · stopping")
 
 
 def test_requests_a_second() -> None:

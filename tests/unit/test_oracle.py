@@ -137,3 +137,11 @@ def test_an_ok_is_for_a_window_of_its_time(asked_s: float, given_s: float, right
     """Of windows of 2 s, only the one from 12 on has the id."""
     windows = {"10": {8}, "12": {7}, "14": {8}}
     assert (oracle.elsewhere([(7, asked_s, given_s)], windows, 2) == []) == right
+
+
+def test_several_journals() -> None:
+    """The callers of all instances together: an id that two of them sent would count once."""
+    first = Journal({1, 2}, {3}, set(), 0.5, ok_at=[1.0, 3.0], trouble_at=[4.0])
+    second = Journal({5}, set(), {6}, 0.7, ok_at=[2.0], trouble_at=[0.5])
+    told = oracle.together(first, second)
+    assert told == Journal({1, 2, 5}, {3}, {6}, 0.7, ok_at=[1.0, 2.0, 3.0], trouble_at=[0.5, 4.0])

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idagg.accept.admission import Admission
-from idagg.accept.commit import GroupCommit
 from idagg.accept.connection import Connection
 from idagg.accept.fallback import Fallback, accept_routes, health_routes
 from idagg.accept.fast_path import FastPath
+from idagg.accept.routing import Router
 from idagg.store.hits import Stored
-from kit.fakes import Batches, settle
+from idagg.store.shards import Regime
+from kit.fakes import Batches, Transport, settle
 from kit.http_cases import read_all
 
 CASES = st.sampled_from([case.request for case in read_all() if len(case.request) < 1000])
@@ -45,24 +46,6 @@ class Store:
         return Stored(60, len(new), continues=True)
 
 
-class Transport(asyncio.Transport):
-    """Keeps what is written; nothing may be written behind the end."""
-
-    written, paused, ended = b"", False, False
-
-    def write(self, data: Any) -> None:
-        self.written += b"behind the end" if self.ended else data
-
-    def write_eof(self) -> None:
-        self.ended = True
-
-    def pause_reading(self) -> None:
-        self.paused = True
-
-    def resume_reading(self) -> None:
-        self.paused = False
-
-
 async def heard(path: FastPath, pieces: list[bytes]) -> tuple[list[Answer], bool]:
     """The answers of one connection, and whether it has ended."""
     connection, transport = Connection(path), Transport()
@@ -86,20 +69,31 @@ async def heard(path: FastPath, pieces: list[bytes]) -> tuple[list[Answer], bool
     return [(match[1], match[3], some) for match, some in zip(found, fields, strict=True)], transport.ended
 
 
-async def outcome(pieces: list[bytes], *, fast: bool) -> tuple[list[Answer], bool, set[bytes]]:
+async def outcome(
+    pieces: list[bytes], *, fast: bool, shards: int = 1
+) -> tuple[list[Answer], bool, set[bytes]]:
     """The same, and the ids counted, on one of the paths."""
     loop = asyncio.get_running_loop()
     troubles: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: troubles.append(context))
     store, tally = Store(), collections.Counter[int]()
-    commit = GroupCommit(store, Batches(), deadline_s=10, max_batch=4096, now=loop.time, linger_s=0)
-    admission = Admission(commit, tally)
+    router = Router(
+        lambda shard, regime: store,
+        Regime(1, shards),
+        Batches(),
+        tally,
+        deadline_s=10,
+        max_batch=4096,
+        now=loop.time,
+        linger_s=0,
+    )
+    admission = Admission(router, tally)
     fallback = Fallback([*accept_routes(admission, None), *health_routes(lambda: None)], tally)
     await fallback.start()
-    running = asyncio.create_task(commit.run())
+    running = asyncio.create_task(router.run())
     path = FastPath(admission if fast else None, fallback, epoch_s=0, deadline_s=10, keepalive_s=75)
     answers, has_ended = await heard(path, pieces)
-    commit.stop()
+    router.stop()
     await running
     await fallback.close()
     assert not troubles
@@ -107,12 +101,13 @@ async def outcome(pieces: list[bytes], *, fast: bool) -> tuple[list[Answer], boo
 
 
 @settings(max_examples=500, deadline=None)
-@given(STREAMS, st.lists(st.integers(0, 1000), max_size=5))
-def test_both_paths_say_and_count_the_same(stream: bytes, cuts: list[int]) -> None:
-    """In whatever pieces it arrives. Of two faults of a head, the pieces may decide which is told."""
+@given(STREAMS, st.lists(st.integers(0, 1000), max_size=5), st.sampled_from([1, 4]))
+def test_both_paths_say_and_count_the_same(stream: bytes, cuts: list[int], shards: int) -> None:
+    """In whatever pieces it arrives, and over how many shards ids are spread. Of two faults of a head, the
+    pieces may decide which is told."""
     ends = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
     pieces = [stream[start:end] for start, end in itertools.pairwise(ends)]
-    in_pieces = answers, has_ended, ids = asyncio.run(outcome(pieces, fast=True))
+    in_pieces = answers, has_ended, ids = asyncio.run(outcome(pieces, fast=True, shards=shards))
     assert in_pieces == asyncio.run(outcome(pieces, fast=False))
     whole = asyncio.run(outcome([stream], fast=True))
     told = len(answers) - has_ended

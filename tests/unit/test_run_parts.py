@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import logging
 import os
@@ -20,8 +21,10 @@ from hypothesis import strategies as st
 
 from idagg.errors import CannotStartError
 from idagg.run import logs, restart, sockets
+from idagg.run.child import Held
 from idagg.run.logs import log_to_stderr
-from idagg.run.messages import CallbackStart, Heartbeat, Lead, Leads, Message, WorkerStart
+from idagg.run.messages import Assignment, CallbackStart, Heartbeat, Lead, Leads, Message, WorkerStart
+from idagg.run.reload import Inherited, held_from, unchangeable
 from idagg.run.restart import Restarts
 from idagg.run.systemd import notify, watchdog_s
 from idagg.settings import Settings
@@ -147,6 +150,7 @@ MESSAGES: list[Message] = [
     Heartbeat(7, 'Redis at "x"\nis away', "Ü", "full"),
     Heartbeat(7, pid=9, answered=5, skew_s=-0.5, late_s=0.0, lead=Lead(60, 5, 9, True, 3, 0, 1, 2, 0)),
     Leads(7),
+    Assignment([3, 5], drain_s=5.0),
 ]
 
 
@@ -239,6 +243,58 @@ def test_log(is_journal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert rest == "worker-1 WARNING a line\nof two\n"
         told = datetime.datetime.fromisoformat(stamp)
         assert before <= told <= datetime.datetime.now(datetime.UTC)
+
+
+@given(st.integers(1, 9), st.lists(st.booleans(), min_size=1, max_size=6))
+def test_every_listener_is_served_by_one(listeners: int, running: list[bool]) -> None:
+    """By its own worker, if that runs; by none only if no worker runs."""
+    numbers = list(range(10, 10 + listeners))
+    shares = sockets.spread(numbers, [numbers if runs else None for runs in running])
+    served = [number for share in shares for number in share]
+    assert sorted(served) == (numbers if any(running) else [])
+    for slot, (runs, share) in enumerate(zip(running, shares, strict=True)):
+        assert not share or runs
+        assert set(numbers[slot :: len(running)]) <= set(share) or not runs
+
+
+def test_a_listener_is_served_by_who_holds_it() -> None:
+    assert sockets.spread([3, 4], [[3, 4], None]) == [[3, 4], []]
+    assert sockets.spread([3, 4], [[3], None]) == [[3], []]
+    assert sockets.spread([3, 4, 5], [[3, 4, 5], [3, 4, 5]]) == [[3, 5], [4]]
+
+
+def test_what_is_left_is_read(tmp_path: Path) -> None:
+    """Also by another version: unknown fields are passed over, missing ones have their defaults."""
+    settings = Settings(state_dir=tmp_path)
+    child = Held("worker-0", 77, 0, 8, 9, [3, 4], listens_since=1.5, last="{}", unread='{"a')
+    left = Inherited(settings, "redis://r", "/m", [3], 5, [dataclasses.asdict(child), None])
+    assert Inherited.parse(left.line()) == left
+    newer = orjson.loads(left.line())
+    newer["workers"][0]["mood"] = newer["weather"] = "fine"
+    del newer["rest"], newer["version"]
+    read = Inherited.parse(orjson.dumps(newer))
+    assert read.workers[0] is not None
+    assert (held_from(read.workers[0]), read.rest) == (child, [])
+    assert sorted(left.descriptors()) == [3, 5, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "flags"),
+    [
+        ({}, {"deadline": 1.0, "workers": 9, "port": 9}, []),
+        ({}, {"window": 5, "exact_limit": 7}, ["--window", "--exact-limit"]),
+        ({}, {"state_dir": Path("/other")}, ["--state-dir"]),
+        ({}, {"redis_url": "redis://r"}, ["--redis-url"]),
+        ({"redis_url": "redis://r"}, {"redis_url": None}, ["--redis-url"]),
+        ({"redis_url": "redis://r"}, {"redis_url": "redis://:new@r", "state_dir": Path("/other")}, []),
+    ],
+)
+def test_what_a_reload_does_not_change(
+    old: dict[str, object], new: dict[str, object], flags: list[str]
+) -> None:
+    before = Settings.model_validate({"state_dir": Path("/s"), **old})
+    after = Settings.model_validate({"state_dir": Path("/s"), **old, **new})
+    assert unchangeable(before, after) == flags
 
 
 def test_log_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ GIVEN = {
     "admin_port": 65535,
     "keepalive": 3600,
     "max_connection_age": 86_400,
+    "drain": 7.5,
     "cors_origin": "https://a.example:8443",
     "workers": 256,
     "redis_url": "rediss://ida:hunter2@redis.example:6380/1",
@@ -307,9 +308,20 @@ def test_credential_that_cannot_be_read(tmp_path: Path) -> None:
         ("redis_url", "redis://localhost?timeout=5"),
         ("redis_url", "redis://localhost?socket_timeout=30"),
         ("redis_url", "redis://localhost?protocol=3"),
+        ("redis_url", "redis+cluster://"),
+        ("redis_url", "redis+cluster://h1,,h2"),
+        ("redis_url", "redis+cluster://h1:0"),
+        ("redis_url", "redis+cluster://h1?ssl_ca_certs=/x"),
+        ("redis_url", "redis+cluster://h1?sentinel_username=x"),
+        ("redis_url", "redis+other://h1"),
+        ("redis_url", "unix+sentinel://h1/main"),
+        ("redis_url", "redis+sentinel://h1/main/first"),
+        ("redis_url", "redis+sentinel://h1/main?timeout=1"),
         ("keepalive", "0"),
         ("keepalive", "3601"),
         ("keepalive", "7.5"),
+        ("drain", "-1"),
+        ("drain", "301"),
         ("max_connection_age", "0"),
         ("max_connection_age", "86401"),
         ("cors_origin", "a.example"),
@@ -384,6 +396,8 @@ def test_bad_value(name: str, value: str) -> None:
         ("host", "a_b-1.example."),
         ("redis_url", "redis://:s3cret@[::1]:6379/0"),
         ("redis_url", "unix://ida:s3cret@/run/redis.sock?db=1"),
+        ("redis_url", "redis+sentinel://ida:s3cret@h1:26379,h2,[::1]/main/1?sentinel_password=x"),
+        ("redis_url", "rediss+cluster://ida:s3cret@h1,h2:7000/0?ssl_ca_certs=/not/there/yet"),
         ("redis_url", "rediss://localhost?ssl_ca_certs=/not/there/yet&ssl_check_hostname=false&db=1"),
         ("amqp_url", "amqp://localhost"),
         ("amqp_url", "amqps://u:p@h1,h2:5673/v?heartbeat=9&cafile=/ca.pem"),
@@ -648,8 +662,7 @@ def test_unknown_failpoint(value: str) -> None:
     (problem,) = problems({}, HOME | {failpoints.VARIABLE: value})
     assert problem == (
         f"environment IDAGG_FAILPOINT cannot be {value!r}: it is one of "
-        "before-seal, after-seal, after-confirm, before-mark, after-mark, attempt, callback, then =kill or "
-        "=stall"
+        f"{', '.join(failpoints.PLACES)}, then =kill or =stall"
     )
     load({}, HOME | {failpoints.VARIABLE: "after-seal=kill@/x"})
 
@@ -678,6 +691,11 @@ def test_file_that_cannot_be_used(tmp_path: Path) -> None:
         ("redis_url", "redis://ida@h", "redis://ida@h"),
         ("redis_url", "redis://[::1]:1/0", "redis://[::1]:1/0"),
         ("redis_url", "unix:///s?password=hunter2&db=1", "unix:///s?password=***&db=1"),
+        (
+            "redis_url",
+            "rediss+sentinel://ida:hunter2@h1,h2/main?sentinel_password=hunter2",
+            "rediss+sentinel://ida:***@h1,h2/main?sentinel_password=***",
+        ),
         ("amqp_url", "amqps://ida:hunter2@h/v", "amqps://ida:***@h/v"),
         ("callback_secret", secret(), "***"),
         ("callback_secret", None, None),
@@ -766,6 +784,7 @@ def test_names_and_defaults_in_words() -> None:
         "admin_port": "8001",
         "keepalive": "75",
         "max_connection_age": "none",
+        "drain": "0",
         "cors_origin": "none",
         "workers": "usable CPUs, at most 4",
         "redis_url": "none",
@@ -793,3 +812,17 @@ def test_names_and_defaults_in_words() -> None:
         "callback_proxy": "none",
         "state_dir": "$STATE_DIRECTORY, else the XDG state folder",
     }
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("redis+sentinel://h1,h2", "it needs the name of the service after its hosts"),
+        ("redis+cluster://h1/1", "a cluster has the database 0 alone"),
+        ("redis+cluster://h1?db=1", "a cluster has the database 0 alone"),
+    ],
+)
+def test_urls_of_groups_that_say_too_little_or_too_much(url: str, why: str) -> None:
+    """The sentence says what."""
+    [problem] = problems({"redis_url": url}, HOME)
+    assert f"cannot be '{url}': {why}" in problem

@@ -6,12 +6,27 @@ A request is either refused here, with a status, or taken; then the group commit
 from __future__ import annotations
 
 import collections
+from collections.abc import Sequence
+from typing import Protocol
 
-from idagg.accept.commit import GroupCommit, Waiter
+from idagg.accept.commit import Waiter
 from idagg.accept.replies import UNAVAILABLE
 from idagg.accept.request import TooManyError, parse, parse_bulk
 
 TAKEN = 0
+
+
+class Queue(Protocol):
+    """Where requests wait for the store: a group commit, or a router to several.
+
+    ``in_order``: all waiters are answered in the order in which they were added.
+    """
+
+    in_order: bool
+
+    def add(self, waiter: Waiter, canonical_id: bytes, endpoint: bytes | None, /) -> bool: ...
+
+    def add_many(self, waiter: Waiter, ids: Sequence[bytes], endpoint: bytes | None, /) -> bool: ...
 
 
 class Admission:
@@ -23,12 +38,17 @@ class Admission:
     """
 
     def __init__(
-        self, commit: GroupCommit, tally: collections.Counter[int], *, keeps_endpoints: bool = True
+        self, queue: Queue, tally: collections.Counter[int], *, keeps_endpoints: bool = True
     ) -> None:
-        self.commit = commit
+        self._queue = queue
         self._tally = tally
         self._keeps_endpoints = keeps_endpoints
         self.full = 0  # requests refused since too many wait for the store
+
+    @property
+    def in_order(self) -> bool:
+        """Whether taken requests are answered in the order in which they were taken."""
+        return self._queue.in_order
 
     def one(self, waiter: Waiter, query: bytes) -> int:
         """Take a GET. Returns TAKEN, or the status to answer with."""
@@ -39,7 +59,7 @@ class Admission:
         """Take a request whose query is parsed already. Returns as ``one`` does."""
         if endpoint is not None and not self._keeps_endpoints:
             endpoint = None
-        return TAKEN if self.commit.add(waiter, canonical_id, endpoint) else self.refuse(503)
+        return TAKEN if self._queue.add(waiter, canonical_id, endpoint) else self.refuse(503)
 
     def many(self, waiter: Waiter, query: bytes, body: bytes) -> int:
         """Take a bulk POST, all of its ids or none. Returns TAKEN, or the status to answer with."""
@@ -50,7 +70,7 @@ class Admission:
         if hits is None:
             return self.refuse(400)
         ids, endpoint = hits
-        if not self.commit.add_many(waiter, ids, endpoint if self._keeps_endpoints else None):
+        if not self._queue.add_many(waiter, ids, endpoint if self._keeps_endpoints else None):
             return self.refuse(503)
         return TAKEN
 

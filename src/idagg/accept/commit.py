@@ -7,6 +7,7 @@ Linger: a client usually sends its next request after its answer. Without a paus
 into two groups that alternate, each with batches half as large. So the next batch waits for as many requests
 as were just answered, but no longer than ``linger_s`` says. With many workers, which share cores, clients
 come back later. A batch that leaves without them is small, and costs Redis the same fsync as a large one.
+Group commits of several shards wait together (``Crowd``).
 
 Order: batches are answered in the order in which they were opened, and requests in the order of arrival. So
 pipelined answers stay in order, and one deadline per batch is enough. A batch expires ``deadline_s`` after
@@ -22,6 +23,8 @@ confirm them, no request of the batch is answered yet. The batch is sent again, 
 ids of its repeats, and then answered as a whole. This happens once per window. To answer the rest of it
 earlier would need a list of the waiters that are repeats. Without one, pipelined answers would change order.
 
+With several shards, each has a group commit (``routing.py``).
+
 This module has the queue of batches and the waiters. It knows nothing of sockets, HTTP or Redis.
 """
 
@@ -30,11 +33,12 @@ from __future__ import annotations
 import asyncio
 import collections
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Literal, Protocol
 
-from idagg.accept.repeats import RepeatCache
+from idagg.accept.repeats import MAX_IDS, RepeatCache
 from idagg.errors import StoreAwayError, StoreRefusedError
 from idagg.store.hits import Stored
 
@@ -90,10 +94,55 @@ class Observer(Protocol):
     ) -> None:
         """Record one batch.
 
-        ``requests`` calls of ``add`` and ``add_many`` have been answered, ``ids`` ids were sent, and
-        ``repeats`` ids counted without being sent. ``waited_s`` is the time from the arrival of the first
-        request to its answer; None: the batch is not answered yet. ``cause``: why it was not stored.
+        ``requests`` calls of ``add`` and ``add_many`` have been answered, parts of a request not counted,
+        ``ids`` ids were sent, and ``repeats`` ids counted without being sent. ``waited_s`` is the time from
+        the arrival of the first request to its answer; None: the batch is not answered yet. ``cause``: why
+        it was not stored.
         """
+
+
+class Crowd:
+    """The clients whom several group commits have just answered, and who are expected back at any of them.
+
+    A group commit cannot know on its own how many of them come back to it, and would often leave a moment too
+    early or too late. So all that linger wait for all clients, no longer than ``linger_s`` from the first
+    answer, and leave together. ``missing`` is how many are not back yet. Clients whose request had several
+    parts are not waited for.
+    """
+
+    def __init__(self, linger_s: float) -> None:
+        self.missing = 0
+        self._linger_s = linger_s
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiting: list[Callable[[], None]] = []
+
+    def answered(self, clients: int) -> None:
+        """Expect so many clients back."""
+        if self._linger_s:
+            self.missing += clients
+            if self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(self._linger_s, self.go)
+
+    def back(self) -> None:
+        """Expect one client less."""
+        if self.missing:
+            self.missing -= 1
+            if not self.missing:
+                self.go()
+
+    def wait(self, go: Callable[[], None]) -> None:
+        """Have ``go`` called once nobody is missing, or is waited for any more."""
+        self._waiting.append(go)
+
+    def go(self) -> None:
+        """Expect nobody any more."""
+        self.missing = 0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        waiting, self._waiting = self._waiting, []
+        for go in waiting:
+            go()
 
 
 class _Batch:
@@ -102,14 +151,14 @@ class _Batch:
     ``weight`` is compared with the limits: one for each waiter, or one for each id of a waiter with several.
     """
 
-    __slots__ = ("endpoints", "expires_at", "extra", "ids", "in_turn", "repeats", "waiters")
+    __slots__ = ("endpoints", "expires_at", "extra", "ids", "parts", "repeats", "waiters")
 
     def __init__(self, expires_at: float) -> None:
         self.expires_at = expires_at
         self.ids: list[bytes] = []
         self.repeats: list[bytes] = []  # ids that are not sent, because the repeat cache has them
         self.waiters: list[Waiter] = []
-        self.in_turn = 0  # waiters without an id
+        self.parts = 0  # waiters that are no request of their own
         self.extra = 0  # weight above one for each waiter
         self.endpoints: set[bytes] = set()
 
@@ -119,23 +168,21 @@ class _Batch:
 
     @property
     def requests(self) -> int:
-        return len(self.waiters) - self.in_turn
-
-    @property
-    def needs_store(self) -> bool:
-        return bool(self.ids or self.repeats)
+        return len(self.waiters) - self.parts
 
     def join(self, later: _Batch) -> None:
         self.ids += later.ids
         self.repeats += later.repeats
         self.waiters += later.waiters
-        self.in_turn += later.in_turn
+        self.parts += later.parts
         self.extra += later.extra
         self.endpoints |= later.endpoints
 
 
 class GroupCommit:
     """The queue of batches, and the loop that sends them to the store one at a time."""
+
+    in_order = True
 
     def __init__(
         self,
@@ -147,16 +194,19 @@ class GroupCommit:
         max_waiting: int = MAX_WAITING,
         now: Callable[[], float],
         linger_s: float = LINGER_S,
+        crowd: Crowd | None = None,
+        max_repeats: int = MAX_IDS,
     ) -> None:
         self._hits = hits
         self._observer = observer
-        self.repeats = RepeatCache()
+        self.repeats = RepeatCache(max_repeats)
         self._known = self.repeats.ids  # saves one attribute look-up per request
         self._deadline_s = deadline_s
         self._max_batch = max_batch
         self._max_waiting = max_waiting
         self._now = now
         self._linger_s = linger_s
+        self._crowd = crowd
         self._expected = max_batch  # number of waiters in the open batch that ends the linger
         self._look_at = max_batch  # number of waiters at which ``_look`` is called
         self._seq = 0
@@ -170,6 +220,7 @@ class GroupCommit:
         self._took_s = 0.0  # the store's latency per batch; a slower past one decays by half per batch
         self.trouble: str | None = None  # why the last batch was not stored
         self._cause: Cause = "slow"  # the same in one word
+        self.failed_at = -math.inf  # when a batch was last not stored
 
     def __repr__(self) -> str:
         collecting = self._open.weight if self._open else 0
@@ -177,7 +228,7 @@ class GroupCommit:
 
     @property
     def waiting(self) -> int:
-        """Number of ids not answered yet; a waiter without an id counts as one."""
+        """Number of ids not answered yet."""
         return self._at_store + self._queued + (self._open.weight if self._open else 0)
 
     def add(self, waiter: Waiter, canonical_id: bytes, endpoint: bytes | None = None) -> bool:
@@ -199,8 +250,13 @@ class GroupCommit:
             self._look(batch)
         return True
 
-    def add_many(self, waiter: Waiter, ids: Sequence[bytes], endpoint: bytes | None = None) -> bool:
-        """Queue 1 to ``max_batch`` ids in one batch, as ``add`` does. False: full, none was queued."""
+    def add_many(
+        self, waiter: Waiter, ids: Sequence[bytes], endpoint: bytes | None = None, *, is_part: bool = False
+    ) -> bool:
+        """Queue 1 to ``max_batch`` ids in one batch, as ``add`` does. False: full, none was queued.
+
+        ``is_part``: the waiter is no request of its own.
+        """
         assert 1 <= len(ids) <= self._max_batch
         batch = self._open
         if batch is not None and batch.weight + len(ids) > self._max_batch:
@@ -220,20 +276,11 @@ class GroupCommit:
                 (batch.repeats if canonical_id in self._known else batch.ids).append(canonical_id)
         batch.waiters.append(waiter)
         batch.extra += len(ids) - 1
+        batch.parts += is_part
         self._watch(batch)
         if len(batch.waiters) >= self._look_at:
             self._look(batch)
         return True
-
-    def in_turn(self, waiter: Waiter) -> None:
-        """Answer ``waiter`` in its order of arrival, without counting an id."""
-        if self._open is None and self._closed:  # opening a batch here would let ``add`` pass a full queue
-            batch = self._closed[-1]
-            self._queued += 1
-        else:
-            batch = self._open or self._begin()
-        batch.waiters.append(waiter)
-        batch.in_turn += 1
 
     def tick(self) -> None:
         """Close the open batch. To be called every TICK_S, so that no request joins an older batch."""
@@ -245,7 +292,10 @@ class GroupCommit:
         while True:
             if not self._closed:
                 if self._open is not None:
-                    self._close_batch()
+                    if self._crowd is not None and self._crowd.missing and not self._stopping:
+                        await self._join_crowd(self._crowd)
+                    if self._open is not None:
+                        self._close_batch()
                 elif self._stopping:
                     return
                 else:
@@ -255,7 +305,11 @@ class GroupCommit:
             batch = self._next()
             is_settled = await self._settle(batch)
             self._at_store = 0
-            if is_settled:
+            if not is_settled:
+                continue
+            if self._crowd is not None:
+                self._crowd.answered(batch.requests)
+            else:
                 await self._gather(len(batch.waiters))
 
     def _next(self) -> _Batch:
@@ -291,6 +345,12 @@ class GroupCommit:
         timer.cancel()
         self._lingering = False
         self._expect(self._max_batch)
+
+    async def _join_crowd(self, crowd: Crowd) -> None:
+        """Linger together with other group commits."""
+        self._wake = wake = asyncio.get_running_loop().create_future()
+        crowd.wait(self._rouse)
+        await wake
 
     def stop(self) -> None:
         """Let ``run`` return once every waiter is answered."""
@@ -333,9 +393,6 @@ class GroupCommit:
 
     async def _settle(self, batch: _Batch) -> bool:
         """Store the batch and answer its waiters. False: not yet, because its repeats must be sent."""
-        if not batch.needs_store:
-            self._answer(batch, True)
-            return True
         began = time.monotonic()
         is_sent = not self._too_late(batch)
         answer = await self._send(batch) if is_sent else None
@@ -348,6 +405,8 @@ class GroupCommit:
             if not answer.continues and self._distrust(batch):
                 self._observer.batch(requests=0, ids=sent, repeats=0, stored=True, took_s=took_s)
                 return False
+        else:
+            self.failed_at = self._now()
         self._answer(batch, answer is not None)
         self._observer.batch(
             requests=batch.requests,

@@ -11,9 +11,12 @@ taken at once. Every other read is buffered and served in fair turns (``turns.py
 So heads are judged in one place, the fallback app gets only valid ones, and an unusual request does not slow
 down those after it.
 
-Order: answers leave in the order of the requests. Requests that wait for the store are answered through the
-group commit's queue. Refusals take their place in the same queue. An exchange begins once no answer is
-outstanding.
+Order: answers leave in the order of the requests. One group commit answers in the order of arrival, so the
+connection itself waits there, for any number of requests. A request that could be answered out of order
+queues in the connection's line as a ``Reply``: a refusal behind outstanding answers, an unusual answer, and
+with several group commits every request behind an outstanding one. Until the line is empty, all later
+requests queue there, too. So the requests for which the connection itself waits are always the oldest ones,
+and all in one group commit. An exchange begins once no answer is outstanding.
 
 Limits of a connection: at most MAX_UNANSWERED requests wait; nothing more is read while earlier bytes cannot
 be judged; the size of a head is limited. Limit of all connections together: MAX_UNJUDGED_BYTES.
@@ -26,6 +29,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import collections
 import contextlib
 import fcntl
 import logging
@@ -83,27 +87,28 @@ _KEEP = Style.KEEP  # a look-up through the enum costs about 40 ns, and each ans
 
 
 class Reply:
-    """A waiter for any answer but the most frequent one, which the connection itself waits for."""
+    """An answer in a connection's line. As a waiter, it gets its status from the store."""
 
-    __slots__ = ("connection", "status", "style")
+    __slots__ = ("connection", "expired", "status", "style")
 
     def __init__(self, connection: Connection, style: Style, status: int | None = None) -> None:
         self.connection = connection
         self.style = style
-        self.status = status  # None: the store decides
+        self.status = status  # None: not known yet
+        self.expired = False
 
     def answer(self, stored: bool) -> None:
-        if self.status is None:
-            self.connection.settle(stored, self.style)
-        else:
-            self.connection.send(self.status, self.style)
+        self.status = OK if stored else UNAVAILABLE
+        self.expired = not stored
+        self.connection.advance()
 
 
 class Connection(asyncio.Protocol):
     """The protocol of one client's connection.
 
-    If ``_plain`` is true, nothing is unjudged, held, late or about to end, and the fast path checks nothing
-    else. In every other state ``_go_on`` decides the next step. ``_unanswered`` counts outstanding answers.
+    If ``_plain`` is true, nothing is unjudged, held, in line, late or about to end, and the fast path checks
+    nothing else. In every other state ``_go_on`` decides the next step. ``_unanswered`` counts outstanding
+    answers, those in the line included.
     """
 
     __slots__ = (
@@ -117,6 +122,7 @@ class Connection(asyncio.Protocol):
         "_late",
         "_leaves_at_s",
         "_leaving",
+        "_line",
         "_over",
         "_path",
         "_paused",
@@ -138,6 +144,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._plain = not path.leaving
         self._unanswered = 0
+        self._line: collections.deque[Reply] | None = None  # never empty
         self._rest = b""  # bytes read; judged up to _at
         self._at = 0
         self._read_at = 0  # tick
@@ -191,7 +198,7 @@ class Connection(asyncio.Protocol):
         if match is None or match.end() != len(data):
             self._plain = False
             self._collect(data)
-        elif match.lastindex != PLAIN:
+        elif match.lastindex != PLAIN or (self._unanswered and not path.admission.in_order):  # type: ignore[union-attr]  # without one nothing matches
             self._take(query_of(match), _KEEP)
         elif status := path.admission.hit(self, match[PLAIN]):  # type: ignore[union-attr]  # without one nothing matches
             self._reply(status, _KEEP)
@@ -220,15 +227,28 @@ class Connection(asyncio.Protocol):
             self._unanswered -= 1
             self.write(self._path.replies.ok)
         else:
-            self.settle(stored, _KEEP)
+            if not stored:
+                self._look_back()
+            self._send(OK if stored else UNAVAILABLE, _KEEP)
+            self.advance()
 
-    def settle(self, stored: bool, style: Style) -> None:
-        """Answer the oldest outstanding request with the store's result."""
-        if not stored and (self._paused or self._unjudged or self._pending is not None):
+    def advance(self) -> None:
+        """Send the answers at the head of the line that are known, once those before the line are sent."""
+        line = self._line
+        while line and len(line) == self._unanswered and (status := line[0].status) is not None:
+            reply = line.popleft()
+            if not line:
+                self._line = None
+            if reply.expired:
+                self._look_back()
+            self._send(status, reply.style)
+
+    def _look_back(self) -> None:
+        """After an expired request: those behind it have waited, too."""
+        if self._paused or self._unjudged or self._pending is not None:
             self._be_late()
-        self.send(OK if stored else UNAVAILABLE, style)
 
-    def send(self, status: int, style: Style) -> None:
+    def _send(self, status: int, style: Style) -> None:
         """Answer the oldest outstanding request."""
         self._unanswered -= 1
         if self._leaving and not (self._unanswered or self._pending or self._has_begun()):
@@ -271,7 +291,11 @@ class Connection(asyncio.Protocol):
         self._plain = False
 
     def finish(self) -> None:
-        """Close once every request is answered."""
+        """Close once every request is answered, even one that has just arrived and is not read yet."""
+        idle = self._transport is not None and not self._over and not self.is_busy()
+        if idle and _waiting_bytes(cast(asyncio.Transport, self._transport)):
+            self.leave()
+            return
         self._end_input()
         self._go_on()
 
@@ -356,13 +380,18 @@ class Connection(asyncio.Protocol):
         if style is Style.CLOSE:
             self._end_input()
         if self._late:
-            status = admission.refuse(UNAVAILABLE)  # it has waited too long
+            self._reply(admission.refuse(UNAVAILABLE), style)  # it has waited too long
+        elif style is _KEEP and (not self._unanswered or (self._line is None and admission.in_order)):
+            if status := admission.one(self, query):
+                self._reply(status, style)
+            else:
+                self._unanswered += 1
         else:
-            status = admission.one(self if style is _KEEP else Reply(self, style), query)
-        if status:
-            self._reply(status, style)
-        else:
-            self._unanswered += 1
+            reply = Reply(self, style)
+            if status := admission.one(reply, query):
+                self._reply(status, style)
+            else:
+                self._queue(reply)
 
     def _refuse(self, status: int) -> None:
         """Answer with the status, and end the connection."""
@@ -371,13 +400,20 @@ class Connection(asyncio.Protocol):
         self._reply(status, Style.CLOSE)
 
     def _reply(self, status: int, style: Style) -> None:
-        """Queue an answer that needs no store, after all outstanding ones."""
-        self._unanswered += 1
-        if self._unanswered == 1:
-            self.send(status, style)
+        """Give an answer that needs no store, after all outstanding ones."""
+        if self._unanswered:
+            self._queue(Reply(self, style, status))
         else:
-            assert self._path.admission is not None, "nothing else is unanswered"
-            self._path.admission.commit.in_turn(Reply(self, style, status))
+            self._unanswered = 1
+            self._send(status, style)
+
+    def _queue(self, reply: Reply) -> None:
+        """Let the answer wait in the line."""
+        self._plain = False
+        self._unanswered += 1
+        if self._line is None:
+            self._line = collections.deque()
+        self._line.append(reply)
 
     def _end_input(self) -> None:
         self._over, self._plain = True, False
@@ -504,7 +540,7 @@ class Connection(asyncio.Protocol):
                 self._kept_up = True
             self._resume()
             busy = self._has_begun() or self._body or self._late or self._leaving or self._eof
-            self._plain = not busy
+            self._plain = not (busy or self._line)
 
     def _end(self, transport: asyncio.Transport) -> None:
         """Close after the client has closed.

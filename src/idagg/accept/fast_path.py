@@ -82,6 +82,7 @@ class FastPath:
         """Close connections after their outstanding answers. Abort those still open after ``within_s``."""
         for connection in list(self.connections):
             connection.finish()
+        await asyncio.sleep(TICK_S / 10)  # what has arrived is read meanwhile
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 while any(map(Connection.is_busy, self.connections)):  # noqa: ASYNC110  any of many ends it

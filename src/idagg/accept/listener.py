@@ -74,11 +74,16 @@ class Listener:
         self._closed = False
         self._open()
 
-    async def close(self) -> None:
+    def stop(self) -> None:
         """Stop accepting. Connections in the backlog wait for another process that holds the listener."""
-        self._closed = True
-        self._loop.remove_reader(self._listener)
-        self._listener.close()
+        if not self._closed:
+            self._closed = True
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+
+    async def close(self) -> None:
+        """Stop accepting, and wait until every accepted connection has its transport."""
+        self.stop()
         if self._joining:
             await asyncio.wait(self._joining)
 

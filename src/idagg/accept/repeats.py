@@ -29,8 +29,9 @@ MAX_IDS = 65_536
 class RepeatCache:
     """The remembered ids. ``ids`` is always the same set, so that callers can look it up directly."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_ids: int = MAX_IDS) -> None:
         self.ids: set[bytes] = set()
+        self._max_ids = max_ids
 
     def learn(self, ids: Sequence[bytes], repeats: Sequence[bytes], stored: Stored) -> None:
         """Update the cache with the answer to a batch that sent ``ids`` and did not send ``repeats``.
@@ -44,7 +45,7 @@ class RepeatCache:
             repeats = ()
         if 2 * stored.new_ids > len(ids) + len(repeats):
             return
-        if len(self.ids) + len(ids) > MAX_IDS:
+        if len(self.ids) + len(ids) > self._max_ids:
             # The ids that repeat most often are in this batch, too.
             self.ids.clear()
             self.ids.update(repeats)

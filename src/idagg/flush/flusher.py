@@ -1,38 +1,35 @@
-"""The leader's work: seal each window when it ends, and see to it that the count arrives.
+"""The leader's work: seal each window when it ends (see ``sealer.py``), and see to it that the count arrives.
 
 A sealed window is a pending delivery until a sink has it: the broker where one is configured, else the log
 file. If the broker does not confirm in time, the line is written to the log at once and the message stays
 pending until the broker is back. Each step is marked in the store only once it is done. So the next leader
 repeats at most the step that was under way, with the same message id and the same count.
 
-Sealing and delivering are two loops under one epoch, so that windows are sealed whatever the sinks do. Each
-step of a delivery has its time limit. A leader that has not been able to deliver for CANNOT_DELIVER_S gives
-the lead to one that may be.
+Sealing and delivering are loops of their own, under one epoch, so that windows are sealed whatever the
+sinks do. Each step of a delivery has its time limit. A leader that has not been able to deliver for
+CANNOT_DELIVER_S gives the lead to one that may be.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Protocol
 
-from idagg.errors import BrokerAwayError, FencedError, LogFileError, StoreError
+from idagg.errors import BrokerAwayError, LogFileError
 from idagg.failpoints import reach
+from idagg.flush import turns
 from idagg.flush.leader import Leadership
+from idagg.flush.sealer import Sealer
+from idagg.flush.turns import Turns
 from idagg.store.pending import PendingWindow
 from idagg.store.windows import WindowStore
-from idagg.tasks import end
 from idagg.window import Counts, Record, iso
 
 log = logging.getLogger("idagg.flush")
 
-# Between two tries after the store or the log file failed.
-RETRY_S = 0.5
-# The store's clock may be stepped: never sleep long on what it said.
-LOOK_S = 1.0
 # Between two looks at whether a window has ended: messages sent late, and the time for them. A backlog must
 # not hold up the next window, though the broker may take long for each.
 LATE_AT_ONCE = 20
@@ -84,10 +81,9 @@ class Flusher:
         self._lines = lines
         self._observer = observer
         self._now = now
-        self._stopping = asyncio.Event()
-        self._sealed = asyncio.Event()  # a window, since the last look at what is pending
-        self._troubles: dict[str, str] = {}  # by the loop that has it
-        self._told: str | None = None
+        self._turns = Turns(leadership)
+        self._merged = asyncio.Event()  # a window, since the last look at what is pending
+        self._sealer = Sealer(windows, self._turns, on_look=self._tell_counts, on_merged=self._merged.set)
         self._cannot_since: float | None = None  # deliver, by the monotonic clock
         self._patience_s = CANNOT_DELIVER_S
         self._seen_s = -1  # the newest window that the observer was told of
@@ -95,55 +91,16 @@ class Flusher:
     @property
     def trouble(self) -> str | None:
         """Why windows stay pending, in a sentence; also while the lead is left to others for that reason."""
-        return self._told if self._leadership.epoch or self._leadership.stands_back else None
+        return self._turns.trouble if self._leadership.epoch or self._leadership.stands_back else None
 
     async def run(self) -> None:
         """Work while this process leads, until ``stop``; ends between two steps, never within one."""
-        loops = [
-            asyncio.create_task(self._while_leading(turn)) for turn in (self._seal, self._deliver_pending)
-        ]
-        try:
-            # A task group would pass a cancellation on only once, and it may be lost (see `end`).
-            await asyncio.gather(*loops)
-        finally:
-            while not all(loop.done() for loop in loops):
-                with contextlib.suppress(asyncio.CancelledError):  # this ends all the same, and they first
-                    await end(*loops)
+        self._sealer.start()
+        self._turns.add("deliver", self._deliver_pending, self._windows.sealing)
+        await self._turns.run()
 
     def stop(self) -> None:
-        self._stopping.set()
-
-    async def _while_leading(self, turn: Callable[[int], Awaitable[None]]) -> None:
-        while not self._stopping.is_set():
-            if not self._leadership.epoch:
-                await self._first(self._leadership.elected(), timeout_s=None)
-                continue
-            epoch = self._leadership.epoch
-            try:
-                async with self._windows.sealing.quarantining(epoch):
-                    await turn(epoch)
-            except FencedError:
-                self._leadership.lost(epoch)
-            except (StoreError, LogFileError) as error:
-                self._tell(turn.__name__, str(error))
-                if isinstance(error, LogFileError):
-                    self._cannot_deliver(epoch)
-                await self._first(timeout_s=RETRY_S)
-            else:
-                self._tell(turn.__name__, None)
-
-    def _tell(self, loop: str, trouble: str | None) -> None:
-        """Once when it begins or changes, and once when it ends; what both loops meet is told once."""
-        if trouble:
-            self._troubles[loop] = trouble
-        else:
-            self._troubles.pop(loop, None)
-        trouble = "; ".join(dict.fromkeys(self._troubles.values())) or None
-        if trouble and trouble != self._told:
-            log.error("windows stay pending, trying again: %s", trouble)
-        elif self._told and not trouble:
-            log.info("windows are delivered again")
-        self._told = trouble
+        self._turns.stop()
 
     def _cannot_deliver(self, epoch: int) -> None:
         """Not as long as a sink is slow or full for a moment; then another process may have a better one."""
@@ -156,23 +113,18 @@ class Flusher:
             self._patience_s = min(2 * self._patience_s, MAX_CANNOT_DELIVER_S)
             self._cannot_since = None
 
-    async def _seal(self, epoch: int) -> None:
-        """Seal what has ended, and wait for the next window to end."""
-        reach("before-seal")
-        while not (wait_ms := await self._windows.sealing.seal(epoch)):
-            self._sealed.set()
-            reach("after-seal")
-        await self._tell_counts(epoch)
-        await self._first(timeout_s=min(wait_ms / 1000, LOOK_S))
-
     async def _deliver_pending(self, epoch: int) -> None:
         """Deliver what is pending, and wait for more."""
-        self._sealed.clear()
-        while windows := await self._windows.pending.deliveries():
-            for window in windows:
-                if self._stopping.is_set():
-                    return
-                await self._deliver(epoch, window)
+        self._merged.clear()
+        try:
+            while windows := await self._windows.pending.deliveries():
+                for window in windows:
+                    if self._turns.stopping.is_set():
+                        return
+                    await self._deliver(epoch, window)
+        except LogFileError:
+            self._cannot_deliver(epoch)
+            raise
         self._cannot_since = None
         self._patience_s = CANNOT_DELIVER_S
         self._leadership.do_not_stand_back()
@@ -183,7 +135,7 @@ class Flusher:
             return
         # One that refuses messages while it is there is asked again at the next look.
         broker_back = self._broker.ready.wait() if self._broker and away and counts.messages else None
-        await self._first(self._sealed.wait(), broker_back, timeout_s=LOOK_S)
+        await self._turns.first(self._merged.wait(), broker_back, timeout_s=turns.LOOK_S)
 
     async def _deliver(self, epoch: int, window: PendingWindow) -> None:
         """To the broker; without one, or with one that does not confirm in time, to the log file."""
@@ -209,7 +161,7 @@ class Flusher:
         late = await self._windows.pending.messages(limit=LATE_AT_ONCE)
         until = time.monotonic() + LATE_FOR_S
         for window in late:
-            if self._stopping.is_set():
+            if self._turns.stopping.is_set():
                 return False
             if self._broker is not None:
                 try:
@@ -231,6 +183,7 @@ class Flusher:
     async def _tell_counts(self, epoch: int) -> Counts:
         """Tell the observer what is pending."""
         counts = await self._windows.pending.counts()
+        counts = counts._replace(quarantined=counts.quarantined + self._sealer.quarantined)
         if self._leadership.epoch == epoch:  # else another process tells of it by now
             self._observer.pending(counts)
         return counts
@@ -253,13 +206,3 @@ class Flusher:
             log.warning(
                 "window %s: %d hits named an endpoint over the limit", iso(record.start_s), window.dropped
             )
-
-    async def _first(self, *events: Awaitable[object] | None, timeout_s: float | None) -> None:
-        """Wait for the first of the events, a stop, or the time."""
-        waiting = [asyncio.ensure_future(event) for event in (self._stopping.wait(), *events) if event]
-        try:
-            await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)

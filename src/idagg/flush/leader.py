@@ -27,6 +27,7 @@ from typing import NamedTuple, Protocol
 
 from idagg.errors import StoreError
 from idagg.store.election import Agreed, Lease, Successor
+from idagg.store.shards import Regime
 
 log = logging.getLogger("idagg.flush")
 
@@ -85,12 +86,21 @@ def may_change_after(seen: Unwanted | None, *, patience_s: float) -> Successor:
     return seen.epoch if seen and seen.seen_at - seen.since >= patience_s else "none"
 
 
+def _spread_otherwise(shards: int) -> str:
+    return (
+        f"the store's ids are spread over {shards} shards for other running instances: this one counts so, "
+        "too, and does not lead: give it the same --shards"
+    )
+
+
 class Leadership:
     """This process's candidacy. ``epoch`` is 0 while another leads or the store is away; ``patience_s`` may
     be 0 where nobody else can be.
 
-    ``trouble`` says why this process can take no part, in a sentence; None when it can. ``differs``: since
-    its settings are not the store's.
+    ``trouble`` says why this process can take no part, in a sentence; None when it can. ``differs``: its
+    settings are not the store's; ``notice`` says so where it counts all the same. ``regime`` is what the
+    store said last; before its first word, number 0 and the settings' shards. ``on_regime`` hears of each
+    change.
     """
 
     def __init__(
@@ -100,6 +110,7 @@ class Leadership:
         *,
         patience_s: float = PATIENCE_S,
         on_change: Callable[[int], None] = lambda epoch: None,
+        on_regime: Callable[[Regime], None] = lambda regime: None,
     ) -> None:
         self._leases = leases
         self._agreed = agreed
@@ -109,9 +120,12 @@ class Leadership:
         self._gives_away = asyncio.Event()
         self._back_until = -math.inf  # by the loop's clock
         self._on_change = on_change
+        self._on_regime = on_regime
+        self.regime = Regime(0, agreed.shards)
         self.epoch = 0
         self.trouble: str | None = None
         self.differs = False
+        self.notice: str | None = None
         self.answered = asyncio.Event()  # the store has been asked for the first time, well or not
 
     def __repr__(self) -> str:
@@ -139,9 +153,15 @@ class Leadership:
             if self._gives_away.is_set():
                 continue  # this was renewed while it was given away
             seen = unwanted(seen, lease, now=now())
+            if lease.regime != self.regime:
+                self.regime = lease.regime
+                self._on_regime(lease.regime)
             flags = self._agreed.differing_flags(lease.store)
             self.differs = bool(flags)
-            if not flags:
+            counts = self._agreed.counts_like(lease.store)
+            is_told = flags and counts and lease.lasts_ms
+            self._notice(_spread_otherwise(lease.store.shards) if is_told else None)
+            if counts:
                 self.trouble = None
             elif not lease.lasts_ms:
                 self.trouble = (
@@ -197,6 +217,11 @@ class Leadership:
             await self._leases.resign(self._name)
         except StoreError as error:
             log.warning("leadership was not given up, the lease has to run out: %s", error)
+
+    def _notice(self, notice: str | None) -> None:
+        if notice and notice != self.notice:
+            log.warning("%s", notice)
+        self.notice = notice
 
     def _set(self, epoch: int) -> None:
         if epoch == self.epoch:

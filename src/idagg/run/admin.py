@@ -6,6 +6,7 @@ import asyncio
 import collections
 import functools
 import logging
+import socket
 import time
 from pathlib import Path
 from typing import Protocol
@@ -16,9 +17,8 @@ from idagg import metrics
 from idagg.accept.fallback import Fallback
 from idagg.accept.fast_path import FastPath
 from idagg.accept.listener import Listener
-from idagg.run import sockets
 from idagg.run.machine import Machine, families
-from idagg.run.messages import SINKS
+from idagg.run.messages import READY_WITHOUT
 from idagg.tasks import end
 
 log = logging.getLogger("idagg.admin")
@@ -65,13 +65,11 @@ class AdminListener:
         self._listener: Listener | None = None
         self._ticking: asyncio.Task[None] | None = None
 
-    async def start(self, host: str, port: int) -> str:
-        """Listen. Returns the URL. Raises CannotStartError."""
-        (listening,) = sockets.listen(host, port, 1, flags="--admin-host or --admin-port")
+    async def start(self, listening: socket.socket) -> None:
+        """Serve this socket. Its descriptor stays the caller's."""
         await self._fallback.start()
-        self._listener = Listener(listening, self._path)
+        self._listener = Listener(listening.dup(), self._path)
         self._ticking = asyncio.create_task(self._tick())
-        return f"http://{sockets.shown(host, listening.getsockname()[1])}"
 
     async def close(self) -> None:
         if self._listener is not None and self._ticking is not None:
@@ -109,7 +107,7 @@ class AdminListener:
     async def _readyz(self, request: web.Request) -> web.Response:
         """Answer 200 if hits are counted. Trouble with deliveries is listed, but changes no status."""
         trouble = self._watched.trouble()
-        ready = not trouble.keys() - SINKS
+        ready = not trouble.keys() - READY_WITHOUT
         text = "ok" if ready else "failed"
         if "verbose" in request.query:
             lines = [f"{part}: {sentence}" for part, sentence in sorted(trouble.items())]

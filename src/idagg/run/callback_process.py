@@ -18,7 +18,6 @@ import os
 import resource
 import signal
 import ssl
-import sys
 from pathlib import Path
 
 import uvloop
@@ -33,10 +32,10 @@ from idagg.deliver.signing import Signer
 from idagg.errors import Exit
 from idagg.flush.caller import Caller
 from idagg.metrics import Metrics
+from idagg.run import stores
 from idagg.run.logs import take_dropped
 from idagg.run.messages import HEARTBEAT_S, CallbackStart, Heartbeat, Leads
-from idagg.run.process import begin, first_message
-from idagg.store.servers import Servers
+from idagg.run.process import begin, first_message, later_messages
 from idagg.store.shards import shard_tag
 from idagg.store.windows import WindowStore
 from idagg.tasks import end
@@ -86,13 +85,14 @@ class CallbackProcess:
         self._stop = asyncio.Event()
         self._assigned = Assigned()
         self._metrics = Metrics()
-        servers = Servers(start.redis_url)
+        servers = stores.servers(start.redis_url, settings)
         self._client = servers.client(shard_tag(settings.namespace), timeout_s=STORE_TIMEOUT_S)
         windows = WindowStore(
             self._client,
             namespace=settings.namespace,
             window_s=settings.window,
             exact_limit=settings.exact_limit,
+            proves=settings.replicas > 0,
         )
         proxy = Proxy.parse(settings.callback_proxy) if settings.callback_proxy else None
         self._resolver = Resolver(CONCURRENCY)
@@ -140,15 +140,12 @@ class CallbackProcess:
 
     async def _listen(self) -> None:
         """Receive the epoch from the supervisor. Stop if it dies, which closes our standard input."""
-        reader = asyncio.StreamReader()
-        protocol = asyncio.StreamReaderProtocol(reader)
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, sys.stdin)
-        with contextlib.closing(transport):
-            while line := await reader.readline():
+        async with contextlib.aclosing(later_messages()) as lines:
+            async for line in lines:
                 self._assigned.tell(Leads.parse(line).epoch)
-            log.error("the supervisor has died, stopping")
-            self._stop.set()
-            await asyncio.Event().wait()
+        log.error("the supervisor has died, stopping")
+        self._stop.set()
+        await asyncio.Event().wait()
 
     async def _beat(self) -> None:
         while True:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from idagg.deliver.logfile import LogFile, shown
 from idagg.errors import BrokerAwayError, CannotStartError, Exit, LogFileError, StoreError
-from idagg.run import sinks
+from idagg.run import sinks, stores
 from idagg.settings import Settings
 from idagg.store import embedded
 from idagg.store.probe import probe
@@ -43,7 +43,13 @@ async def _store(settings: Settings) -> str:
         if trouble := await asyncio.to_thread(embedded.examine, settings.state_dir):
             raise CannotStartError(trouble)
         return f"embedded {embedded.find_binary()}, its data goes to {settings.state_dir}"
-    return await probe(settings.redis_url, settings.namespace, timeout_s=TIMEOUT_S)
+    return await probe(
+        settings.redis_url,
+        settings.namespace,
+        timeout_s=TIMEOUT_S,
+        replicas=settings.replicas,
+        shards=stores.shards(settings),
+    )
 
 
 async def _broker(settings: Settings) -> str:

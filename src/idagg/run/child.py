@@ -1,19 +1,25 @@
 """A process of the supervisor: a fresh interpreter that is watched by its heartbeats and killed if it hangs.
 
 It writes a heartbeat to its standard output twice a second. If the supervisor dies, the process's standard
-input closes, and it stops.
+input closes, and it stops. A reload executes another supervisor, which adopts the process: it needs the pid
+and two descriptors.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import fcntl
 import logging
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Generic, TypeVar
+
+from idagg.spawn import Process, spawn
 
 T = TypeVar("T")
 
@@ -21,48 +27,114 @@ log = logging.getLogger("idagg.supervisor")
 
 # The time of 20 heartbeats. A healthy worker is silent for one full batch at most, some tens of ms.
 HUNG_S = 10.0
-# The supervisor's own patience is counted in steps: see `_line`.
-_STEP_S = 0.5
+# A supervisor that wakes up so much later than it should has stood still itself, and judges nobody by that.
+ASLEEP_S = 1.0
 # From SIGABRT to SIGKILL, for a process that hangs.
 LAST_WORDS_S = 1.0
 # From SIGTERM to SIGKILL: above the longest deadline of a request and that of a message together.
 STOP_S = 20.0
+# Capacity of a pipe by default. A first message may be longer, with thousands of --callback-allow.
+_PIPE_BYTES = 65_536
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Held:
+    """What is needed to hold a running process. ``stdin`` and ``stdout`` are our ends of two pipes."""
+
+    name: str
+    pid: int
+    writer: int
+    stdin: int
+    stdout: int
+    pass_fds: list[int]
+    listens_since: float | None = None  # by the system's monotonic clock
+    last: str = ""  # heartbeat, as it came
+    unread: str = ""  # the beginning of the next one
 
 
 class Child(Generic[T]):
-    """A process, its last heartbeat and its end. It is started at once; the task ``life`` ends with it.
+    """A process, its last heartbeat and its end. The task ``life`` ends with it.
 
-    The same interpreter runs ``module``, which gets ``start``, one line. ``writer`` is the number of its
-    metrics files, unique among running processes.
+    ``writer`` is the number of its metrics files, unique among running processes; ``pass_fds`` are the
+    descriptors that it has inherited.
     """
 
     def __init__(
-        self,
+        self, held: Held, parse: Callable[[bytes], T], *, unstartable: OSError | None = None
+    ) -> None:
+        self.name = held.name
+        self.writer = held.writer
+        self.pass_fds = held.pass_fds
+        self.said: T | None = None  # last
+        self.code: int | None = None  # exit code; None after its end: it could not be started
+        self.on_change: Callable[[], None] = lambda: None  # called once it listens, and when it has died
+        self._held = held
+        self._parse = parse
+        self._unstartable = unstartable
+        self._process = None if unstartable else Process(held.pid)
+        self._listens_since = held.listens_since
+        self._last = held.last.encode()
+        self._unread = held.unread.encode()
+        self._is_open = True  # its descriptors are
+        if held.last:
+            with contextlib.suppress(TypeError, ValueError):  # the next one will tell
+                self.said = parse(self._last)
+        self.life = asyncio.create_task(self._live())
+
+    @classmethod
+    def start(
+        cls,
         name: str,
         module: str,
-        start: bytes,
+        first: bytes,
         parse: Callable[[bytes], T],
         *,
         writer: int,
         environment: Mapping[str, str],
         pass_fds: Iterable[int] = (),
-    ) -> None:
-        self.name = name
-        self.writer = writer
-        self.said: T | None = None  # last
-        self.code: int | None = None  # exit code; None after its end: it could not be started
-        self._module = module
-        self._start = start
-        self._parse = parse
-        self._environment = environment
-        self._pass_fds = tuple(pass_fds)
-        self._process: asyncio.subprocess.Process | None = None
-        self._listens_since: float | None = None
-        self._stopping = False
-        self.life = asyncio.create_task(self._live())
+    ) -> Child[T]:
+        """Run ``module`` by the same interpreter. It gets the lines ``first``."""
+        inherited = list(pass_fds)
+        (stdin_there, stdin), (stdout, stdout_there) = _pipe(), _pipe()
+        unstartable, pid = None, 0
+        with contextlib.suppress(OSError):  # more than the system allows: the write tells
+            if len(first) > _PIPE_BYTES:
+                fcntl.fcntl(stdin, fcntl.F_SETPIPE_SZ, len(first))
+        os.set_blocking(stdin, False)
+        os.set_blocking(stdout, False)
+        try:
+            os.write(stdin, first)
+            pid = spawn(
+                # -P: no file of the working folder is imported in place of a library (secrets.py, redis.py).
+                [sys.executable, "-P", "-m", module],
+                stdin=stdin_there,
+                stdout=stdout_there,
+                environment=environment,
+                pass_fds=inherited,
+            )
+        except OSError as error:
+            unstartable = error
+        finally:
+            os.close(stdin_there)
+            os.close(stdout_there)
+        return cls(Held(name, pid, writer, stdin, stdout, inherited), parse, unstartable=unstartable)
 
     def __repr__(self) -> str:
-        return f"<Child {self.name} pid={self._process and self._process.pid} {self.said}>"
+        return f"<Child {self.name} pid={self._held.pid} {self.said}>"
+
+    @property
+    def held(self) -> Held:
+        """Its present state, for the next supervisor."""
+        return dataclasses.replace(
+            self._held,
+            listens_since=self._listens_since,
+            last=self._last.decode(errors="replace"),
+            unread=self._unread.decode(errors="replace"),
+        )
+
+    @property
+    def descriptors(self) -> list[int]:
+        return [self._held.stdin, self._held.stdout]
 
     @property
     def served_s(self) -> float:
@@ -76,73 +148,76 @@ class Child(Generic[T]):
         return signal.Signals(-self.code).name if self.code < 0 else f"exit code {self.code}"
 
     def send(self, line: bytes) -> None:
-        if self._process is not None and self._process.stdin is not None:
-            with contextlib.suppress(RuntimeError):  # uvloop raises it if the process has died
-                self._process.stdin.write(line)
+        if self._is_open:
+            with contextlib.suppress(BrokenPipeError, BlockingIOError):  # it has died, or hangs
+                os.write(self._held.stdin, line)
 
     def stop(self) -> None:
-        """Send SIGTERM, even to a process that is only being started."""
-        self._stopping = True
         self.signal(signal.SIGTERM)
 
     def signal(self, number: signal.Signals) -> None:
-        if self._process is not None and self._process.returncode is None:
+        if self._process is not None:
             self._process.send_signal(number)
 
     async def _live(self) -> None:
-        try:
-            self._process = process = await asyncio.create_subprocess_exec(
-                # -P: no file of the working folder is imported in place of a library (secrets.py, redis.py).
-                *(sys.executable, "-P", "-m", self._module),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                pass_fds=self._pass_fds,
-                env=dict(self._environment),
-                # Ctrl-C signals the whole process group, but the supervisor decides when its processes stop.
-                start_new_session=True,
-            )
-        except OSError as error:
-            log.error("%s cannot be started: %s", self.name, error)
-            return
-        self.send(self._start)
-        if self._stopping:
-            self.signal(signal.SIGTERM)
+        process = self._process
+        if process is None:
+            log.error("%s cannot be started: %s", self.name, self._unstartable)
+        else:
+            await self._watch(process)
+        self._is_open = False
+        for number in self.descriptors:
+            os.close(number)
+        self.on_change()
+
+    async def _watch(self, process: Process) -> None:
         who = f"{self.name} (pid {process.pid})"
         try:
-            await self._listen_to(process)
+            await self._listen()
         except TimeoutError:
             log.error("%s has sent no heartbeat for %g s, killing it", who, HUNG_S)
-            self.signal(signal.SIGABRT)  # it prints where it hangs
+            process.send_signal(signal.SIGABRT)  # it prints where it hangs
             await asyncio.wait([asyncio.create_task(process.wait())], timeout=LAST_WORDS_S)
-            self.signal(signal.SIGKILL)  # a stopped process reacts to no other signal
+            process.kill()  # a stopped process reacts to no other signal
         except (TypeError, ValueError) as error:
             log.error("%s sent an unreadable heartbeat (a version mismatch?), killing it: %s", who, error)
-            self.signal(signal.SIGKILL)
+            process.kill()
         self.said = None
         self.code = await process.wait()
 
-    async def _listen_to(self, process: asyncio.subprocess.Process) -> None:
+    async def _listen(self) -> None:
         """Read its heartbeats until it ends. Raises TimeoutError if there is none for HUNG_S."""
-        assert process.stdout is not None
-        while True:
-            line = await _line(process.stdout)
-            if not line:
-                return
-            self.said = self._parse(line)
-            self._listens_since = self._listens_since or time.monotonic()
+        loop, readable = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._held.stdout, readable.set)
+        try:
+            while True:
+                since_s = time.monotonic()
+                try:
+                    async with asyncio.timeout(HUNG_S):
+                        await readable.wait()
+                except TimeoutError:
+                    # Timers run before descriptors: what it said while this process stood still is there.
+                    if self._read() is None and time.monotonic() - since_s < HUNG_S + ASLEEP_S:
+                        raise
+                readable.clear()
+                if self._read() is False:
+                    return
+        finally:
+            loop.remove_reader(self._held.stdout)
 
-
-async def _line(stdout: asyncio.StreamReader) -> bytes:
-    """The next heartbeat. Raises TimeoutError if there is none for HUNG_S.
-
-    If this process itself stood still (SIGSTOP, a paused container), it reads what the child said meanwhile
-    before it judges: a stop of any length counts as one step.
-    """
-    for _ in range(max(1, round(HUNG_S / _STEP_S))):
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_STEP_S):
-                return await stdout.readline()
-    raise TimeoutError
+    def _read(self) -> bool | None:
+        """Read what there is. Returns False at the end, None if there is nothing."""
+        try:
+            data = os.read(self._held.stdout, _PIPE_BYTES)
+        except BlockingIOError:
+            return None
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        for line in lines:
+            self.said, self._last = self._parse(line), line
+        if lines and self._listens_since is None:
+            self._listens_since = time.monotonic()
+            self.on_change()
+        return bool(data)
 
 
 async def end(*children: Child[T]) -> None:
@@ -156,3 +231,12 @@ async def end(*children: Child[T]) -> None:
         log.error("%d processes did not stop within %g s, killing them", len(late), STOP_S)
     for child in children:
         child.signal(signal.SIGKILL)
+
+
+def _pipe() -> tuple[int, int]:
+    """A pipe whose descriptors are none of the standard ones, even if those are closed."""
+    ends = os.pipe()
+    lifted = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3) for number in ends]
+    for number in ends:
+        os.close(number)
+    return lifted[0], lifted[1]

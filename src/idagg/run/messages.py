@@ -1,8 +1,8 @@
 """Messages between the supervisor and its processes, each a line of JSON with named fields.
 
 The supervisor writes a process's first message to its standard input and keeps that open: it closes when the
-supervisor dies. Each process writes heartbeats to its standard output. To the callback process the supervisor
-also writes whenever this machine begins or ceases to lead.
+supervisor dies. Each process writes heartbeats to its standard output. To a worker the supervisor also writes
+an `Assignment` whenever that changes, to the callback process whenever this machine begins or ceases to lead.
 
 During an upgrade the two sides may have different versions. So an unknown field is ignored, and a missing one
 has its default.
@@ -19,7 +19,7 @@ from idagg.settings import Settings
 
 HEARTBEAT_S = 0.5
 # Parts whose trouble does not stop the counting. The process that has it logs it itself.
-SINKS = frozenset({"broker", "delivery", "callbacks"})
+READY_WITHOUT = frozenset({"broker", "delivery", "callbacks", "risk", "shards"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,12 +62,28 @@ class CallbackStart(Message):
 class WorkerStart(CallbackStart):
     """The first message to a worker.
 
-    ``slot`` is its number among this machine's workers, ``listener`` an inherited descriptor. During a
-    replacement the old worker of this slot has both, too.
+    ``slot`` is its number among this machine's workers. ``listener`` is the inherited descriptor that it
+    serves first, ``listeners`` are all inherited ones. During a replacement the old worker of this slot has
+    the same.
     """
 
     slot: int
     listener: int
+    listeners: list[int] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Assignment(Message):
+    """What a worker has to do from now on.
+
+    ``listeners`` are the inherited descriptors whose connections it accepts; None: its first one.
+    ``drain_s``: the listeners close in so many seconds; None: this machine does not stop. ``idle_s``: once it
+    stops, it keeps idle connections for so long; None: for its own time.
+    """
+
+    listeners: list[int] | None = None
+    drain_s: float | None = None
+    idle_s: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -93,7 +109,8 @@ class Lead(Message):
 class Heartbeat(Message):
     """Sign of life of a process. A worker with an ``epoch`` is the leader.
 
-    ``store``, ``broker`` and ``delivery`` are one sentence each about the trouble with that part, or None.
+    ``store``, ``broker``, ``delivery`` and ``shards`` are one sentence each about the trouble with that part,
+    or None; ``risk`` is one about how the store's servers can lose what they have acknowledged.
     ``answered`` is the number of requests since the process's start. ``skew_s`` is this machine's clock minus
     the store's. ``late_s``: for so long a window that has ended is not sealed. Both are None where unknown.
     """
@@ -102,6 +119,8 @@ class Heartbeat(Message):
     store: str | None = None
     broker: str | None = None
     delivery: str | None = None
+    risk: str | None = None
+    shards: str | None = None
     pid: int = 0
     answered: int = 0
     skew_s: float | None = None

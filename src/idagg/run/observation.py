@@ -7,8 +7,9 @@ import contextlib
 import dataclasses
 import logging
 import time
-from typing import Protocol
+from collections.abc import Awaitable, Callable
 
+from idagg.accept.commit import Cause
 from idagg.errors import StoreError
 from idagg.metrics import Metrics
 from idagg.run.messages import Lead
@@ -25,19 +26,17 @@ LOOK_S = 10.0
 _PROMPT_S = 0.5
 
 
-class Windows(Protocol):
-    async def look(self) -> Look: ...
-
-
 class Observation:
-    """Is told by the flusher and by the leadership, and looks at the store by itself.
+    """Is told by the group commits, the flusher and the leadership, and looks at the store by itself.
 
     Nothing that it has not seen, or that another process sees now, is told as a number: it is None.
     """
 
-    def __init__(self, metrics: Metrics, windows: Windows) -> None:
+    def __init__(self, metrics: Metrics, ask: Callable[[], Awaitable[Look]]) -> None:
+        """``ask`` raises StoreError."""
         self._metrics = metrics
-        self._windows = windows
+        self._ask = ask
+        self.answered = 0  # requests
         self._leads = asyncio.Event()
         self._last: Record | None = None  # window that was sealed
         self._counts: Counts | None = None  # of what is pending
@@ -76,7 +75,7 @@ class Observation:
     async def _look(self) -> None:
         sent_s = time.time()
         try:
-            seen = await self._windows.look()
+            seen = await self._ask()
         except StoreError as error:  # the trouble is told by those who need the store
             log.debug("the open window cannot be looked at: %s", error)
             self._so_far = self.late_s = None
@@ -85,6 +84,28 @@ class Observation:
         took_s = time.time() - sent_s
         if 0 <= took_s < _PROMPT_S:
             self.skew_s = sent_s + took_s / 2 - seen.now_s
+
+    def batch(
+        self,
+        *,
+        requests: int,
+        ids: int,
+        repeats: int,
+        stored: bool,
+        took_s: float,
+        waited_s: float | None = None,
+        cause: Cause | None = None,
+    ) -> None:
+        self.answered += requests
+        self._metrics.batch(
+            requests=requests,
+            ids=ids,
+            repeats=repeats,
+            stored=stored,
+            took_s=took_s,
+            waited_s=waited_s,
+            cause=cause,
+        )
 
     def leads(self, epoch: int) -> None:
         self._metrics.leads(epoch)

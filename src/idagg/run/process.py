@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import faulthandler
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import TypeVar
 
 from idagg import metrics
@@ -23,6 +25,16 @@ def first_message(parse: Callable[[bytes], T]) -> T:
         signal.signal(number, signal.SIG_IGN)  # of no use here; `pkill -HUP -f idagg` reaches all processes
     with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as messages:
         return parse(messages.readline())
+
+
+async def later_messages() -> AsyncGenerator[bytes, None]:
+    """The supervisor's lines after the first one. They end when it dies."""
+    reader = asyncio.StreamReader()
+    protocol = asyncio.StreamReaderProtocol(reader)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, sys.stdin)
+    with contextlib.closing(transport):
+        while line := await reader.readline():
+            yield line
 
 
 def begin(name: str, *, writer: int, stdout: int) -> int:

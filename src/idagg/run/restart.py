@@ -17,19 +17,19 @@ LIMIT = 10
 class Restarts:
     """The restart history of one process: its deaths in a row within ``young_s`` of a start.
 
-    After ``limit`` such deaths there is no restart. None stands for LIMIT.
+    After ``limit`` such deaths there is no restart. None stands for the constants.
     """
 
     def __init__(
         self,
         *,
         young_s: float = YOUNG_S,
-        longest_delay_s: float = LONGEST_DELAY_S,
+        longest_delay_s: float | None = None,
         limit: float | None = None,
     ) -> None:
         self.young_deaths = 0
         self._young_s = young_s
-        self._longest_delay_s = longest_delay_s
+        self._longest_delay_s = LONGEST_DELAY_S if longest_delay_s is None else longest_delay_s
         self._limit = LIMIT if limit is None else limit
 
     def after(self, served_s: float) -> float | None:

@@ -19,16 +19,17 @@ _LAST_RESORT = "/dev/shm"  # noqa: S108  the folder in it has a random name and 
 class RuntimeFolder:
     """$RUNTIME_DIRECTORY, which systemd makes and removes; without it, a folder that this class makes."""
 
-    def __init__(self) -> None:
-        """Raises CannotStartError."""
+    def __init__(self, inherited: Path | None = None) -> None:
+        """``inherited``: one that the program executed before has left. Raises CannotStartError."""
         given = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
         self._is_own = not given
         self._lock = -1
         try:
-            self.path = Path(given) if given else _made()
+            self.path = inherited or (Path(given) if given else _made())
             self.metrics = self.path / "metrics"
-            shutil.rmtree(self.metrics, ignore_errors=True)  # of a predecessor that was killed
-            self.metrics.mkdir(mode=0o700)
+            if inherited is None:
+                shutil.rmtree(self.metrics, ignore_errors=True)  # of a predecessor that was killed
+            self.metrics.mkdir(mode=0o700, exist_ok=True)
             # systemd-tmpfiles, which sweeps /tmp, leaves a locked folder alone.
             self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(self._lock, fcntl.LOCK_SH)

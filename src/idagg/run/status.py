@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from idagg.run.machine import Machine
 from idagg.run.messages import Heartbeat
@@ -11,12 +11,14 @@ from idagg.window import iso
 
 # Requests a second are those of so many seconds.
 _RATE_S = 5.0
-# Of the parts whose trouble the line names; a worker's is in the number of workers.
+# Of the parts whose trouble the line names. A worker's is in the number of workers.
 _WORDS = {
     "store": "no ids stored",
     "broker": "RabbitMQ away",
     "delivery": "no window delivered",
     "callbacks": "no endpoint called",
+    "shards": "ids of some shards not stored",
+    "risk": "counts at risk in Redis",
 }
 
 
@@ -39,7 +41,7 @@ class Rate:
         return (self._total - before) / (now - began) if now > began else 0.0
 
 
-def line(machine: Machine, rate: float, lasts_s: Mapping[str, float]) -> str:
+def line(machine: Machine, rate: float, lasts_s: Mapping[str, float], notes: Iterable[str] = ()) -> str:
     """``rate``: requests a second; ``lasts_s``: by part, how long it has been in trouble."""
     parts = ["leading" if machine.leader else "not leading"]
     parts.append(f"{len(machine.running)} of {len(machine.workers)} workers")
@@ -51,7 +53,7 @@ def line(machine: Machine, rate: float, lasts_s: Mapping[str, float]) -> str:
     troubles = [
         f"{_WORDS.get(part, part)} for {seconds:,.0f} s"
         for part, seconds in sorted(lasts_s.items())
-        if not part.startswith("worker-")
+        if part != "drain" and not part.startswith("worker-")
     ]
     pending = (lead.deliveries or 0) + (lead.messages or 0) if lead else 0
     # A window is pending for a moment after each boundary: no trouble.
@@ -59,4 +61,4 @@ def line(machine: Machine, rate: float, lasts_s: Mapping[str, float]) -> str:
         troubles.append(f"{pending} window{'s' * (pending > 1)} pending")
     if troubles:
         parts.append(", ".join(troubles))
-    return " · ".join(parts)
+    return " · ".join([*parts, *notes])

@@ -17,7 +17,7 @@ class Look(NamedTuple):
 
     now_s: float
     start_s: int
-    ids: int
+    ids: int | None  # None: a shard could not be asked
     late_s: float
 
 

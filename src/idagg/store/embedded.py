@@ -16,11 +16,15 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Self
 
 from idagg import libraries
 from idagg.errors import CannotStartError
+from idagg.spawn import Process
 from idagg.store import aof
 
 log = logging.getLogger("idagg.store")
@@ -29,6 +33,8 @@ OLDEST = (6, 2)
 # How long to wait for a predecessor that is on its way out, and for the server to answer.
 PATIENCE_S = 10.0
 _POLL_S = 0.02
+# How long to wait for it to load its data, or to find that it cannot.
+LOADING_S = 1.0
 # The delay before the server is started again. It doubles while that fails.
 FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 5.0
@@ -83,6 +89,18 @@ def examine(state_dir: Path) -> str | None:
     return aof.trouble(state_dir.absolute() / "store", binary.path, binary.name)
 
 
+# Becomes the server, which then gets SIGTERM when this process dies, however it dies. setpriv(1) does not
+# serve: it also sets capabilities, which the unit's filter of system calls refuses.
+_TIED = """
+import ctypes, os, signal, sys
+parent, server = sys.argv[1:3]
+PR_SET_PDEATHSIG = 1
+if ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) or os.getppid() != int(parent):
+    sys.exit("the embedded store cannot be tied to its supervisor")
+os.execv(server, sys.argv[2:])
+"""
+
+
 class _NotNowError(Exception):
     """The server cannot start now, and may be able to later. The text is a sentence."""
 
@@ -100,7 +118,8 @@ class EmbeddedStore:
         # In a folder of its own: a socket's path has at most 107 bytes, a state folder's may have more.
         self.socket = run / "store.sock"
         self._lock = -1
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: asyncio.subprocess.Process | Process | None = None
+        self._said_before = self._log_bytes()  # those that are older than the server
         self.url = f"unix://{self.socket}"
         self.trouble: str | None = None
 
@@ -110,15 +129,32 @@ class EmbeddedStore:
         is_running = self._process is not None and self._process.returncode is None
         return self._process.pid if self._process is not None and is_running else None
 
+    def held(self) -> dict[str, object]:
+        """All that the next program of this process needs to hold the server."""
+        runs = self._process is not None and self._process.returncode is None
+        return {
+            "state_dir": str(self.data.parent),
+            "run": str(self.socket.parent),
+            "lock": self._lock,
+            "pid": self._process.pid if self._process and runs else None,
+        }
+
+    @classmethod
+    def adopt(cls, held: Mapping[str, Any]) -> Self:
+        """Hold the server that ``held`` tells of."""
+        store = cls(Path(held["state_dir"]), Path(held["run"]))
+        store._lock = held["lock"]
+        if held["pid"] is None:
+            store.trouble = "the embedded store is being started"
+        else:
+            store._process = Process(held["pid"])
+        return store
+
     async def start(self) -> None:
         """Start the server. If it may be able to start later (a full disk), ``watch`` has to try again.
 
         Raises CannotStartError where an operator has to act: the folder is in use, the data cannot be read.
         """
-        if shutil.which("setpriv") is None:
-            raise CannotStartError(
-                "the embedded store needs setpriv: install util-linux, or give --redis-url"
-            )
         try:
             await self._spawn()
         except _NotNowError as error:
@@ -130,7 +166,12 @@ class EmbeddedStore:
         while True:
             if self.trouble is None and self._process is not None:
                 died_of = await self._end_of(self._process)
-                self._complain(f"the embedded store {died_of}")
+                try:
+                    await self._explain()
+                except CannotStartError as error:
+                    self._complain(str(error))
+                else:
+                    self._complain(f"the embedded store {died_of}")
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, LONGEST_DELAY_S)
             try:
@@ -147,7 +188,7 @@ class EmbeddedStore:
             log.error("%s: nothing is counted until it runs, trying again", sentence)
         self.trouble = sentence
 
-    async def _end_of(self, process: asyncio.subprocess.Process) -> str:
+    async def _end_of(self, process: asyncio.subprocess.Process | Process) -> str:
         """Wait until the server ends, or until nobody can find it. Returns what became of it."""
         ended = asyncio.create_task(process.wait())
         while not ended.done():
@@ -159,7 +200,7 @@ class EmbeddedStore:
                 return f"lost its socket, {self.socket} (was the folder swept?), and was ended"
         return f"died ({_died_of(ended.result())})"
 
-    async def _ended(self, process: asyncio.subprocess.Process) -> None:
+    async def _ended(self, process: asyncio.subprocess.Process | Process) -> None:
         """Wait for its end after SIGTERM, and kill it where that takes too long."""
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -232,10 +273,9 @@ class EmbeddedStore:
         await self._open_folder()
         await asyncio.to_thread(self._mend)
         log_file = self.data / "server.log"
-        said_before = log_file.stat().st_size if log_file.exists() else 0
+        self._said_before = self._log_bytes()
         self._process = process = await asyncio.create_subprocess_exec(
-            # The server gets SIGTERM when this process dies, however it dies.
-            *("setpriv", "--pdeathsig", "TERM", "--", self.binary.path),
+            *(sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid()), self.binary.path),
             *("--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700"),
             *("--dir", str(self.data), "--logfile", str(log_file), "--loglevel", "notice"),
             *("--appendonly", "yes", "--appendfsync", "always", "--save", "", "--daemonize", "no"),
@@ -244,19 +284,35 @@ class EmbeddedStore:
             # Ctrl-C goes to the whole group; the store has to outlive the workers' last batches.
             start_new_session=True,
         )
-        give_up_at = time.monotonic() + PATIENCE_S
-        while not await self._answers():
-            if process.returncode is None and time.monotonic() < give_up_at:
-                await asyncio.sleep(_POLL_S)
-                continue
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-            said = await asyncio.to_thread(_tail, log_file, said_before)
-            if sentence := aof.explained(self.data, self.binary.path, self.binary.name, said):
-                raise CannotStartError(sentence)
-            last = f" ({self._disk_trouble() or said.strip().rpartition(chr(10))[2] or 'it says nothing'})"
-            raise _NotNowError(f"the embedded store ({self.binary}) did not start: see {log_file}{last}")
+        started_at = time.monotonic()
+        while True:
+            answer = await self._answer()
+            waited_s = time.monotonic() - started_at
+            # A server that still loads large data runs well enough: the workers wait for it.
+            if answer and (not answer.startswith(b"-LOADING") or waited_s > LOADING_S):
+                return
+            if process.returncode is not None or waited_s > PATIENCE_S:
+                break
+            await asyncio.sleep(_POLL_S)
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        said = await self._explain()
+        last = self._disk_trouble() or said.strip().rpartition("\n")[2] or "it says nothing"
+        raise _NotNowError(f"the embedded store ({self.binary}) did not start: see {log_file} ({last})")
+
+    def _log_bytes(self) -> int:
+        try:
+            return (self.data / "server.log").stat().st_size
+        except OSError:
+            return 0
+
+    async def _explain(self) -> str:
+        """What the server that ended has logged. Raises CannotStartError if it could not read its data."""
+        said = await asyncio.to_thread(_tail, self.data / "server.log", self._said_before)
+        if sentence := aof.explained(self.data, self.binary.path, self.binary.name, said):
+            raise CannotStartError(sentence)
+        return said
 
     def _disk_trouble(self) -> str | None:
         """What a server cannot log, since its log is on that disk."""
@@ -265,17 +321,17 @@ class EmbeddedStore:
             return os.strerror(errno.EROFS)
         return None if disk.f_bavail else os.strerror(errno.ENOSPC)
 
-    async def _answers(self) -> bool:
-        """Any answer will do: it may still be loading its data, which the workers wait for."""
+    async def _answer(self) -> bytes:
+        """What it says to a PING; nothing if it does not answer."""
         try:
             reader, writer = await asyncio.open_unix_connection(str(self.socket))
         except OSError:
-            return False
+            return b""
         try:
             writer.write(b"PING\r\n")
-            return bool(await reader.readline())
+            return await reader.readline()
         except OSError:
-            return False
+            return b""
         finally:
             writer.close()
 

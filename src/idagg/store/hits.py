@@ -6,7 +6,8 @@ import secrets
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from idagg.store.shards import shard_tag
+from idagg.store.parts import exact_share
+from idagg.store.shards import ONE_SHARD, Regime, shard_tag
 
 # What one script call carries at most: Lua's unpack() is limited to about 8,000 values, and at about 1 us
 # an id the script holds Redis for no more than some 4 ms.
@@ -43,20 +44,28 @@ class _Acknowledged(NamedTuple):
 
 
 class HitStore:
-    """Counts batches for one worker, under a name that no other process has or had."""
+    """Counts batches for one worker on one shard, under a name that no other has or had.
+
+    ``regime`` is the one by which the ids of the batches were found to be this shard's.
+    """
 
     def __init__(
         self,
         scripts: Scripts,
         *,
         namespace: str,
+        shard: int = 0,
+        regime: Regime = ONE_SHARD,
         window_s: int,
         exact_limit: int,
         endpoint_limit: int = MAX_ENDPOINTS,
     ) -> None:
         self._scripts = scripts
-        self._tag = shard_tag(namespace)
-        self._fixed = (window_s, exact_limit, endpoint_limit, secrets.token_hex(8))
+        self._tag = shard_tag(namespace, shard)
+        self._fixed = (
+            *(window_s, exact_limit, exact_share(exact_limit, regime.shards), endpoint_limit),
+            *(f"{regime.number} {regime.shards}", secrets.token_hex(8)),
+        )
         self._acknowledged = _Acknowledged()
 
     async def add(
@@ -66,7 +75,8 @@ class HitStore:
         batch acknowledged. These are counted if the answer ``continues``, and only then.
 
         Safe to repeat with the same ``seq``, which rises with each batch. Raises StoreAwayError where it may
-        or may not have been counted, StoreRefusedError where it was not.
+        or may not have been counted, StoreRefusedError where it was not; OtherRegimeError, since the open
+        window has another regime.
         """
         array = b'["%b"]' % b'","'.join(ids) if ids else b"[]"
         last = self._acknowledged

@@ -22,11 +22,15 @@ class PendingWindow(NamedTuple):
 
 class Pending:
     """Raises StoreAwayError (outcome unknown; all calls are safe to repeat), FencedError (another leads),
-    DamagedError (it cannot be read, and has to be quarantined)."""
+    DamagedError (it cannot be read, and has to be quarantined).
 
-    def __init__(self, client: Client, tag: str) -> None:
+    ``proves``: what is shown is on as many replicas as the client waits for.
+    """
+
+    def __init__(self, client: Client, tag: str, *, proves: bool = False) -> None:
         self._client = client
         self._tag = tag
+        self._proves = int(proves)
 
     async def counts(self) -> Counts:
         return Counts(*await self._client.script("counts", self._tag))
@@ -90,7 +94,7 @@ class Pending:
     async def _windows(
         self, index: Literal["deliveries", "messages", "callbacks"], limit: int
     ) -> list[PendingWindow]:
-        found = await self._client.script("pending", self._tag, index, limit)
+        found = await self._client.script("pending", self._tag, index, limit, self._proves)
         return [_window(index, *entry) for entry in found]
 
 

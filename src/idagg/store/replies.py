@@ -5,6 +5,8 @@ from __future__ import annotations
 from idagg.errors import (
     FencedError,
     HalfDoneError,
+    LoginRefusedError,
+    OtherRegimeError,
     StoreAwayError,
     StoreError,
     StoreRefusedError,
@@ -17,11 +19,14 @@ _NOT_NOW = {
     "LOADING": "is still loading its data",
     "READONLY": "takes no writes, it is a replica",
     "MASTERDOWN": "takes no writes, its master is down",
+    "UNBLOCKED": "takes no writes any more, it became a replica",
+    "NOREPLICAS": "takes no writes, it has fewer replicas than its min-replicas-to-write",
     "CLUSTERDOWN": "is part of a cluster that is down",
-    "TRYAGAIN": "is part of a cluster that moves its data",
-    "NOAUTH": "wants a password",
-    "WRONGPASS": "refuses the password or the user",
+    "DENIED": "is in protected mode and answers only its own machine: give it a password (requirepass)",
 }
+_LOGIN = {"NOAUTH": "wants a password", "WRONGPASS": "refuses the password or the user"}
+# What only a node of a cluster says.
+_ELSEWHERE = ("MOVED", "ASK", "TRYAGAIN", "CROSSSLOT")
 # What servers before ACLs, and some hosted ones, say of a password in place of WRONGPASS.
 _PASSWORD = ("username-password pair", "invalid password", "without any password configured")
 # What a user's missing permission is called in the middle of a script, by Redis and by Valkey.
@@ -50,12 +55,39 @@ def refusal(where: str, reply: str) -> StoreError:
         return StoreAwayError(
             f"Redis at {where} does not permit this user what counting needs, and nothing is counted: {rest}"
         )
+    if code in _LOGIN:
+        return LoginRefusedError(f"Redis at {where} {_LOGIN[code]}")
+    if code in ("ASK", "TRYAGAIN"):
+        return StoreAwayError(
+            f"Redis at {where} hands a slot to another node of its cluster, and nothing is counted in it "
+            "meanwhile"
+        )
+    if code in _ELSEWHERE:
+        return StoreAwayError(
+            f"Redis at {where} is a node of a cluster, and nothing is counted: "
+            "give --redis-url as redis+cluster:// or rediss+cluster://"
+        )
     if code in _NOT_NOW:
         return StoreAwayError(f"Redis at {where} {_NOT_NOW[code]}")
     if code == "OOM":
         return StoreRefusedError(f"Redis at {where} is out of memory (maxmemory)")
     if code == "FENCED":
-        return FencedError(f"another leader has taken over (epoch {rest})")
+        return FencedError(f"another leader has taken over (epoch {rest})", int(rest))
+    if code == "REGIME":
+        number, shards = map(int, rest.split())
+        return OtherRegimeError(
+            f"Redis at {where} spreads ids over {shards} shards now, and counted none of this batch",
+            number,
+            shards,
+        )
+    if code == "AHEAD":
+        return StoreAwayError(
+            f"Redis at {where} has not come to the window with which another number of shards begins"
+        )
+    if code == "LEADERLESS":
+        return StoreAwayError(
+            f"Redis at {where} has a shard that no leader has been at: it takes ids once one has"
+        )
     if code == "SCHEMA":
         return StoreRefusedError(
             f"Redis at {where} holds what another version of idagg wrote (schema {rest}): "

@@ -13,11 +13,27 @@ import binascii
 import functools
 import itertools
 import zlib
+from typing import NamedTuple
 
 # Slots of a Redis Cluster.
 SLOTS = 16_384
 # A shard's slot is at most this far from the even place: a sixteenth of the distance between 64 shards.
 _TOLERANCE = 16
+
+
+class Regime(NamedTuple):
+    """How a window's ids are spread: the regime's number, which rises with each change, and its shards.
+
+    A window belongs to one regime. The first regime of a store has the number 1. A process that does not know
+    the store's yet goes by number 0 and the shards of its settings.
+    """
+
+    number: int
+    shards: int
+
+
+# Of a process that knows no other, and of a store where no leader has been.
+ONE_SHARD = Regime(0, 1)
 
 
 def slot_of(key: str) -> int:

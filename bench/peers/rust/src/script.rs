@@ -35,7 +35,9 @@ impl Script {
             TAG.to_vec(),
             WINDOW_S.to_vec(),
             EXACT_LIMIT.to_vec(),
+            EXACT_LIMIT.to_vec(), // of this shard, the only one
             ENDPOINT_LIMIT.to_vec(),
+            b"0 1".to_vec(), // it knows no regime, and one shard
             self.incarnation.clone(),
             self.seq.to_string().into_bytes(),
             self.acknowledged.clone().into_bytes(),

@@ -1,29 +1,35 @@
 -- Counts a batch of ids in the window that is open now. Applied at most once, however often it is sent.
 --
 -- ARGV[1]  window length, s; where it was changed, the window that was open then keeps its own
--- ARGV[2]  ids per window kept exactly
--- ARGV[3]  endpoints per window kept
--- ARGV[4]  the worker's incarnation
--- ARGV[5]  the batch's sequence number, rising from 1 within the incarnation
--- ARGV[6]  "SEQ START SINCE" of the worker's last acknowledged batch; "0 0 0" before the first
--- ARGV[7]  further hits, of ids that acknowledged batches put into the window of ARGV[6]
--- ARGV[8]  at most 4096 ids (unpack() is limited to about 8,000), a JSON array of strings: cheaper to make, and to
+-- ARGV[2]  ids per window kept exactly, over all shards
+-- ARGV[3]  the same, on this shard
+-- ARGV[4]  endpoints per window kept
+-- ARGV[5]  "NUMBER SHARDS" of the regime by which the ids are this shard's; NUMBER is 0 where the worker knows none
+-- ARGV[6]  the worker's incarnation
+-- ARGV[7]  the batch's sequence number, rising from 1 within the incarnation
+-- ARGV[8]  "SEQ START SINCE" of the worker's last acknowledged batch; "0 0 0" before the first
+-- ARGV[9]  further hits, of ids that acknowledged batches put into the window of ARGV[8]
+-- ARGV[10] at most 4096 ids (unpack() is limited to about 8,000), a JSON array of strings: cheaper to make, and to
 --          take apart, than as many arguments
--- ARGV[9…] at most 4096 endpoints, named beside some of the ids
+-- ARGV[11…] at most 4096 endpoints, named beside some of the ids
 --
 -- Returns {start, new, since}
 --   start  the start of the window that holds the batch, s
 --   new    how many of the ids were not in it before; all of them where the ids are not kept exactly any more
 --   since  the batch with which this store's unbroken knowledge of the worker began. It is this batch's own
---          number where the last batch applied here is not the one that ARGV[6] names.
--- The hits of ARGV[7] are counted where START and SINCE are those of ARGV[6], and nowhere else.
--- When a batch comes again, nothing is done. The start and since are those of the first time, and new is all ids.
+--          number where the last batch applied here is not the one that ARGV[8] names.
+-- The hits of ARGV[9] are counted where START and SINCE are those of ARGV[8], and nowhere else.
+-- When a batch comes again, nothing is counted. The start and since are those of the first time, and new is all ids.
 --
 -- Errors: STALE    a later batch of this worker was applied already; nothing was done
 --         DIFFERS  length or exact_limit, and the store's: it is not the worker's; nothing was done
 --         SCHEMA   the store was written by another version; nothing was done
+--         REGIME   number and shards of the open window's regime: it is not the worker's; nothing was done
+--         AHEAD    the worker's regime begins with a later window; nothing was done
+--         LEADERLESS  this shard has not heard of a regime yet; nothing was done
 
-local state = redis.call('HMGET', key('state'), 'length', 'sealed_through', 'schema', 'bridge', 'exact_limit')
+local state = redis.call('HMGET', key('state'), 'length', 'sealed_through', 'schema', 'bridge', 'exact_limit', 'regime',
+  'plan')
 if state[3] and state[3] ~= SCHEMA then
   return redis.error_reply('SCHEMA ' .. state[3])
 elseif state[1] and state[1] ~= ARGV[1] then
@@ -32,25 +38,57 @@ elseif state[5] and state[5] ~= ARGV[2] then
   return redis.error_reply('DIFFERS exact_limit ' .. state[5])
 end
 
-local seq = tonumber(ARGV[5])
-local ids = cjson.decode(ARGV[8])
-local last = read_token(redis.call('HGET', key('workers'), ARGV[4]))
+local seq = tonumber(ARGV[7])
+local ids = cjson.decode(ARGV[10])
+local token = redis.call('HGET', key('workers'), ARGV[6])
+local last = read_token(token)
 if last.seq == seq then
+  -- Written again, so that replicas that have this have the batch.
+  write_first()
+  redis.call('HSET', key('workers'), ARGV[6], token)
   return {last.start, #ids, last.since}
 elseif last.seq > seq then
   return redis.error_reply('STALE ' .. last.seq)
 end
 
-local start, finish = open_window(tonumber(ARGV[1]), tonumber(state[2] or 0), state[4])
-local window = key('w', start)
-local is_known = last.mark == ARGV[6]
-local new, hits = #ids, #ids
-if is_known and last.start == start then
-  hits = hits + tonumber(ARGV[7])
+local length, plan, regime = tonumber(ARGV[1]), state[7], state[6]
+local is_usual = regime == ARGV[5] .. ' ' .. ARGV[1] and not plan
+if regime and not is_usual then
+  length = tonumber(string.match(regime, '%d+$'))
+end
+local start, finish = open_window(length, tonumber(state[2] or 0), state[4], plan)
+if not regime then
+  local number, shards = string.match(ARGV[5], '^(%d+) (%d+)$')
+  if shards ~= '1' then
+    return redis.error_reply('LEADERLESS shard')
+  end
+  regime = (number == '0' and '1' or number) .. ' 1 ' .. ARGV[1]
+elseif not is_usual then
+  local number, shards = string.match(regime, '^(%d+) (%d+)')
+  plan = plan and read_plan(plan)
+  if plan and start >= plan.begins then
+    number, shards, plan = plan.number, plan.shards, nil
+  end
+  if ARGV[5] ~= number .. ' ' .. shards and (ARGV[5] ~= '0 1' or shards ~= '1') then
+    -- Only the home shard knows that a regime is over, or never was.
+    local wanted = string.match(ARGV[5], '^%d+')
+    if plan and plan.number == wanted or not is_home() and tonumber(wanted) > tonumber(number) then
+      return redis.error_reply('AHEAD ' .. number)
+    end
+    return redis.error_reply('REGIME ' .. number .. ' ' .. shards)
+  end
 end
 
-if not state[1] then
-  redis.call('HSET', key('state'), 'length', ARGV[1], 'exact_limit', ARGV[2], 'schema', SCHEMA)
+local window = key('w', start)
+local is_known = last.mark == ARGV[8]
+local new, hits = #ids, #ids
+if is_known and last.start == start then
+  hits = hits + tonumber(ARGV[9])
+end
+
+if not state[6] then
+  redis.call('HSET', key('state'), 'length', ARGV[1], 'exact_limit', ARGV[2], 'schema', SCHEMA, 'regime', regime,
+    'shards', 1)
 end
 if #ids > 0 then
   if not redis.call('ZSCORE', key('open'), digits(start)) then
@@ -58,7 +96,7 @@ if #ids > 0 then
     redis.call('ZADD', key('open'), digits(start), digits(start))
     redis.call('HSET', window, 'length', digits(finish - start))
   end
-  if redis.call('SCARD', window .. ':ids') <= tonumber(ARGV[2]) then
+  if redis.call('SCARD', window .. ':ids') <= tonumber(ARGV[3]) then
     new = redis.call('SADD', window .. ':ids', unpack(ids))
   else
     redis.call('HSET', window, 'capped', 1)
@@ -66,8 +104,8 @@ if #ids > 0 then
   redis.call('PFADD', window .. ':hll', unpack(ids))
 end
 
-local room = #ARGV > 8 and tonumber(ARGV[3]) - redis.call('SCARD', window .. ':endpoints')
-for i = 9, #ARGV do
+local room = #ARGV > 10 and tonumber(ARGV[4]) - redis.call('SCARD', window .. ':endpoints')
+for i = 11, #ARGV do
   if room > 0 then
     room = room - redis.call('SADD', window .. ':endpoints', ARGV[i])
   elseif redis.call('SISMEMBER', window .. ':endpoints', ARGV[i]) == 0 then
@@ -83,5 +121,5 @@ elseif last.hits > 0 and redis.call('EXISTS', key('w', last.start)) == 1 then
   redis.pcall('HINCRBY', key('w', last.start), 'hits', digits(last.hits))
 end
 local since = is_known and last.since or seq
-redis.call('HSET', key('workers'), ARGV[4], string.format('%d %d %d %d', seq, start, since, hits))
+redis.call('HSET', key('workers'), ARGV[6], string.format('%d %d %d %d', seq, start, since, hits))
 return {start, new, since}

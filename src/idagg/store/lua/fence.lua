@@ -9,11 +9,16 @@ if epoch ~= ARGV[1] then
   return redis.error_reply('FENCED ' .. (epoch or '0'))
 end
 
-for _, index in ipairs({'open', 'deliveries', 'messages', 'callbacks'}) do
+for _, index in ipairs({'open', 'parts', 'merged', 'deliveries', 'messages', 'callbacks'}) do
   local wrong = wrong_type(key(index), 'zset')
   if wrong then
     return redis.error_reply('DAMAGED ' .. wrong)
   end
+end
+
+-- Whether a window's record was made.
+local function is_merged(start)
+  return redis.call('ZSCORE', key('merged'), start) or redis.call('EXISTS', key('record', start)) == 1
 end
 
 -- A record goes when nothing of its window is pending or quarantined.

@@ -2,11 +2,17 @@
 --
 -- ARGV[1]  deliveries, messages or callbacks
 -- ARGV[2]  at most so many
+-- ARGV[3]  1: write something first, so that replicas that have this have what is shown
 --
 -- Returns a list of {start, wrong, length, unique, estimate, hits, exact, suspect, dropped, epoch}, oldest first. Where
 -- wrong is not empty, it says why the record cannot be read, and nothing follows.
 
 local fields = {'length', 'unique', 'estimate', 'hits', 'exact', 'suspect', 'dropped', 'epoch'}
+
+if ARGV[3] == '1' then
+  write_first()
+  redis.call('HSET', key('state'), 'seen', 1)
+end
 
 local function read(start)
   local name = key('record', start)

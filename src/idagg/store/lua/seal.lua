@@ -1,4 +1,7 @@
--- Seals the oldest window that has ended: fixes its count, writes its record, drops its ids.
+-- Seals the oldest window that has ended: fixes what this shard knows of it, its part, and drops its ids.
+--
+-- ARGV[2]  the second up to which other shards have sealed: what has ended here before that, and is empty, takes no more
+--          ids either
 --
 -- Returns {ms}: nothing has ended; the next window does so in that time, by the store's clock; or
 -- {0}: a window was sealed; or
@@ -6,9 +9,9 @@
 --
 -- Errors: DAMAGED  what: the workers' tokens are no hash; nothing was done
 --
--- An empty window is sealed where the leader was there at its end. Empty windows without a leader are passed
--- over: after a year away there are half a million of them. A leader that was there still has the lock: a
--- step of the clock makes no presence, it ends the lease.
+-- On the home shard, an empty window is sealed where the leader was there at its end. Empty windows without a leader are
+-- passed over: after a year away there are half a million of them. A leader that was there still has the lock: a
+-- step of the clock makes no presence, it ends the lease. On other shards nothing that is empty is sealed.
 
 -- Beside those of the window that is sealed and of later ones; some 100 KB. By number, since a token has to be there as
 -- long as its batch may come again, and no clock says how long that was: the store's may have been stepped meanwhile.
@@ -18,9 +21,7 @@ local TOKENS_KEPT = 1024
 -- room for very small counts. Beyond, the store has lost writes.
 local CHANCE, SLACK = 5 * 0.0081, 5
 
-local state = redis.call('HMGET', key('state'), 'length', 'sealed_through', 'since', 'bridge', 'exact_limit')
-local sealed_through, bridge = tonumber(state[2]), state[4]
-local exact_limit = (state[5] or math.huge) + 0
+local state = read_state()
 local now = now_us()
 
 local first = redis.call('ZRANGE', key('open'), 0, 0)[1]
@@ -28,17 +29,23 @@ local oldest = tonumber(first)
 if first and not string.find(first, '^[1-9]%d*$') then
   return {-1, first, key('open') .. ' names a window that is no number: ' .. first}
 end
-local since = tonumber(state[3])
-if redis.call('EXISTS', key('lock')) == 0 then
+local since = is_home() and tonumber(state.since)
+if not since or redis.call('EXISTS', key('lock')) == 0 then
   since = math.floor(now / 1000000)
 end
-local start, finish = window_at(since, tonumber(state[1]), sealed_through, bridge)
+local start, finish = window_of(state, since)
 if oldest and oldest <= start then
   local length = tonumber(redis.pcall('HGET', key('w', oldest), 'length'))
-  start, finish = oldest, oldest + (length or state[1])
+  start, finish = oldest, oldest + (length or state.grid)
 end
 
-local window, record = key('w', start), key('record', start)
+local passed = math.min(start, tonumber(ARGV[2]))
+if passed > state.sealed_through then
+  write_first()
+  pass(state, passed)
+end
+
+local window, part = key('w', start), key('part', start)
 local left_us = finish * 1000000 - now
 if left_us > 0 then
   return {math.ceil(left_us / 1000)}
@@ -72,30 +79,23 @@ if #earlier > TOKENS_KEPT then
     redis.call('HDEL', key('workers'), earlier[i][2])
   end
 end
-local count = redis.call('SCARD', window .. ':ids')
+local unique = redis.call('SCARD', window .. ':ids')
 local estimate = redis.call('PFCOUNT', window .. ':hll')
-local is_exact = not meta[3] and count <= exact_limit
-local is_suspect = is_exact and math.abs(count - estimate) > CHANCE * count + SLACK
-local unique
+local is_exact = not meta[3]
+local is_suspect = is_exact and math.abs(unique - estimate) > CHANCE * unique + SLACK
 if is_suspect then
-  unique, is_exact = math.max(count, estimate), false
+  unique, is_exact = math.max(unique, estimate), false
 else
-  estimate = math.min(estimate, math.max(count, hits))
-  unique = is_exact and count or estimate
+  estimate = math.min(estimate, math.max(unique, hits))
+  unique = is_exact and unique or estimate
 end
-redis.call('HSET', record, 'length', digits(finish - start), 'unique', digits(unique), 'estimate', digits(estimate),
-  'hits', digits(hits), 'exact', is_exact and 1 or 0, 'suspect', is_suspect and 1 or 0, 'dropped', meta[2] or 0,
-  'epoch', ARGV[1])
-redis.call('ZADD', key('deliveries'), digits(start), digits(start))
+redis.call('HSET', part, 'length', digits(finish - start), 'unique', digits(unique), 'estimate', digits(estimate),
+  'hits', digits(hits), 'exact', is_exact and 1 or 0, 'suspect', is_suspect and 1 or 0, 'dropped', meta[2] or 0)
+redis.call('ZADD', key('parts'), digits(start), digits(start))
 if redis.call('EXISTS', window .. ':endpoints') == 1 then
-  redis.call('RENAME', window .. ':endpoints', record .. ':endpoints')
-  redis.call('ZADD', key('callbacks'), digits(start), digits(start))
+  redis.call('RENAME', window .. ':endpoints', part .. ':endpoints')
 end
 redis.call('UNLINK', window, window .. ':ids')
 redis.call('EXPIRE', window .. ':hll', 172800)
-sealed_through = math.max(sealed_through, finish)
-redis.call('HSET', key('state'), 'sealed_through', digits(sealed_through))
-if bridge and sealed_through >= tonumber(string.match(bridge, '%d+$')) then
-  redis.call('HDEL', key('state'), 'bridge')
-end
+pass(state, finish)
 return {0}

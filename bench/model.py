@@ -1,0 +1,71 @@
+"""What the simulation is given, plans and costs, and what it says of a plan."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """What each step takes, in seconds of CPU where nothing else is said. ``bench.sizing`` measures them."""
+
+    # A worker. A turn is one of its event loop; half of a request's cost is before the store has it.
+    turn_s: float
+    request_s: float
+    batch_s: float
+    # A Redis. One turn of its event loop takes all batches that are there, and ends with one fsync.
+    redis_turn_s: float
+    script_s: float
+    id_s: float
+    fsyncs_s: tuple[float, ...]  # waits for the disk, as likely each as any other
+    # With WAIT: the primary's part of a batch, of an acknowledgement; the replica's of a batch, and of an id.
+    wait_s: float
+    acknowledge_s: float
+    replicated_batch_s: float
+    replicated_id_s: float
+    # Of any process: the core that it gets was another's.
+    switch_s: float
+    # The load generator, where it shares the cores: a turn of its loop, and a request with its answer.
+    client_turn_s: float
+    client_request_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Who takes part.
+
+    ``rate`` is that of the open loop, in all; 0 is the closed loop. All processes share ``cores``; with 0
+    each has a core of its own, and the clients cost nothing. ``net_s`` is the way from a worker to a Redis,
+    or from one Redis to another. ``servers`` is how many Redis the shards are on; 0: each has its own.
+    """
+
+    workers: int
+    shards: int = 1
+    servers: int = 0
+    with_wait: bool = False
+    connections: int = 512
+    rate: float = 0
+    seconds: float = 1
+    cores: int = 2
+    net_s: float = 0
+    linger_s: float = 0.001
+    seed: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What is seen of a plan, simulated or measured. CPU is in µs for each request."""
+
+    rate: float
+    p50_ms: float
+    p99_ms: float
+    ids_per_batch: float
+    server_us: float
+    redis_us: float
+    client_us: float = 0
+    # Only of a simulation, for each request: turns of event loops, and cores that passed to another process.
+    turns: float = 0
+    client_turns: float = 0
+    redis_turns: float = 0
+    switches: float = 0
+    busiest_redis: float = 0  # share of a core

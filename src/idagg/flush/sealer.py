@@ -1,0 +1,233 @@
+"""Sealing: the leader fixes each window's count when the window ends.
+
+Each shard has a loop of its own, so that one that is away or slow holds up no other: it makes windows late,
+not wrong. Another loop merges what all shards have sealed into the window's record. Each step can be
+repeated, and the next leader goes on where the last one was killed.
+
+A change of the regime, of how windows and ids are spread, begins with a later window. First all other
+shards are told of the plan, then the home shard: only then it tells the workers. So no window has ids that
+were spread in two ways.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import functools
+import itertools
+import logging
+from collections.abc import Awaitable, Callable
+
+from idagg.errors import FencedError
+from idagg.failpoints import reach
+from idagg.flush import turns
+from idagg.flush.turns import Turns
+from idagg.store.hits import MAX_ENDPOINTS
+from idagg.store.parts import Course, Part, Plan, Progress, complete, parts_of, sealed_through, total
+from idagg.store.windows import WindowStore
+from idagg.window import iso
+
+log = logging.getLogger("idagg.flush")
+
+
+class _Epoch:
+    """What this leader has seen of the shards, and told them, in this epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.course: Course | None = None
+        self.proposal: Plan | None = None
+        self.progress: dict[int, Progress] = {}
+        self.told: dict[int, tuple[object, ...]] = {}  # what each shard was told of the course
+        self.serial = itertools.count(1)
+        self.merged: set[int] = set()  # starts of which parts are left
+        self.through_s = 0  # all shards have to seal up to here
+        self.changed = asyncio.Event()
+        # To the loop of a shard.
+        self.nudges: dict[int, asyncio.Event] = collections.defaultdict(asyncio.Event)
+
+    @property
+    def heading(self) -> Course:
+        """The course as the other shards are to be told of it."""
+        assert self.course is not None
+        if self.proposal is None or self.course.plan is not None:
+            return self.course
+        return self.course._replace(plan=self.proposal)
+
+    @property
+    def shards(self) -> range:
+        """All but the home shard."""
+        course = self.heading
+        return range(1, max(course.span, course.plan.shards if course.plan else 0))
+
+
+class Sealer:
+    """Adds its loops to ``turns``. ``on_look`` is called after each look at the home shard, ``on_merged``
+    when there is something to deliver. ``quarantined`` is how many windows are quarantined in other
+    shards."""
+
+    def __init__(
+        self,
+        windows: WindowStore,
+        turns: Turns,
+        *,
+        on_look: Callable[[int], Awaitable[object]],
+        on_merged: Callable[[], None],
+        endpoint_limit: int = MAX_ENDPOINTS,
+    ) -> None:
+        self._windows = windows
+        self._turns = turns
+        self._on_look = on_look
+        self._on_merged = on_merged
+        self._endpoint_limit = endpoint_limit
+        self._now = _Epoch(0)
+
+    @property
+    def quarantined(self) -> int:
+        return sum(len(one.quarantined) for shard, one in self._now.progress.items() if shard)
+
+    def start(self) -> None:
+        for name, turn in (("home", self._seal_home), ("merge", self._merge), ("plan", self._plan)):
+            self._turns.add(name, turn, self._windows.sealing)
+
+    def _at(self, epoch: int) -> _Epoch:
+        if self._now.epoch != epoch:
+            self._now = _Epoch(epoch)
+        return self._now
+
+    async def _seal_home(self, epoch: int) -> None:
+        """Seal what has ended on the home shard, and wait for the next window to end."""
+        now = self._at(epoch)
+        now.nudges[0].clear()
+        reach("before-seal")
+        sealing = self._windows.sealing
+        while not (wait_ms := await sealing.seal(epoch, now.through_s)):
+            reach("after-part")
+            reach("after-seal")
+        progress, course, _ = await sealing.look(epoch)
+        assert course is not None  # it has one since its first election
+        now.progress[0], now.course = progress, course
+        if course.plan is not None or not course.needs_plan:
+            now.proposal = None
+        now.changed.set()
+        for shard in now.shards:
+            turn = functools.partial(self._seal_other, shard)
+            self._turns.add(f"shard {shard}", turn, self._windows.shard(shard))
+            if now.told.get(shard) != now.heading.said:
+                now.nudges[shard].set()
+        if (span := course.settled(now.progress)) < course.span:
+            await self._windows.merging.settle(epoch, span)
+        await self._on_look(epoch)
+        await self._turns.first(now.nudges[0].wait(), timeout_s=min(wait_ms / 1000, turns.LOOK_S))
+
+    async def _seal_other(self, shard: int, epoch: int) -> None:
+        """The same on another shard, which is first told who leads."""
+        now = self._at(epoch)
+        nudge = now.nudges[shard]
+        nudge.clear()
+        if now.course is None or shard not in now.shards:
+            now.progress.pop(shard, None)
+            await self._turns.first(nudge.wait(), timeout_s=turns.LOOK_S)
+            return
+        sealing = self._windows.shard(shard)
+        if now.told.get(shard) != now.heading.said:
+            await self._tell(shard, now)
+        try:
+            for start_s in self._left(shard, now):
+                await sealing.drop(epoch, start_s)
+                reach("after-drop")
+            while not (wait_ms := await sealing.seal(epoch, now.through_s)):
+                reach("after-part")
+            look = await sealing.look(epoch)
+        except FencedError:  # a later leader told it, or it was emptied: to tell it again says which
+            now.told.pop(shard, None)
+            return
+        if look.heard != now.heading.heard:
+            now.told.pop(shard, None)  # it has lost what it was told, or has to be told more
+            return
+        now.progress[shard] = look.progress
+        now.changed.set()
+        await self._turns.first(nudge.wait(), timeout_s=min(wait_ms / 1000, turns.LOOK_S))
+
+    async def _tell(self, shard: int, now: _Epoch) -> None:
+        heading = now.heading
+        try:
+            await self._windows.shard(shard).follow(now.epoch, next(now.serial), heading)
+        except FencedError as error:
+            # If we lead, the home shard has forgotten an epoch; else it says so.
+            await self._windows.merging.outbid(now.epoch, error.epoch)
+            raise
+        now.told[shard] = heading.said
+        now.changed.set()
+
+    def _left(self, shard: int, now: _Epoch) -> list[int]:
+        """The starts of this shard's parts that have been merged."""
+        progress = now.progress.get(shard)
+        return [part.start_s for part in progress.parts if part.start_s in now.merged] if progress else []
+
+    async def _merge(self, epoch: int) -> None:
+        """Merge what all shards have sealed, and wait for more."""
+        now = self._at(epoch)
+        now.changed.clear()
+        if now.course is not None:
+            now.merged &= {part.start_s for one in now.progress.values() for part in one.parts}
+            for start_s in complete(now.progress, now.course):
+                if self._turns.stopping.is_set():
+                    return
+                if start_s not in now.merged:
+                    await self._merge_window(now, parts_of(start_s, now.progress), now.course.exact_limit)
+            now.through_s = max(now.through_s, sealed_through(now.progress), now.course.begins_s)
+            for shard, progress in now.progress.items():
+                if progress.through_s < now.through_s or (shard and self._left(shard, now)):
+                    now.nudges[shard].set()
+        await self._turns.first(now.changed.wait(), timeout_s=turns.LOOK_S)
+
+    async def _merge_window(self, now: _Epoch, parts: dict[int, Part], exact_limit: int) -> None:
+        record = total(parts.values(), exact_limit)
+        for shard, part in parts.items():
+            if shard and part.endpoints:
+                over = await self._gather(now.epoch, shard, part.start_s)
+                if over is None:
+                    now.progress.pop(shard, None)
+                    return
+                record = record._replace(dropped=record.dropped + over)
+        await self._windows.merging.merge(now.epoch, record)
+        reach("after-merge")
+        now.merged.add(record.start_s)
+        self._on_merged()
+
+    async def _gather(self, epoch: int, shard: int, start_s: int) -> int | None:
+        """Bring a part's endpoints to the home shard; returns how many were over the limit, None where they
+        cannot be read and are quarantined."""
+        over = 0
+        sealing = self._windows.shard(shard)
+        async with sealing.quarantining(epoch):
+            async for endpoints in sealing.endpoints(start_s):
+                over += await self._windows.merging.gather(
+                    epoch, start_s, endpoints, limit=self._endpoint_limit
+                )
+            return over
+        return None
+
+    async def _plan(self, epoch: int) -> None:
+        """Change the regime where it is not what is agreed on."""
+        now = self._at(epoch)
+        if now.course is not None and now.course.needs_plan:
+            if now.proposal is None:
+                now.proposal = await self._windows.merging.propose(
+                    epoch, shards=now.course.shards, window_s=now.course.window_s
+                )
+                for shard in (0, *now.shards):
+                    now.nudges[shard].set()
+            said = now.heading.said
+            if all(now.told.get(shard) == said for shard in now.shards):
+                plan = now.proposal
+                if await self._windows.merging.confirm(epoch, plan):
+                    log.info(
+                        "from window %s on, %d s long, ids are spread over %d shards",
+                        *(iso(plan.begins_s), plan.window_s, plan.shards),
+                    )
+                else:
+                    now.proposal = None
+                    return
+        await self._turns.first(now.changed.wait(), timeout_s=turns.LOOK_S)

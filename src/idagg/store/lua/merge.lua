@@ -1,0 +1,42 @@
+-- Makes the record of a window, the sum of all shards' parts, and a pending delivery of it.
+--
+-- On the home shard, whose part goes. Applied at most once, however often it is sent.
+--
+-- ARGV[2]  the window's start, s
+-- ARGV[3]  its length, s
+-- ARGV[4]  unique ids; ARGV[5] their estimate; ARGV[6] hits
+-- ARGV[7]  1 where the count is exact, else 0; ARGV[8] the same, suspect
+-- ARGV[9]  hits whose endpoint was over the limit
+--
+-- Returns {1}; {0} where the window has been merged before; or {-1, start, what}: for what reason it cannot be.
+
+-- Windows merged last, of which late parts are known for what they are; some 50 KB.
+local MERGED_KEPT = 1024
+
+local start, part, record = ARGV[2], key('part', ARGV[2]), key('record', ARGV[2])
+local wrong = wrong_type(record, 'hash') or wrong_type(record .. ':endpoints', 'set')
+if wrong then
+  return {-1, start, wrong}
+end
+
+-- First: a server that is full refuses a script whose first write takes memory.
+redis.call('ZREM', key('parts'), start)
+if is_merged(start) then
+  redis.call('UNLINK', part, part .. ':endpoints')
+  return {0}
+end
+redis.call('HSET', record, 'length', ARGV[3], 'unique', ARGV[4], 'estimate', ARGV[5], 'hits', ARGV[6],
+  'exact', ARGV[7], 'suspect', ARGV[8], 'dropped', ARGV[9], 'epoch', ARGV[1])
+redis.call('ZADD', key('deliveries'), start, start)
+if redis.call('EXISTS', part .. ':endpoints') == 1 then
+  redis.call('RENAME', part .. ':endpoints', record .. ':endpoints')
+  redis.call('ZADD', key('callbacks'), start, start)
+end
+redis.call('UNLINK', part)
+redis.call('ZADD', key('merged'), start, start)
+for _, old in ipairs(redis.call('ZRANGE', key('merged'), 0, -1 - MERGED_KEPT)) do
+  redis.call('ZREM', key('merged'), old)
+end
+local merged_through = tonumber(redis.call('HGET', key('state'), 'merged_through') or 0)
+redis.call('HSET', key('state'), 'merged_through', digits(math.max(merged_through, start + ARGV[3])))
+return {1}

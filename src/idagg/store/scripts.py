@@ -1,0 +1,21 @@
+"""What a script in ``store/lua`` begins with, and which of them change nothing."""
+
+from __future__ import annotations
+
+# The leader's are fenced by its epoch.
+_LEADERS = ("damage", "fence")
+# Between the prelude and the script.
+OPENINGS = {
+    **dict.fromkeys(
+        (
+            *("seal", "look", "drop", "quarantine"),  # of every shard
+            *("gather", "merge", "propose", "confirm", "settle", "outbid"),  # of the home shard
+            *("mark", "attempts", "callbacks_done"),
+        ),
+        _LEADERS,
+    ),
+    "inspect": ("damage",),
+}
+# Scripts that write nothing, so that no replica has anything to acknowledge. All others write; `pending`
+# and `look` do when they are asked to.
+READS = frozenset({"callbacks", "counts", "current", "endpoints", "inspect"})

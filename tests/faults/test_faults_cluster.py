@@ -1,0 +1,242 @@
+"""Faults of a cluster, whose masters have some shards each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator
+from statistics import quantiles
+from typing import NamedTuple
+
+import pytest
+
+from idagg.store.shards import shard_of, shard_tag, slot_of
+from kit.faults import SOON, sealed
+from kit.figures import Row
+from kit.groups import Node, RedisCluster
+from kit.oracle import Load, epoch_s, grid, lines, open_parts
+from kit.serving import Serving
+from kit.waiting import long_window, next_window, until
+from kit.wire import connect, ids
+
+# What a cluster has unless it is told otherwise.
+SHARDS = 16
+PER_S = 1000
+# Ids of a request.
+MOST = 4096
+# Callers who wait for a shard that is away are not there for the others.
+CALLERS = 64
+# Bounds of what is measured, on a machine that is shared.
+RECOVERS_S = 10.0
+ANSWER_S = 2.5
+
+
+@pytest.fixture
+def cluster() -> Iterator[RedisCluster]:
+    with RedisCluster() as cluster:
+        yield cluster
+
+
+def shards_of(cluster: RedisCluster, master: Node, namespace: str) -> set[int]:
+    return {index for index in range(SHARDS) if cluster.master_of(shard_tag(namespace, index)) is master}
+
+
+class Sharded(Load):
+    """It knows by shard what came of its ids, and how long those waited that got their ok."""
+
+    def __init__(self, serving: Serving, *, callers: int = CALLERS, per_s: float = PER_S) -> None:
+        super().__init__(serving, callers=callers, per_s=per_s)
+        self.took: list[tuple[int, float, float]] = []  # shard, asked at, seconds
+
+    def _note(self, number: int, began_s: float, ended_s: float) -> None:
+        self.took.append((shard(number), began_s, ended_s - began_s))
+
+    def failed_shards(self, before: set[int]) -> set[int]:
+        """Those of which ids failed, other than these."""
+        return set(map(shard, self.failed - before))
+
+    def p99_ms(self, shards: set[int], since_s: float, until_s: float) -> float:
+        took = [s for shard, at, s in self.took if shard in shards and since_s <= at < until_s]
+        return quantiles(took, n=100)[-1] * 1000
+
+
+def shard(number: int) -> int:
+    return shard_of(str(number).encode(), SHARDS)
+
+
+class Two(NamedTuple):
+    """Two instances on one cluster. The ids of the first, whose window stays open, are looked for one by one;
+    the windows of the second are sealed and delivered."""
+
+    ids: Serving
+    sums: Serving
+    of_ids: Sharded
+    of_sums: Sharded
+
+    async def recover(self, row: Row, since_s: float) -> None:
+        for load in (self.of_ids, self.of_sums):
+            await load.goes_on(within_s=30)
+            assert row.not_recovered(load, since_s, within_s=RECOVERS_S) == []
+
+    async def kept(self, row: Row, cluster: RedisCluster) -> None:
+        """The verdict where every ``ok`` has to survive."""
+        assert await sealed(row, self.sums, self.of_sums, answer_s=ANSWER_S) == []
+        parts = await asyncio.to_thread(open_parts, cluster.masters, namespace="ids")
+        assert row.wrong_ids(self.of_ids, parts) == []
+        assert row.late(self.of_ids, ANSWER_S) == []
+
+
+@contextlib.asynccontextmanager
+async def two(cluster: RedisCluster, *flags: str) -> AsyncIterator[Two]:
+    flags = ("--redis-url", cluster.url, *flags, *SOON)
+    with (
+        Serving(*flags, "--namespace", "ids", window=long_window()) as ids,
+        Serving(*flags, "--namespace", "sums", window=2) as sums,
+    ):
+        yield Two(ids, sums, Sharded(ids), Sharded(sums))
+        for serving in (ids, sums):
+            serving.stop()
+
+
+@pytest.mark.fault("32", "master of a cluster killed, --replicas all", recovery_must_s=1.0)
+async def test_32_master_killed(cluster: RedisCluster, row: Row) -> None:
+    """Only ids of its shards fail; every id that got its ok is there, once, and no window changes its count.
+
+    With ``--replicas`` for all of them its ids do not count before it is back: recovery is from then.
+    """
+    async with two(cluster, "--replicas", "1") as both:
+        loads = {"ids": both.of_ids, "sums": both.of_sums}
+        async with both.of_ids, both.of_sums:
+            async for number in row.inject(2):
+                old = (await asyncio.to_thread(lambda: cluster.masters))[number % 3]
+                its = {name: await asyncio.to_thread(shards_of, cluster, old, name) for name in loads}
+                before = {name: load.failed.copy() for name, load in loads.items()}
+                slot = slot_of(shard_tag("ids", min(its["ids"])))
+                old.kill()
+                await asyncio.to_thread(cluster.promoted, old, slot)
+                await asyncio.to_thread(old.start)
+                whole_s = await asyncio.to_thread(cluster.whole, slot, 1)
+                await both.recover(row, whole_s)
+                await asyncio.to_thread(cluster.in_sync)
+                for name, load in loads.items():
+                    assert load.failed_shards(before[name]) <= its[name]
+        await both.kept(row, cluster)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("32", "all nodes of a cluster restarted in turn", recovery_must_s=1.0)
+async def test_32_nodes_restarted(cluster: RedisCluster, row: Row) -> None:
+    """As an administrator does it: each replica, then each master, once it has failed over to its replica."""
+    async with two(cluster, "--replicas", "1") as both:
+        async with both.of_ids, both.of_sums:
+            async for _ in row.inject(1, most=5):
+                for old in await asyncio.to_thread(lambda: cluster.masters):
+                    new = await asyncio.to_thread(cluster.replica_of, old)
+                    await asyncio.to_thread(cluster.failover, new)
+                    await asyncio.to_thread(old.stop)
+                    await asyncio.to_thread(cluster.restart, old)
+                    await both.recover(row, time.monotonic())
+        await both.kept(row, cluster)
+
+
+async def fill(serving: Serving, load: Load, count: int) -> None:
+    """Send so many ids more, in requests of many."""
+    wire = await connect(serving.port)
+    try:
+        while count > 0:
+            numbers = [next(ids) for _ in range(min(count, MOST))]
+            body = "\n".join(map(str, numbers))
+            head = "POST /api/verve/accept HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\n"
+            await wire.send(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+            answer = await wire.answer()
+            assert answer is not None
+            assert answer.status in (200, 503)
+            (load.ok if answer.status == 200 else load.failed).update(numbers)
+            count -= len(numbers)
+    finally:
+        wire.close()
+
+
+async def reshard(cluster: RedisCluster, row: Row, filled: int, slots: int) -> None:
+    """A fourth master joins and gets slots; then it leaves them to another, and goes."""
+    async with two(cluster) as both:
+        await fill(both.ids, both.of_ids, filled)
+        async with both.of_ids, both.of_sums:
+            async for _ in row.inject(1, most=1):
+                others = await asyncio.to_thread(lambda: cluster.masters)
+                new = await asyncio.to_thread(cluster.add_master)
+                await asyncio.to_thread(cluster.reshard, others, new, slots)
+                assert await asyncio.to_thread(shards_of, cluster, new, "ids") != set()
+                await both.recover(row, time.monotonic())
+                await asyncio.to_thread(cluster.reshard, [new], others[0], slots)
+                await asyncio.to_thread(cluster.forget, new)
+                await both.recover(row, time.monotonic())
+        await both.kept(row, cluster)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("33", "half of all slots move to a fourth master", recovery_must_s=1.0)
+async def test_33_half_of_all_slots_moved(cluster: RedisCluster, row: Row) -> None:
+    """Every id that got its ok is there, once."""
+    await reshard(cluster, row, 1_000_000, 8192)
+
+
+@pytest.mark.fault("33", "shards move to a fourth master, which leaves again", recovery_must_s=1.0)
+async def test_33_shards_moved(row: Row) -> None:
+    """Half of the shards move to a master that joins, and back; every id that got its ok is there, once."""
+    with RedisCluster(replicas_each=0) as cluster:
+        async with two(cluster) as both:
+            async with both.of_ids, both.of_sums:
+                async for _ in row.inject(1, most=5):
+                    new = await asyncio.to_thread(cluster.add_master)
+                    slots = [
+                        slot_of(shard_tag(name, i)) for name in ("ids", "sums") for i in range(0, SHARDS, 2)
+                    ]
+                    sources = {slot: await asyncio.to_thread(cluster.holder, slot) for slot in slots}
+                    for slot in slots:
+                        await asyncio.to_thread(cluster.move, slot, new)
+                    await both.recover(row, time.monotonic())
+                    for slot, source in sources.items():
+                        await asyncio.to_thread(cluster.move, slot, source)
+                    await asyncio.to_thread(cluster.forget, new)
+                    await both.recover(row, time.monotonic())
+            await both.kept(row, cluster)
+
+
+@pytest.mark.fault("34", "a shard's node frozen over two boundaries", recovery_must_s=1.0)
+async def test_34_node_frozen(row: Row) -> None:
+    """Windows are late, and right; ids of other nodes' shards are served as before."""
+    with (
+        RedisCluster(replicas_each=0) as cluster,
+        Serving("--redis-url", cluster.url, *SOON) as serving,
+    ):
+        home = cluster.master_of(shard_tag("idagg"))
+        frozen = next(node for node in cluster.masters if node is not home)
+        its = shards_of(cluster, frozen, "idagg")
+        others = set(range(SHARDS)) - its
+        async with Sharded(serving) as load:
+            since = await next_window(2)
+            async for _ in row.inject(1):
+                before, quiet_s = load.failed.copy(), time.monotonic()
+                await load.goes_on()
+                start = await next_window(2)
+                frozen.freeze()
+                frozen_s = time.monotonic()
+                try:
+                    await until(lambda: time.time() > start + 4.5, within_s=6)
+                    late = {line.window for line in lines(serving)}
+                finally:
+                    frozen.thaw()
+                thawed_s = time.monotonic()
+                assert late.isdisjoint(grid(start, start + 2, 2))
+                await load.goes_on(within_s=30)
+                assert row.not_recovered(load, thawed_s, within_s=RECOVERS_S) == []
+                assert load.failed_shards(before) <= its
+                quiet_ms = load.p99_ms(others, quiet_s, frozen_s)
+                away_ms = load.p99_ms(others, frozen_s, thawed_s)
+                print(f"p99 of the others, ms: {quiet_ms:.1f} before, {away_ms:.1f} meanwhile")  # noqa: T201  a figure
+        last = int(epoch_s(max(await serving.delivered())))
+        expected = grid(since, last, 2)
+        assert row.verdict(load, lines(serving), expected=expected, answer_s=ANSWER_S) == []
+        serving.stop()

@@ -1,0 +1,197 @@
+"""Reloads, upgrades and restarts under load: without a load balancer, and behind those of the documents.
+
+No request fails, none is reset, and every id that got its ok is counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from documents import ROOT, blocks, page
+from idagg import __version__
+from kit.balancers import Balancer, DocumentedHAProxy, DocumentedNginx
+from kit.oracle import Load, wrong_sum
+from kit.oracle import lines as log_lines
+from kit.servers import RedisServer, free_port
+from kit.serving import Serving
+from kit.waiting import until
+
+TUNED = {"idagg.run.restart.YOUNG_S": 0.2}
+_BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+_LEFT_OUT = shutil.ignore_patterns(
+    ".*", "build", "*.egg-info", "__pycache__", "results", "http_cases", "_build"
+)
+
+
+def machine(server: RedisServer, *flags: str, **environment: str) -> Serving:
+    """One of those that share a Redis. Its ports stay when it is started again."""
+    ports = ("--port", str(free_port()), "--admin-port", str(free_port()))
+    return Serving(
+        *("--redis-url", server.url, *ports, *flags), tuned=TUNED, environment=environment, window=1
+    )
+
+
+@contextlib.contextmanager
+def balanced(kind: str, *machines: Serving) -> Iterator[int]:
+    """The port to send to: of the first machine, or of a balancer before all of them."""
+    if kind == "none":
+        yield machines[0].port
+        return
+    operating = page("docs/operating.rst")
+    config = next(
+        block
+        for block in (*blocks(operating, "text"), *blocks(operating, "nginx"))
+        if block.startswith({"haproxy": "frontend", "nginx": "upstream"}[kind])
+    )
+    for address, serving in zip(("10.0.0.7:8000", "10.0.0.8:8000"), machines, strict=True):
+        assert address in config
+        config = config.replace(address, f"127.0.0.1:{serving.port}")
+    balancer: Balancer = DocumentedHAProxy(config) if kind == "haproxy" else DocumentedNginx(config)
+    with balancer:
+        yield balancer.port
+
+
+@contextlib.asynccontextmanager
+async def unnoticed(serving: Serving, port: int, *machines: Serving) -> AsyncIterator[None]:
+    """Callers that keep connections and callers that do not, none of whom may notice anything."""
+    async with (
+        Load(serving, callers=16, port=port) as keeping,
+        Load(serving, callers=8, port=port, fresh=True) as opening,
+        Load(serving, callers=8, port=port, fields="Connection: close\r\n") as closing,
+    ):
+        loads = (keeping, opening, closing)
+        yield
+        for load in loads:
+            await load.goes_on(100)
+    for load in loads:
+        assert (load.failed, load.unknown, load.trouble_at) == (set(), set(), [])
+    keeping.ok |= opening.ok | closing.ok
+    await asyncio.gather(*(until_sealed(serving) for serving in machines))
+    assert wrong_sum(keeping, [line for serving in machines for line in log_lines(serving)]) == []
+    print(f"{len(keeping.ok)} requests, slowest {max(load.slowest_s for load in loads):.3f} s")  # noqa: T201  for who measures
+
+
+async def has_ended(serving: Serving) -> None:
+    await until(lambda: not serving.processes(), within_s=20)
+    await asyncio.to_thread(serving.stop)
+
+
+async def until_sealed(serving: Serving) -> None:
+    """Wait until no window has anything that is to be delivered."""
+    since_s = time.time()
+    await until(lambda: time.time() > since_s + 2 * serving.window + 0.5)
+
+
+async def reload(serving: Serving) -> str:
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "idagg", "reload", "--pid", str(serving.pid)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("balancer", "times"),
+    [("none", 1), *(pytest.param(kind, 20, marks=pytest.mark.slow) for kind in ("none", "haproxy", "nginx"))],
+)
+async def test_reloads(any_server: RedisServer, balancer: str, times: int) -> None:
+    with machine(any_server) as one, machine(any_server) as two, balanced(balancer, one, two) as port:
+        async with unnoticed(one, port, one, two):
+            for number in range(times):
+                await reload((one, two)[0 if balancer == "none" else number % 2])
+        one.stop()
+        two.stop()
+
+
+@pytest.mark.parametrize(
+    ("balancer", "times"),
+    [("haproxy", 1), *(pytest.param(kind, 5, marks=pytest.mark.slow) for kind in ("haproxy", "nginx"))],
+)
+async def test_rolling_restarts(any_server: RedisServer, balancer: str, times: int) -> None:
+    """One machine after the other stops and starts; their drain is above the time of two checks."""
+    drain = ("--drain", "3")
+    with (
+        machine(any_server, *drain) as one,
+        machine(any_server, *drain) as two,
+        balanced(balancer, one, two) as port,
+    ):
+        async with unnoticed(one, port, one, two):
+            for _ in range(times):
+                for serving in (one, two):
+                    os.kill(serving.pid, signal.SIGTERM)
+                    await has_ended(serving)
+                    await asyncio.to_thread(serving.start)
+                    await asyncio.sleep(2.5)  # as long as the checks take to notice
+        one.stop()
+        two.stop()
+
+
+@pytest.mark.parametrize("balancer", [pytest.param("haproxy", marks=pytest.mark.slow), "nginx"])
+async def test_a_killed_worker_on_each_machine(any_server: RedisServer, balancer: str) -> None:
+    """Its requests go to others: a balancer sends them again, and new connections find another worker."""
+    with machine(any_server) as one, machine(any_server) as two, balanced(balancer, one, two) as port:
+        async with Load(one, port=port) as keeping, Load(one, port=port, fresh=True) as opening:
+            for serving in (one, two):
+                victim = serving.workers()[0]
+                os.kill(victim, signal.SIGKILL)
+                await keeping.goes_on(500)
+                await opening.goes_on(500)
+                await serving.replaces(victim)
+        for load in (keeping, opening):
+            assert (load.failed, load.unknown, load.trouble_at) == (set(), set(), [])
+        one.stop()
+        two.stop()
+
+
+def build(folder: Path, version: str) -> Path:
+    """Install the tree as this version; returns the folder to import it from."""
+    source = shutil.copytree(ROOT, folder / f"source-{version}", ignore=_LEFT_OUT)
+    package = source / "src/idagg/__init__.py"
+    package.write_text(package.read_text().replace(f'"{__version__}"', f'"{version}"'))
+    wheels, installed = folder / f"wheels-{version}", folder / version
+    wheels.mkdir()
+    subprocess.run([sys.executable, "-c", _BUILD, wheels], cwd=source, check=True, capture_output=True)
+    (wheel,) = wheels.iterdir()
+    shutil.unpack_archive(wheel, installed, "zip")
+    return installed
+
+
+@pytest.mark.slow
+async def test_upgrades(any_server: RedisServer, tmp_path: Path) -> None:
+    """Two real builds, forth and back, on one machine after the other: versions are mixed meanwhile."""
+    builds = {version: build(tmp_path, version) for version in ("7.0.0", "7.1.0")}
+    current = tmp_path / "current"
+    current.symlink_to(builds["7.0.0"])
+    variables = {"PYTHONPATH": str(current), "PYTHONDONTWRITEBYTECODE": "1"}
+    with (
+        machine(any_server, **variables) as one,
+        machine(any_server, **variables) as two,
+        balanced("haproxy", one, two) as port,
+    ):
+        assert "idagg 7.0.0 counts" in one.said
+        async with unnoticed(one, port, one, two):
+            for number in range(5):
+                version = ("7.1.0", "7.0.0")[number % 2]
+                (tmp_path / "next").symlink_to(builds[version])
+                (tmp_path / "next").rename(current)
+                for serving in (one, two):
+                    assert await reload(serving) == f"reloaded: idagg {version}, 2 workers listen\n"
+                    assert (await serving.health()).status == 200
+        one.stop()
+        two.stop()

@@ -1,0 +1,180 @@
+"""What a reload changes, what it refuses, and what it tells whom."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from kit.faults import worker
+from kit.oracle import Load
+from kit.servers import RedisServer, free_port
+from kit.serving import Serving
+from kit.waiting import long_window, until
+from kit.wire import connect
+
+SOON = {"idagg.run.restart.YOUNG_S": 0.0}
+OWN = "port = 0\nadmin_port = 0\n"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
+    """The settings file of ``serving``."""
+    file = tmp_path / "idagg.toml"
+    write(file, OWN + "workers = 2\n")
+    return file
+
+
+def write(file: Path, text: str) -> None:
+    file.write_text(text)
+
+
+@pytest.fixture
+async def serving(any_server: RedisServer, settings: Path) -> AsyncIterator[Serving]:
+    flags = ("--redis-url", any_server.url, "--config", str(settings))
+    without = ("--workers", "--port", "--admin-port")
+    with Serving(*flags, tuned=SOON, window=1, without=without) as serving:
+        yield serving
+        await asyncio.to_thread(serving.stop)
+
+
+def environment_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/environ").read_text().split("\0")
+
+
+async def reload(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "idagg", "reload", *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+async def reloads(serving: Serving, *, workers: int = 2) -> None:
+    done = await reload("--pid", str(serving.pid))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(rf"reloaded: idagg \S+, {workers} workers listen\n", done.stdout)
+    assert len(serving.workers()) == workers
+
+
+async def fails(serving: Serving) -> str:
+    """Reload in vain; returns the reason."""
+    before = serving.workers()
+    done = await reload("--pid", str(serving.pid))
+    assert (done.returncode, done.stdout) == (1, "")
+    sentence = re.fullmatch("idagg: (the reload failed, idagg serves on as before: (.*))\n", done.stderr)
+    assert sentence, done.stderr
+    assert f"idagg ERROR {sentence[1]}\n" in serving.said
+    assert (serving.workers(), await serving.hit()) == (before, 200)
+    return sentence[2]
+
+
+async def test_number_of_workers(serving: Serving, settings: Path) -> None:
+    """More and fewer, while callers open connections: no listener is closed under them."""
+    async with Load(serving, callers=4) as keeping, Load(serving, callers=4, fresh=True) as opening:
+        for workers in (3, 1, 2):
+            write(settings, OWN + f"workers = {workers}\n")
+            await reloads(serving, workers=workers)
+            await opening.goes_on(200)
+    for load in (keeping, opening):
+        assert (load.failed, load.unknown, load.trouble_at) == (set(), set(), [])
+    assert (await serving.figures())["idagg_reloads_total{done}"] == 3
+
+
+async def test_addresses(serving: Serving, settings: Path) -> None:
+    """Both listeners move; the old addresses are free afterwards."""
+    old = serving.port, serving.admin_port
+    serving.port, serving.admin_port = new = free_port(), free_port()
+    write(settings, f"port = {new[0]}\nadmin_port = {new[1]}\nworkers = 2\n")
+    before = serving.pid, serving.callback_process()
+    await reloads(serving)
+    assert (await serving.hit(), (await serving.health()).status) == (200, 200)
+    assert before[0] == serving.pid
+    assert before[1] != serving.callback_process()
+    for port in old:
+        with pytest.raises(ConnectionRefusedError):
+            await connect(port)
+
+
+async def test_what_fails(serving: Serving, settings: Path) -> None:
+    """Each reason in one sentence; afterwards a reload is as good as the first."""
+    write(settings, "deadline = 'soon'\n")
+    assert "deadline (file " in await fails(serving)
+    write(settings, OWN + "workers = 2\nnamespace = 'other'\nexact_limit = 5\n")
+    assert (await fails(serving)).startswith("--namespace, --exact-limit cannot be changed by a reload: ")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        write(settings, f"port = {taken.getsockname()[1]}\nadmin_port = 0\nworkers = 2\n")
+        assert "Address already in use" in await fails(serving)
+    write(settings, OWN + "workers = 2\n")
+    await reloads(serving)
+
+
+async def test_environment_of_the_unit(serving: Serving) -> None:
+    """systemd names the process, and the settings of the unit are those of the reload; a shell's are not."""
+    assert (await reload("--pid", str(serving.pid), IDAGG_WINDOW="7")).returncode == 0
+    done = await reload(MAINPID=str(serving.pid), IDAGG_DEADLINE="no")
+    assert (done.returncode, "deadline (environment IDAGG_DEADLINE)" in done.stderr) == (1, True)
+    done = await reload(MAINPID=str(serving.pid), IDAGG_DEADLINE="1")
+    assert done.returncode == 0
+    assert "IDAGG_DEADLINE=1" in environment_of(serving.pid)
+
+
+async def test_nobody_to_reload() -> None:
+    done = await reload("--pid", "1")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("idagg: no idagg with process id 1 can be reached: ")
+
+
+async def test_stopped_during_a_reload(any_server: RedisServer) -> None:
+    """`idagg reload` hears of it."""
+    tuned = {"idagg.run.restart.YOUNG_S": 30}
+    with Serving("--redis-url", any_server.url, tuned=tuned) as serving:
+        waiting = asyncio.create_task(reload("--pid", str(serving.pid)))
+        await until(lambda: len(serving.workers()) == 3)
+        await asyncio.to_thread(serving.stop)
+        done = await waiting
+        assert (done.returncode, done.stderr) == (1, "idagg: idagg is being stopped\n")
+
+
+async def test_embedded_store() -> None:
+    """It stays as it is, and dies with the supervisor still."""
+    with Serving(tuned=SOON, window=long_window()) as serving:
+        store = serving.store()
+        async with Load(serving, callers=4) as load:
+            for _ in range(2):
+                assert (await reload("--pid", str(serving.pid))).returncode == 0
+        assert (load.failed, load.unknown, serving.store()) == (set(), set(), store)
+        os.kill(store, signal.SIGKILL)
+        await until(lambda: "the embedded store died (SIGKILL)" in serving.said)
+        await serving.counts_again()
+        serving.kill()
+        await until(lambda: not serving.processes())
+
+
+async def test_a_dead_workers_listener(any_server: RedisServer) -> None:
+    """While no successor runs, other workers accept the new connections of a dead worker."""
+    tuned = {f"idagg.run.restart.{name}": 60 for name in ("YOUNG_S", "FIRST_DELAY_S", "LONGEST_DELAY_S")}
+    with Serving("--redis-url", any_server.url, tuned=tuned) as serving:
+        victim = worker(serving, 0)
+        os.kill(victim, signal.SIGKILL)
+        await serving.replaces(victim)
+        os.kill(worker(serving, 0), signal.SIGKILL)  # the first restart is immediate, this one is not
+        await until(lambda: serving.said.count("worker-0 died (SIGKILL), starting it again") == 2)
+        assert len(serving.workers()) == 1
+        async with Load(serving, callers=8, fresh=True) as load:
+            await load.goes_on(500)
+        assert len(serving.workers()) == 1
+        assert (load.failed, load.unknown, load.trouble_at) == (set(), set(), [])
+        serving.stop()

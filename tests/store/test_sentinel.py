@@ -1,0 +1,195 @@
+"""Clients of a primary that sentinels watch."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from idagg.accept.commit import GroupCommit
+from idagg.errors import LoginRefusedError, StoreAwayError
+from idagg.store.client import Client
+from idagg.store.hits import HitStore
+from idagg.store.servers import Servers
+from kit import servers
+from kit.fakes import Batches
+from kit.groups import SentinelGroup, wait_for
+from kit.waiting import LIMIT_S
+
+TAG = "{t:0}"
+
+
+@pytest.fixture(scope="module")
+def group() -> Iterator[SentinelGroup]:
+    """Each test leaves it with a primary and a replica in sync, whichever is which."""
+    with SentinelGroup(1) as group:
+        yield group
+
+
+def hits(client: Client) -> HitStore:
+    return HitStore(client, namespace="t", window_s=3600, exact_limit=1000)
+
+
+class Callers:
+    """Requests that wait for their answers."""
+
+    def __init__(self, url: str, *, replicas: int = 0, deadline_s: float = 2.0) -> None:
+        loop = asyncio.get_running_loop()
+        self._client = Servers(url, replicas=replicas).client(TAG)
+        self._commit = GroupCommit(
+            hits(self._client), Batches(), deadline_s=deadline_s, max_batch=100, now=loop.time
+        )
+        self._running = asyncio.create_task(self._commit.run())
+
+    async def stored(self, canonical_id: bytes) -> bool:
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        class Caller:
+            def answer(self, stored: bool) -> None:
+                answer.set_result(stored)
+
+        assert self._commit.add(Caller(), canonical_id)
+        return await answer
+
+    async def close(self) -> None:
+        self._commit.stop()
+        await self._running
+        await self._client.close()
+
+
+async def test_the_primary_is_found_whichever_sentinels_are_there(group: SentinelGroup) -> None:
+    """A sentinel that is gone, and one that is frozen, delay nobody for long."""
+    gone = f"127.0.0.1:{servers.free_port()}"
+    first, second, _ = group.sentinels
+    first.freeze()
+    try:
+        url = f"redis+sentinel://{gone},{first.address},{second.address}/{group.SERVICE}"
+        client = Servers(url).client(TAG, timeout_s=5)
+        assert (await client.command("ROLE"))[0] == b"master"
+        assert str(group.primary.port) in client.address
+        await client.close()
+    finally:
+        first.thaw()
+
+
+async def test_both_kinds_of_clients_follow_a_failover(group: SentinelGroup) -> None:
+    """Those of batches and those of the leader. The old primary is a replica by then, and left."""
+    old = await asyncio.to_thread(lambda: group.primary)
+    shared = Servers(group.url)
+    batches, leaders = shared.client(TAG), shared.client(TAG, timeout_s=5)
+    store = hits(batches)
+    await store.add(1, [b"1"])
+    await leaders.command("PING")
+    new = await asyncio.to_thread(group.failover)
+    await asyncio.to_thread(group.in_sync)
+    for client in (batches, leaders):
+        async with asyncio.timeout(LIMIT_S):
+            while True:
+                try:
+                    assert (await client.script("lead", TAG, "a", 60_000, 3600, 1000, "any"))[0] == 1
+                    break
+                except StoreAwayError:
+                    await asyncio.sleep(0.05)
+        assert str(new.port) in client.address
+        assert old is not new
+        await client.script("resign", TAG, "a") if client is leaders else None
+    await batches.close()
+    await leaders.close()
+
+
+async def test_a_frozen_primary_is_left_as_soon_as_another_is_elected(group: SentinelGroup) -> None:
+    """A batch that it owes an answer to is answered ok within its own deadline, by its successor."""
+    old = await asyncio.to_thread(lambda: group.primary)
+    callers = Callers(group.url, deadline_s=10)
+    assert await callers.stored(b"1")
+    old.freeze()
+    try:
+        waiting = asyncio.create_task(callers.stored(b"2"))
+        await asyncio.to_thread(group.promoted, old)
+        assert await waiting
+    finally:
+        old.thaw()
+    await asyncio.to_thread(group.in_sync)
+    await callers.close()
+
+
+async def test_a_replica_that_sentinels_still_call_primary(group: SentinelGroup) -> None:
+    """Nothing is counted there: what sentinels say is old news."""
+    primary = await asyncio.to_thread(lambda: group.primary)
+    for sentinel in group.sentinels:
+        sentinel.freeze()
+    client = Servers(group.url).client(TAG, timeout_s=5)
+    try:
+        with pytest.raises(StoreAwayError, match=r"no sentinel of redis.sentinel://.* did not answer"):
+            await client.command("PING")
+    finally:
+        for sentinel in group.sentinels:
+            sentinel.thaw()
+    await client.close()
+    client = Servers(group.url).client(TAG, timeout_s=5)
+    # Seconds pass before a sentinel undoes this.
+    other = group.replicas[0]
+    primary.ask("REPLICAOF", other.place.host, str(other.port))
+    try:
+        with pytest.raises(StoreAwayError, match=rf"127.0.0.1:{primary.port} is a replica, though its sent"):
+            await client.command("PING")
+    finally:
+        primary.ask("REPLICAOF", "NO", "ONE")
+    await asyncio.to_thread(group.in_sync)
+    await client.close()
+
+
+async def test_a_service_that_no_sentinel_knows(group: SentinelGroup) -> None:
+    client = Servers(group.url.replace(f"/{group.SERVICE}", "/other")).client(TAG, timeout_s=5)
+    with pytest.raises(StoreAwayError, match=r"knows no service 'other', and nothing is counted: give"):
+        await client.command("PING")
+    await client.close()
+
+
+async def test_what_is_no_sentinel(group: SentinelGroup) -> None:
+    """The data's own port, say."""
+    client = Servers(f"redis+sentinel://{group.nodes[0].address}/x").client(TAG, timeout_s=5)
+    with pytest.raises(StoreAwayError, match=r"is no sentinel, and nothing is counted: give --redis-url"):
+        await client.command("PING")
+    await client.close()
+
+
+async def test_users_of_data_and_of_sentinels(tmp_path: Path) -> None:
+    """Each has its own, in TLS; the sentence says whose is wrong."""
+    with SentinelGroup(
+        1, user="ida", password="p@ss", sentinel_user="watch", sentinel_password="w/tch", tls=True
+    ) as group:
+        client = Servers(group.url, replicas=1).client(TAG, timeout_s=5)
+        assert (await hits(client).add(1, [b"1"])).new_ids == 1
+        assert client.address == f"rediss://127.0.0.1:{group.nodes[0].port}"
+        await client.close()
+        sentinels = "the sentinel at .* refuses the user or the password"
+        for right, wrong, sentence in (
+            (r"sentinel_password=w%2Ftch", "sentinel_password=x", sentinels),
+            (r"sentinel_[a-z]+=[^&]*&", "", sentinels),
+            (r"p%40ss@", "x@", "Redis at rediss://127.0.0.1:.* refuses the password or the user"),
+        ):
+            url, count = re.subn(right, wrong, group.url)
+            assert count
+            client = Servers(url).client(TAG, timeout_s=5)
+            with pytest.raises(LoginRefusedError, match=sentence):
+                await client.command("PING")
+            await client.close()
+
+
+@pytest.mark.parametrize("kind", ["valkey"])
+async def test_valkeys_sentinels(kind: str) -> None:
+    """They speak the same."""
+    with SentinelGroup(1, sentinels=1, kind="valkey") as group:
+        old = group.primary
+        callers = Callers(group.url)
+        assert await callers.stored(b"1")
+        await asyncio.to_thread(old.kill)
+        await asyncio.to_thread(group.promoted, old)
+        while not await callers.stored(b"2"):
+            pass
+        await callers.close()
+        await asyncio.to_thread(wait_for, lambda: group.primary is not old)

@@ -1,0 +1,401 @@
+"""Windows over several shards, with a real store: sealed shard by shard, merged, and spread anew."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import pytest
+
+from idagg.errors import OtherRegimeError, StoreAwayError, StoreError
+from idagg.flush import leader, turns
+from idagg.flush.flusher import Flusher
+from idagg.flush.leader import Leadership
+from idagg.store.hits import HitStore
+from idagg.store.shards import Regime, shard_of, shard_tag
+from idagg.store.windows import WindowStore
+from idagg.window import Counts, Record
+from kit import servers
+from kit.cranked import CrankedClient
+from kit.staging import end
+from kit.waiting import LIMIT_S, NOON, until
+
+IDS = range(40)
+
+
+class Figures:
+    def __init__(self) -> None:
+        self.counts = Counts(0, 0, 0, 0)
+        self.dropped = 0
+
+    def sealed(self, record: Record, *, dropped_endpoints: int) -> None:
+        self.dropped += dropped_endpoints
+
+    def delivered(self, record: Record, *, sink: str, lag_s: float) -> None: ...
+
+    def pending(self, counts: Counts) -> None:
+        self.counts = counts
+
+
+class KilledError(Exception):
+    pass
+
+
+class Fate:
+    """The process dies before the step after so many, or that step's answer is lost."""
+
+    def __init__(self, survives: int, *, fatal: bool) -> None:
+        self.left = survives
+        self._fatal = fatal
+
+    def strikes(self) -> bool:
+        self.left -= 1
+        if self._fatal and self.left < 0:
+            raise KilledError
+        return self.left == -1
+
+
+class ShardClient(CrankedClient):
+    """Of one shard: it can be away, and meets the process' fate."""
+
+    away: frozenset[str] = frozenset()
+
+    def __init__(self, url: str, fate: Fate | None = None) -> None:
+        super().__init__(url)
+        self._fate = fate
+
+    async def script(self, name: str, tag: str, *args: bytes | str | int) -> Any:
+        if tag in self.away:
+            raise StoreAwayError(f"{tag} is away")
+        lost = self._fate and self._fate.strikes()
+        answer = await super().script(name, tag, *args)
+        if lost:
+            raise StoreAwayError("the reply was lost")
+        return answer
+
+
+class Process:
+    """What a worker has to lead and to flush; its lines go to ``records``."""
+
+    def __init__(
+        self, url: str, records: list[Record], *, shards: int, window_s: int, fate: Fate | None
+    ) -> None:
+        self._clients = CrankedClient(url), ShardClient(url, fate)
+        self._records = records
+        settings: dict[str, Any] = {"namespace": "t", "window_s": window_s, "exact_limit": 1000}
+        bidding = WindowStore(self._clients[0], **settings, shards=shards)
+        self.windows = WindowStore(
+            self._clients[1], **settings, shards=shards, client_of=lambda tag: ShardClient(url, fate)
+        )
+        self.leadership = Leadership(bidding.election, bidding.election.agreed, patience_s=0)
+        self.figures = Figures()
+        self.flusher = Flusher(self.windows, self.leadership, broker=None, lines=self, observer=self.figures)
+        self.bid = asyncio.create_task(self.leadership.run())
+        self.flush = asyncio.create_task(self.flusher.run())
+
+    async def window(self, record: Record, *, reason: str | None) -> None:
+        self._records.append(record)
+
+    async def kill(self) -> None:
+        await end(self.bid, self.flush)
+        if not self.flush.cancelled():
+            self.flush.exception()  # of a process that died by itself
+        await self.windows.close()
+        for client in self._clients:
+            await client.close()
+
+
+class Stage:
+    """A store at noon, workers that count by a regime, and leaders."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.client = CrankedClient(url)
+        self.records: list[Record] = []
+        self.processes: list[Process] = []
+        self._stores: dict[tuple[Regime, int, int], HitStore] = {}
+        self._seq = itertools.count(1)
+
+    async def at(self, second: float) -> None:
+        await self.client.at(NOON + second)
+
+    async def start(self, shards: int, *, window_s: int = 60, fate: Fate | None = None) -> Process:
+        """The leader from now on."""
+        await self.kill()
+        await self.client.command("DEL", "{t:0}:lock")
+        process = Process(self.url, self.records, shards=shards, window_s=window_s, fate=fate)
+        self.processes.append(process)
+        async with asyncio.timeout(LIMIT_S):
+            await process.leadership.answered.wait()
+        return process
+
+    async def add(
+        self,
+        regime: Regime,
+        ids: Iterable[int] = IDS,
+        *,
+        window_s: int = 60,
+        endpoints: Iterable[bytes] = (),
+    ) -> dict[int, StoreError]:
+        """Count as a worker of this regime does; returns by shard why it did not."""
+        batches: dict[int, list[bytes]] = {}
+        for number in ids:
+            identity = b"%d" % number
+            batches.setdefault(shard_of(identity, regime.shards), []).append(identity)
+        failed: dict[int, StoreError] = {}
+        for shard, batch in batches.items():
+            known = regime, shard, window_s
+            if known not in self._stores:
+                self._stores[known] = HitStore(
+                    self.client,
+                    namespace="t",
+                    shard=shard,
+                    regime=regime,
+                    window_s=window_s,
+                    exact_limit=1000,
+                    endpoint_limit=5,
+                )
+            try:
+                await self._stores[known].add(next(self._seq), batch, list(endpoints))
+            except StoreError as error:
+                failed[shard] = error
+        return failed
+
+    async def counted(self, regime: Regime, ids: Iterable[int] = IDS, **options: Any) -> None:
+        """As soon as the leader has told all shards."""
+        async with asyncio.timeout(LIMIT_S):
+            left = list(ids)
+            while failed := await self.add(regime, left, **options):
+                left = [number for number in left if shard_of(b"%d" % number, regime.shards) in failed]
+                await asyncio.sleep(0.01)
+
+    @property
+    def told(self) -> list[tuple[int, int, int]]:
+        """Start after noon, unique ids and hits of what was delivered, in its order."""
+        return [(record.start_s - NOON, record.unique_ids, record.hits) for record in self.records]
+
+    async def left(self) -> set[str]:
+        """Kinds of keys with something that is not delivered."""
+        keys = [key.decode().split(":") for key in await self.client.command("KEYS", "{t:*")]
+        return {key[2] for key in keys} & {"open", "parts", "part", "deliveries", "record"}
+
+    async def kill(self) -> None:
+        while self.processes:
+            await self.processes.pop().kill()
+
+    async def begin_anew(self) -> None:
+        await self.kill()
+        await self.client.command("FLUSHALL")
+        self._stores.clear()
+        self.records.clear()
+
+    async def close(self) -> None:
+        await self.kill()
+        await self.client.close()
+
+
+@pytest.fixture
+async def stage(any_server: servers.RedisServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
+    monkeypatch.setattr(turns, "LOOK_S", 0.01)
+    monkeypatch.setattr(turns, "RETRY_S", 0.01)
+    monkeypatch.setattr(leader, "LOOK_S", 0.01)
+    stage = Stage(any_server.url)
+    await stage.at(0)
+    yield stage
+    await stage.close()
+
+
+FOUR = Regime(1, 4)
+
+
+async def test_a_window_is_the_sum_of_its_shards(stage: Stage) -> None:
+    """Each id counts once, and no shard keeps anything of a window that was delivered."""
+    process = await stage.start(4)
+    assert process.leadership.regime == FOUR
+    await stage.counted(FOUR)
+    await stage.counted(FOUR, IDS[:10])
+    await stage.at(60)
+    await stage.counted(FOUR, IDS[:1])  # the other shards are empty
+    await stage.at(120)
+    await until(lambda: len(stage.records) == 2)
+    assert stage.told == [(0, 40, 50), (60, 1, 1)]
+    assert all(record.exact and record.length_s == 60 for record in stage.records)
+    await until_empty(stage)
+
+
+async def until_empty(stage: Stage, *, but: str = "") -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while await stage.left() - {but}:  # noqa: ASYNC110  nobody tells
+            await asyncio.sleep(0.01)
+
+
+async def test_a_shard_without_a_leader_takes_no_ids(stage: Stage) -> None:
+    """Nobody has said yet which windows there are, nor would anybody seal them. It is so again once it is
+    emptied, until the leader tells it anew."""
+    failed = await stage.add(Regime(0, 4))
+    assert {type(error) for error in failed.values()} == {StoreAwayError}
+    assert "no leader has been" in str(failed[1])
+    assert await stage.client.command("KEYS", "{t:*") == []
+    await stage.start(4)
+    await stage.counted(FOUR)
+    await stage.at(60)
+    await until(lambda: stage.told == [(0, 40, 40)])
+    await stage.client.command("DEL", f"{shard_tag('t', 2)}:state")
+    await stage.counted(FOUR)
+    await stage.at(120)
+    await until(lambda: stage.told[1:] == [(60, 40, 40)])
+
+
+async def test_a_worker_that_does_not_know_the_regime_is_told(stage: Stage) -> None:
+    """Nothing of its batch is counted, on whatever shard."""
+    await stage.start(4)
+    await stage.counted(FOUR)
+    for unknown in (Regime(0, 1), Regime(0, 4), Regime(0, 16)):
+        for error in (await stage.add(unknown, IDS)).values():
+            if isinstance(error, OtherRegimeError):
+                assert (error.number, error.shards) == FOUR
+            else:
+                assert "no leader" in str(error)
+    await stage.at(60)
+    await until(lambda: stage.told == [(0, 40, 40)])
+
+
+async def test_a_shard_that_is_away_makes_windows_late(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are sealed, and the trouble is told; when it is back, the counts are right."""
+    process = await stage.start(4)
+    await stage.counted(FOUR)
+    tag = shard_tag("t", 3)
+    monkeypatch.setattr(ShardClient, "away", frozenset({tag}))
+    for minute in (1, 2):
+        await stage.at(60 * minute)
+        await stage.counted(FOUR)
+    await until(lambda: f"{tag} is away" in str(process.flusher.trouble))
+
+    async def sealed(shard: int) -> int:
+        count: int = await stage.client.command("ZCARD", f"{shard_tag('t', shard)}:parts")
+        return count
+
+    async with asyncio.timeout(LIMIT_S):
+        while [await sealed(shard) for shard in range(4)] != [2, 2, 2, 0]:  # noqa: ASYNC110  nobody tells
+            await asyncio.sleep(0.01)
+    await until(lambda: process.figures.counts.deliveries == 2)
+    assert stage.told == []
+    monkeypatch.setattr(ShardClient, "away", frozenset())
+    await until(lambda: stage.told == [(0, 40, 40), (60, 40, 40)])
+    await until(lambda: process.flusher.trouble is None)
+
+
+async def test_endpoints_of_all_shards_are_called_up_to_the_limit(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those over the limit are counted."""
+    process = await stage.start(4)
+    monkeypatch.setattr(process.flusher._sealer, "_endpoint_limit", 6)
+    for shard in range(4):
+        ids = [number for number in IDS if shard_of(b"%d" % number, 4) == shard]
+        endpoints = [b"http://all/", b"http://%d/a" % shard, b"http://%d/b" % shard]
+        await stage.counted(FOUR, ids, endpoints=endpoints)
+    await stage.at(60)
+    await until(lambda: stage.told == [(0, 40, 40)])
+    pending = await process.windows.pending.callbacks(NOON)
+    assert len(pending) == 6
+    assert "http://all/" in {callback.endpoint for callback in pending}
+    assert process.figures.dropped == 3
+    await until(lambda: process.figures.counts.deliveries == 0)
+
+
+async def test_a_part_that_cannot_be_read_holds_back_its_window_alone(stage: Stage) -> None:
+    """It is quarantined in its shard, and once it is mended the count is right."""
+    process = await stage.start(4)
+    tag = shard_tag("t", 1)
+    await stage.counted(FOUR)
+    await stage.client.command("RENAME", f"{tag}:w:{NOON}:ids", "ours")
+    await stage.client.command("SET", f"{tag}:w:{NOON}:ids", "theirs")
+    await stage.at(60)
+    await stage.counted(FOUR, IDS[:20])
+    await stage.at(120)
+    await until(lambda: stage.told == [(60, 20, 20)])
+    await until(lambda: process.figures.counts.quarantined == 1)
+    assert await stage.client.command("HKEYS", f"{tag}:quarantine") == [b"open %d" % NOON]
+    await stage.client.command("RENAME", "ours", f"{tag}:w:{NOON}:ids")
+    await stage.client.command("ZADD", f"{tag}:open", NOON, NOON)
+    await stage.client.command("HDEL", f"{tag}:quarantine", f"open {NOON}")
+    await until(lambda: stage.told[1:] == [(0, 40, 40)])
+
+
+async def test_an_emptied_home_shard_is_led_again(stage: Stage) -> None:
+    """It has forgotten its epoch, which the other shards have heard of: the next one is above theirs."""
+    await stage.start(4)
+    await stage.counted(FOUR)
+    await stage.start(4)
+    await stage.counted(FOUR)
+    for key in await stage.client.command("KEYS", "{t:0}:*"):
+        await stage.client.command("DEL", key)
+    process = await stage.start(4)
+    await until(lambda: process.leadership.epoch > 2)
+    await stage.at(60)
+    await stage.counted(FOUR)
+    await stage.at(120)
+    await until(lambda: stage.told[-1:] == [(60, 40, 40)])
+
+
+@pytest.mark.parametrize("window_s", [60, 20])
+async def test_another_number_of_shards_begins_with_a_window(stage: Stage, window_s: int) -> None:
+    """From one shard to four to two, perhaps with another length: all ids of a window are spread in one way,
+    each counts once, and shards that are not used any more are left empty."""
+    before = Regime(1, 1)
+    process = await stage.start(1)
+    await stage.counted(before)
+    for number, shards in ((2, 4), (3, 2)):
+        minute = 60 * (number - 1)
+        process = await stage.start(shards, window_s=window_s)
+        after = Regime(number, shards)
+        async with asyncio.timeout(LIMIT_S):
+            while await stage.client.command("HGET", "{t:0}:state", "plan") is None:  # noqa: ASYNC110  nobody tells
+                await asyncio.sleep(0.01)
+        assert process.leadership.regime == before
+        await stage.counted(before, IDS[:20], window_s=window_s)
+        failed = await stage.add(after, window_s=window_s)
+        assert {type(error) for error in failed.values()} == {StoreAwayError}
+        await stage.at(minute)
+        failed = await stage.add(before, window_s=window_s)
+        assert {type(error) for error in failed.values()} == {OtherRegimeError}
+        await stage.counted(after, IDS[:30], window_s=window_s)
+        ended = minute - 60
+        before = after
+        await until(lambda ended=ended: ended in [start for start, _, _ in stage.told])  # type: ignore[misc]  # mypy does not infer it
+    await stage.at(180)
+    await until(lambda: stage.told[-1][0] == 180 - window_s)
+    counts = {start: unique for start, unique, _ in stage.told if unique}
+    assert counts == {0: 40, 60: 30, 120: 30}
+    await until_empty(stage)
+    async with asyncio.timeout(LIMIT_S):
+        settled = [b"3 2 %d" % window_s, b"2"]
+        fields = "HMGET", "{t:0}:state", "regime", "span"
+        while await stage.client.command(*fields) != settled:  # noqa: ASYNC110  nobody tells
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("fatal", [True, False])
+async def test_any_step_may_fail_or_be_the_last(stage: Stage, fatal: bool) -> None:
+    """Whatever step of sealing and merging four shards, and of changing to two, goes wrong or is a leader's
+    last: each window becomes one record, with the right sum."""
+    for survives in itertools.count():
+        await stage.begin_anew()
+        await stage.at(0)
+        await stage.start(4)
+        await stage.counted(FOUR, endpoints=[b"http://a/", b"http://b/"])
+        await stage.at(60)
+        fate = Fate(survives, fatal=fatal)
+        doomed = await stage.start(2, fate=fate)
+        await until(lambda doomed=doomed: doomed.flush.done() or stage.records)  # type: ignore[misc]  # mypy does not infer it
+        await stage.start(2)
+        await until(lambda: (0, 40, 40) in stage.told)
+        await until_empty(stage, but="record")  # its callbacks are pending
+        assert set(stage.told) == {(0, 40, 40)}
+        assert len(await stage.processes[-1].windows.pending.callbacks(NOON)) == 2
+        if fate.left >= 0:
+            break
+    assert survives > 12

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+
+from bench.model import Costs, Plan
+from bench.simulate import simulate
+
+# Each is a power of two of a millisecond, so that sums tell their parts.
+COSTS = Costs(
+    turn_s=0.001,
+    request_s=0.002,
+    batch_s=0.004,
+    redis_turn_s=0.008,
+    script_s=0.016,
+    id_s=0.032,
+    fsyncs_s=(0.064,),
+    wait_s=0.128,
+    acknowledge_s=0.256,
+    replicated_batch_s=0.512,
+    replicated_id_s=1.024,
+    switch_s=0.0,
+    client_turn_s=0.0,
+    client_request_s=0.0,
+)
+NET_S = 0.0625
+LONE = Plan(workers=1, connections=1, cores=0, net_s=NET_S, seconds=60, linger_s=0.001)
+# About what was measured.
+USUAL = Costs(
+    turn_s=15e-6,
+    request_s=7e-6,
+    batch_s=60e-6,
+    redis_turn_s=66e-6,
+    script_s=18e-6,
+    id_s=1.2e-6,
+    fsyncs_s=(80e-6, 90e-6, 100e-6, 300e-6),
+    wait_s=10e-6,
+    acknowledge_s=30e-6,
+    replicated_batch_s=15e-6,
+    replicated_id_s=1e-6,
+    switch_s=10e-6,
+    client_turn_s=8e-6,
+    client_request_s=7e-6,
+)
+CLOSED = Plan(workers=1, seconds=0.5)
+
+
+def test_a_lone_request_takes_what_its_steps_take() -> None:
+    """Two turns of the worker, the request, the batch, Redis' turn with script, id and fsync, both ways."""
+    outcome = simulate(LONE, COSTS)
+    took_s = 2 * 0.001 + 0.002 + 0.004 + 0.008 + 0.016 + 0.032 + 0.064 + 2 * NET_S
+    assert outcome.p50_ms == pytest.approx(took_s * 1e3)
+    assert outcome.ids_per_batch == 1
+    assert outcome.server_us == pytest.approx(8000, rel=0.01)  # one may be under way at the end
+    assert outcome.redis_us == pytest.approx(56_000, rel=0.01)
+
+
+def test_wait_adds_what_the_replica_takes() -> None:
+    """Its own turn and fsync, both ways between the two, and the primary's part."""
+    more_s = 0.128 + 2 * NET_S + 0.008 + 0.512 + 1.024 + 0.064 + 0.256
+    waits = simulate(dataclasses.replace(LONE, with_wait=True), COSTS)
+    assert waits.p50_ms - simulate(LONE, COSTS).p50_ms == pytest.approx(more_s * 1e3)
+
+
+def test_the_same_plan_has_the_same_outcome() -> None:
+    assert simulate(CLOSED, USUAL) == simulate(CLOSED, USUAL)
+    assert simulate(CLOSED, USUAL) != simulate(dataclasses.replace(CLOSED, seed=2), USUAL)
+
+
+def test_a_rate_below_the_limit_is_answered() -> None:
+    """All that is offered, whatever the number of shards and workers."""
+    for workers, shards in ((1, 1), (4, 1), (2, 4)):
+        plan = Plan(workers, shards, connections=64, rate=10_000)
+        assert simulate(plan, USUAL).rate == pytest.approx(10_000, rel=0.01)
+
+
+def test_cores_are_the_limit_of_the_closed_loop() -> None:
+    """Clients, workers and shards use no more than there are, and nearly all of them."""
+    outcome = simulate(CLOSED, USUAL)
+    client_us = 7 + 8 * outcome.client_turns
+    used = outcome.rate * (outcome.server_us + outcome.redis_us + client_us) / 1e6
+    assert 1.7 < used <= 2.01
+
+
+def test_connections_are_in_flight_all_the_time() -> None:
+    """Little's law, with the median in place of the mean."""
+    outcome = simulate(CLOSED, USUAL)
+    assert outcome.rate * outcome.p50_ms / 1e3 == pytest.approx(512, rel=0.2)
+
+
+def test_more_workers_and_more_shards_make_smaller_batches() -> None:
+    sizes = [
+        simulate(dataclasses.replace(CLOSED, workers=workers, shards=shards), USUAL).ids_per_batch
+        for workers, shards in ((1, 1), (2, 1), (4, 1), (4, 4))
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > 10 * sizes[-1]
+
+
+def test_one_fsync_serves_all_batches_that_are_there() -> None:
+    """Sixteen workers with few ids each do not cost Redis a turn for each batch."""
+    costs = dataclasses.replace(USUAL, fsyncs_s=(0.003,))
+    outcome = simulate(Plan(16, connections=16, cores=0, seconds=2, linger_s=0), costs)
+    assert outcome.redis_us < (66 / 4 + 18) / outcome.ids_per_batch + 1.2
+
+
+def test_a_linger_keeps_clients_together() -> None:
+    """Without one they split into groups that take turns, each with smaller batches."""
+    plan = dataclasses.replace(CLOSED, connections=64)
+    without = simulate(dataclasses.replace(plan, linger_s=0), USUAL)
+    assert simulate(plan, USUAL).ids_per_batch > 1.5 * without.ids_per_batch
+
+
+def test_a_slow_disk_shows_in_the_latency() -> None:
+    plan = Plan(workers=1, connections=64, rate=5000)
+    slow = simulate(plan, dataclasses.replace(USUAL, fsyncs_s=(0.01,)))
+    assert slow.p50_ms > 10 > simulate(plan, USUAL).p99_ms
+    assert math.isclose(slow.rate, 5000, rel_tol=0.02)
+
+
+def test_shards_share_a_redis_or_have_one_each() -> None:
+    """With one each, they divide its work."""
+    plan = Plan(1, 4, cores=0, connections=64, seconds=0.3)
+    together, apart = (simulate(dataclasses.replace(plan, servers=number), USUAL) for number in (1, 4))
+    assert together.busiest_redis > 2 * apart.busiest_redis
