@@ -44,6 +44,7 @@ SEALED_S = RECORD.end_s + 0.012
 
 # Flags of commands, not of settings.
 OTHERS_FLAGS = {
+    "--json",  # of idagg check
     "--uninstall",  # of deploy/install.sh
     "--pid",  # of idagg reload
     *("--config", "--version", "--help", "--data-binary", "--data-urlencode", "--now", "--quick"),

@@ -407,7 +407,8 @@ async def test_check_says_so(
 ) -> None:
     """`idagg check` tells what would cost counts, or has spoilt some."""
     await client.command("CONFIG", "SET", "maxmemory", "1gb")
-    flags = ("--redis-url", any_server.url, "--log-file", str(tmp_path / "log"))
+    flags = ("--redis-url", any_server.url, "--log-file", str(tmp_path / "log"), "--port", "0")
+    flags += ("--admin-port", "0")
     assert (await check(*flags)).startswith("ok      store: ")
     await client.command(*command.split())
     said = await check(*flags)
