@@ -44,6 +44,11 @@ class Alert:
     severity: str
     advice: str
 
+    @property
+    def annotations(self) -> dict[str, str]:
+        said = re.sub(r":ref:`([^`]+)`", r"docs/operating.rst, \1", self.advice).replace("``", "")
+        return {"description": said, "runbook": f"docs/reference/metrics.rst, {self.name}"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
@@ -105,7 +110,6 @@ def rules() -> str:
         "    rules:",
     ]
     for alert in alerts():
-        advice = re.sub(r":ref:`([^`]+)`", r"docs/operating.rst, \1", alert.advice).replace("``", "")
         lines += [
             f"      - alert: {alert.name}",
             f"        expr: {json.dumps(alert.expression)}",
@@ -113,8 +117,7 @@ def rules() -> str:
             "        labels:",
             f"          severity: {alert.severity}",
             "        annotations:",
-            f"          description: {json.dumps(advice)}",
-            f"          runbook: docs/reference/metrics.rst, {alert.name}",
+            *(f"          {name}: {json.dumps(said)}" for name, said in alert.annotations.items()),
         ]
     return "\n".join(lines) + "\n"
 
