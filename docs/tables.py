@@ -8,6 +8,8 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import re
+import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,13 +18,36 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric as Family
 
 from idagg.metrics import Metrics, SupervisorMetrics, left_out_family
+from idagg.run.machine import Machine
+from idagg.run.machine import families as machine_families
 from idagg.settings import SECRETS, Settings, default_text, flag
 
 _HERE = Path(__file__).parent
 _ROOT = _HERE.parent
 _MEASURED = _ROOT / "bench/results/faults/raw.json"
 
+RULES = _ROOT / "deploy/prometheus/idagg.rules.yml"
+
 ALERTS: dict[str, dict[str, str]] = tomllib.loads((_HERE / "alerts.toml").read_text(encoding="utf-8"))
+
+
+_MACHINE = Machine(Settings(state_dir=_HERE), [])
+
+
+@dataclasses.dataclass(frozen=True)
+class Alert:
+    """A rule of Prometheus."""
+
+    name: str
+    expression: str
+    holds_for: str
+    severity: str
+    advice: str
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        said = re.sub(r":ref:`([^`]+)`", r"docs/operating.rst, \1", self.advice).replace("``", "")
+        return {"description": said, "runbook": f"docs/reference/metrics.rst, {self.name}"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +72,8 @@ def metrics() -> list[Metric]:
         # The library has no public name for a metric's labels.
         families += ((family, tuple(metric._labelnames)) for family in metric.collect())
     families.append((left_out_family(0), ()))
+    # The names of labels are those of a family without samples.
+    families += ((family, tuple(getattr(family, "_labelnames", ()))) for family in machine_families(_MACHINE))
     found = []
     for family, labels in families:
         name = f"{family.name}_total" if family.type == "counter" else family.name
@@ -55,6 +82,44 @@ def metrics() -> list[Metric]:
             Metric(name, family.type, labels, family.documentation, alert.get("alert"), alert["advice"])
         )
     return found
+
+
+def alerts() -> list[Alert]:
+    """Every alert, in the order of ``alerts.toml``."""
+    loss = {metric.name.removesuffix("_total") for metric in metrics() if metric.means_loss}
+    return [
+        Alert(
+            entry.get("name") or "".join(map(str.capitalize, metric.split("_"))),
+            entry["alert"],
+            entry.get("for", "0s"),
+            entry.get("severity") or ("critical" if metric in loss else "warning"),
+            " ".join(entry["advice"].split()),
+        )
+        for metric, entry in ALERTS.items()
+        if "alert" in entry
+    ]
+
+
+def rules() -> str:
+    """The alerts as a rule file of Prometheus. A JSON string is one of YAML, too."""
+    lines = [
+        "# Made by `python docs/tables.py rules` from docs/alerts.toml: change it there.",
+        "# All machines of a namespace are one job; its name begins with idagg. Windows have 60 s.",
+        "groups:",
+        "  - name: idagg",
+        "    rules:",
+    ]
+    for alert in alerts():
+        lines += [
+            f"      - alert: {alert.name}",
+            f"        expr: {json.dumps(alert.expression)}",
+            f"        for: {alert.holds_for}",
+            "        labels:",
+            f"          severity: {alert.severity}",
+            "        annotations:",
+            *(f"          {name}: {json.dumps(said)}" for name, said in alert.annotations.items()),
+        ]
+    return "\n".join(lines) + "\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +161,7 @@ def write(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for name, text in {
         "settings": _settings(),
+        "alert-up": _rule("up") + "\n\n" + ALERTS["up"]["advice"].strip() + "\n",
         "metrics-loss": "".join(_metric(metric) for metric in metrics() if metric.means_loss),
         "metrics-other": "".join(_metric(metric) for metric in metrics() if not metric.means_loss),
         "faults": _fault_table(),
@@ -119,9 +185,18 @@ def _metric(metric: Metric) -> str:
     if metric.expression is None:
         alert = [f"No alert: {advice[0]}", *advice[1:]]
     else:
-        alert = ["Alert:", "", ".. code-block:: text", "", f"    {metric.expression}", "", *advice]
+        alert = [*_rule(metric.name.removesuffix("_total")).splitlines(), "", *advice]
     lines = [f"{_plain(metric.help)}.", "", *alert]
     return f"``{metric.name}{labels}`` ({metric.kind})\n{_indented(lines)}\n"
+
+
+def _rule(metric: str) -> str:
+    """The alert about a metric, as the page shows it."""
+    rule = next(rule for rule in alerts() if rule.expression == ALERTS[metric]["alert"])
+    holds = f", if it holds for {rule.holds_for}" if rule.holds_for != "0s" else ""
+    return (
+        f"Alert: **{rule.name}** ({rule.severity}){holds}:\n\n.. code-block:: text\n\n    {rule.expression}"
+    )
 
 
 def _fault_table() -> str:
@@ -179,3 +254,8 @@ def _indented(lines: Iterable[str]) -> str:
 def _plain(text: str) -> str:
     """A word that ends in an underscore, and an asterisk, would be markup."""
     return text.replace("_ ", r"\_ ").replace("*", r"\*")
+
+
+if __name__ == "__main__" and sys.argv[1:] == ["rules"]:
+    RULES.parent.mkdir(exist_ok=True)
+    RULES.write_text(rules(), encoding="utf-8")

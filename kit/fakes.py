@@ -39,9 +39,23 @@ class Batches:
 
     def __init__(self) -> None:
         self.settled: list[tuple[int, int, int, bool]] = []  # requests, ids, repeats; whether stored
+        self.waits: list[float | None] = []
+        self.causes: list[str | None] = []
 
-    def batch(self, *, requests: int, ids: int, repeats: int, stored: bool, took_s: float) -> None:
+    def batch(
+        self,
+        *,
+        requests: int,
+        ids: int,
+        repeats: int,
+        stored: bool,
+        took_s: float,
+        waited_s: float | None = None,
+        cause: str | None = None,
+    ) -> None:
         self.settled.append((requests, ids, repeats, stored))
+        self.waits.append(waited_s)
+        self.causes.append(cause)
 
 
 class Transport(asyncio.Transport):

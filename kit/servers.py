@@ -57,6 +57,7 @@ PACKAGES: dict[str, Callable[[], object]] = {
     "nginx": lambda: shutil.which("nginx"),
     "curl": lambda: shutil.which("curl"),
     "systemd": lambda: shutil.which("systemd-analyze"),
+    "prometheus": lambda: shutil.which("promtool"),
     "chromium": lambda: shutil.which("chromium"),
     "default-jdk-headless": lambda: shutil.which("javac"),
 }

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -39,6 +40,13 @@ sys.exit(main())
 """
 
 WORKERS = 2
+
+
+class Figures(dict[str, float]):
+    """One that is not there, as nobody knows it yet, is no number: every comparison with it is false."""
+
+    def __missing__(self, name: str) -> float:
+        return math.nan
 
 
 class Serving(Server):
@@ -204,15 +212,17 @@ class Serving(Server):
         await until(lambda: pid not in (now := self.workers()) and len(now) == WORKERS, within_s=within_s)
         await self.ready()
 
-    async def figures(self) -> dict[str, float]:
+    async def figures(self) -> Figures:
         """The samples of ``/metrics``, as ``name{label}``."""
         answer = await self.ask("/metrics", admin=True)
         assert answer.status == 200
-        return {
-            sample.name + "".join(f"{{{value}}}" for value in sample.labels.values()): sample.value
-            for family in text_string_to_metric_families(answer.body.decode())
-            for sample in family.samples
-        }
+        return Figures(
+            {
+                sample.name + "".join(f"{{{value}}}" for value in sample.labels.values()): sample.value
+                for family in text_string_to_metric_families(answer.body.decode())
+                for sample in family.samples
+            }
+        )
 
     async def handed_off(self) -> float:
         """Requests that the fast path handed off, whatever the reason."""

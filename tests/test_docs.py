@@ -44,6 +44,7 @@ SEALED_S = RECORD.end_s + 0.012
 
 # Flags of commands, not of settings.
 OTHERS_FLAGS = {
+    "--json",  # of idagg check
     "--uninstall",  # of deploy/install.sh
     "--pid",  # of idagg reload
     *("--config", "--version", "--help", "--data-binary", "--data-urlencode", "--now", "--quick"),
@@ -296,6 +297,7 @@ def test_every_setting_and_metric_is_listed(tmp_path: Path) -> None:
     for metric in vars(Metrics()).values():
         (family,) = metric.collect()
         assert f"``{family.name}" in loss + other, family.name
+    assert "``idagg_workers{state}``" in other
 
 
 def test_keys_of_the_store_are_there() -> None:
@@ -310,7 +312,7 @@ def test_keys_of_the_store_are_there() -> None:
 def test_alerts_are_about_metrics_that_are_there() -> None:
     """Each metric has an alert or a reason for none; expressions name nothing else."""
     known = {metric.name for metric in tables.metrics()}
-    assert {name.removesuffix("_total") for name in known} == set(tables.ALERTS)
+    assert {name.removesuffix("_total") for name in known} | {"up"} == set(tables.ALERTS)
     for metric in tables.metrics():
         named = set(re.findall(r"idagg_\w+", metric.expression or ""))
         assert {name.removesuffix("_bucket") for name in named} <= known

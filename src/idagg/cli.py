@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.run is _serve and INHERITED_VARIABLE in os.environ and not is_rehearsal:
             return _resume()
         settings, origin = load(vars(arguments), os.environ)
+        if arguments.run is _check:
+            return int(_check(settings, origin, bool(arguments.json)))
         return _rehearse(settings) if is_rehearsal else int(arguments.run(settings, origin))
     except SettingsError as error:
         return _complain(Exit.USAGE, *error.problems)
@@ -65,7 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, run, summary in (
         ("serve", _serve, "count unique ids until a signal stops it"),
-        ("check", _check, "check the settings and the connection to every dependency"),
+        (
+            "check",
+            _check,
+            "check whether `serve` would start and count: settings, dependencies, this machine",
+        ),
         ("config", _config, "print the settings in force and where each came from"),
     ):
         command = commands.add_parser(
@@ -75,6 +81,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--config", metavar="FILE", help="TOML file of settings (default: $IDAGG_CONFIG)"
         )
+        if name == "check":
+            command.add_argument(
+                "--json", action="store_true", help="print one JSON object, for machines, instead of lines"
+            )
         if name == "config":
             command.add_argument(
                 "--example", action="store_true", help="print a settings file of all defaults, as comments"
@@ -124,10 +134,10 @@ def _reload(pid: int | None) -> int:
     return reload(pid, os.environ)
 
 
-def _check(settings: Settings, _origin: Mapping[str, str]) -> int:
+def _check(settings: Settings, origin: Mapping[str, str], as_json: bool = False) -> int:
     from idagg.run.check import check
 
-    return check(settings, _print)
+    return int(check(settings, origin, _print, as_json=as_json))
 
 
 def _config(settings: Settings, origin: Mapping[str, str]) -> int:
@@ -144,7 +154,10 @@ def _shown(value: object) -> str:
 
 
 def _complain(code: Exit, *sentences: str) -> int:
-    sys.stderr.writelines(f"idagg: {sentence}\n" for sentence in sentences)
+    from idagg.run.logs import is_journal
+
+    mark = "<3>" if is_journal() else ""
+    sys.stderr.writelines(f"{mark}idagg: {sentence}\n" for sentence in sentences)
     return code
 
 

@@ -7,7 +7,7 @@ mode). The admin listener adds them up. Metrics are updated per batch or per win
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from prometheus_client import (
@@ -23,7 +23,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from idagg import libraries
-from idagg.window import Counts, Record
+from idagg.window import Record
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """prometheus_client reads it on import, so a process must be started with it."""
@@ -35,6 +35,9 @@ SUPERVISOR = 1_000_000
 _FILE_BYTES = 1 << 16
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+# Of callbacks: those of `Outcome`, and one of the `Caller`.
+RESULTS = ("ok", "refused", "error", "blocked", "silenced", "limit", "expired", "given_up")
 
 
 def write_as(writer: int) -> None:
@@ -58,22 +61,25 @@ def reserve(folder: Path, writer: int) -> None:
     would kill the process (SIGBUS). A folder that was swept away is made again.
     """
     folder.mkdir(mode=0o700, exist_ok=True)
-    for kind in ("counter", "histogram", "gauge_livesum", "gauge_max"):
+    for kind in ("counter", "histogram", "gauge_livesum", "gauge_livemax"):
         with (folder / f"{kind}_{writer}.db").open("ab") as file:
             os.posix_fallocate(file.fileno(), 0, _FILE_BYTES)
 
 
-def exposition(folder: Path, writers: Iterable[int]) -> tuple[bytes, list[str]]:
+def exposition(
+    folder: Path, writers: Iterable[int], others: Callable[[], Iterable[Metric]] = tuple
+) -> tuple[bytes, list[str]]:
     """The metrics of all processes in Prometheus' text format, and the names of files that are left out.
 
-    Those cannot be read, or are missing although their writer runs.
+    Those cannot be read, or are missing although their writer runs. ``others`` are metrics that are in no
+    file.
     """
     files = {path.name: str(path) for path in folder.glob("*.db")}
     left_out = [name for name, path in files.items() if not _is_readable(path)]
     readable = [path for name, path in files.items() if name not in left_out]
     left_out += [name for writer in writers if (name := f"counter_{writer}.db") not in files]
     registry = CollectorRegistry()
-    registry.register(_Files(readable, len(left_out)))
+    registry.register(_Files(readable, len(left_out), others))
     return generate_latest(registry), left_out
 
 
@@ -86,13 +92,19 @@ def left_out_family(count: int) -> GaugeMetricFamily:
 
 
 class _Files(Collector):
-    def __init__(self, files: Sequence[str], left_out: int) -> None:
+    def __init__(self, files: Sequence[str], left_out: int, others: Callable[[], Iterable[Metric]]) -> None:
         self._files = files
         self._left_out = left_out
+        self._others = others
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: the registry would collect all of it once more, to know the names."""
+        return ()
 
     def collect(self) -> Iterator[Metric]:
         yield from multiprocess.MultiProcessCollector.merge(self._files)  # type: ignore[no-untyped-call]  # untyped there
         yield left_out_family(self._left_out)
+        yield from self._others()
 
 
 def _is_readable(path: str) -> bool:
@@ -127,13 +139,22 @@ class Metrics:
         registry = CollectorRegistry()
         self._requests = Counter(
             "idagg_requests",
-            "Requests by status of the answer; LOSS: 503, callers were told that their ids may not be "
-            "counted",
+            "Requests to the public listener by status of the answer, health checks included",
             ["status"],
             registry=registry,
         )
         for status in (200, 400, 404, 405, 408, 413, 414, 417, 431, 501, 503, 505):
             self._requests.labels(str(status))
+        self._unavailable = Counter(
+            "idagg_unavailable",
+            "LOSS: accept requests answered 503, by cause; away: the store could not be reached; refused: "
+            "it refused the batch; slow: it did not answer in time; full: too many requests waited; "
+            "connections: too many connections were open",
+            ["cause"],
+            registry=registry,
+        )
+        for cause in ("away", "refused", "slow", "full", "connections"):
+            self._unavailable.labels(cause)
         self._handed_off = Counter(
             "idagg_handed_off",
             "Requests that the fast path handed off to the fallback app; post: the bulk form, "
@@ -146,6 +167,12 @@ class Metrics:
         self._connections = Gauge(
             "idagg_connections",
             "Connections open on the public listener",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self._connections_limit = Gauge(
+            "idagg_connections_limit",
+            "Connections that the running workers accept at most, by the limit of open files",
             multiprocess_mode="livesum",
             registry=registry,
         )
@@ -172,11 +199,19 @@ class Metrics:
             buckets=[0.0005 * 2**power for power in range(13)],
             registry=registry,
         )
+        self._answer_seconds = Histogram(
+            "idagg_answer_seconds",
+            "Time from the arrival of a batch's first request to its answer; the batch's others waited less",
+            buckets=[0.0005 * 2**power for power in range(13)],
+            registry=registry,
+        )
         self._sealed = Counter("idagg_windows_sealed", "Windows sealed", registry=registry)
         self._delivered = Counter("idagg_windows_delivered", "Windows delivered", ["sink"], registry=registry)
+        for sink in ("broker", "log"):
+            self._delivered.labels(sink)
         self._lag = Histogram(
             "idagg_flush_lag_seconds",
-            "Time from a window's end to its delivery",
+            "Time from a window's end to its delivery, by the clock of Redis",
             buckets=[0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3600],
             registry=registry,
         )
@@ -197,29 +232,11 @@ class Metrics:
             ["result"],
             registry=registry,
         )
+        for result in RESULTS:
+            self._callbacks.labels(result)
         self._leader = Gauge(
             "idagg_leader",
             "1 if a worker of this machine is the leader, else 0",
-            multiprocess_mode="livesum",
-            registry=registry,
-        )
-        self._last = Gauge(
-            "idagg_last_sealed_window_seconds",
-            "Start of the newest window that this machine sealed, Unix time in seconds",
-            multiprocess_mode="max",
-            registry=registry,
-        )
-        self._pending = Gauge(
-            "idagg_pending",
-            "Sealed windows with something still to be sent; deliveries: their counts are in no sink yet; "
-            "messages: in the log file, not yet in RabbitMQ; callbacks: endpoints not yet called",
-            ["of"],
-            multiprocess_mode="livesum",
-            registry=registry,
-        )
-        self._quarantined = Gauge(
-            "idagg_quarantined",
-            "LOSS: windows whose keys in the store are damaged; an operator has to repair them",
             multiprocess_mode="livesum",
             registry=registry,
         )
@@ -254,16 +271,41 @@ class Metrics:
             registry=registry,
         )
 
-    def batch(self, *, requests: int, ids: int, repeats: int, stored: bool, took_s: float) -> None:
+    def batch(
+        self,
+        *,
+        requests: int,
+        ids: int,
+        repeats: int,
+        stored: bool,
+        took_s: float,
+        waited_s: float | None = None,
+        cause: str | None = None,
+    ) -> None:
         self._requests.labels("200" if stored else "503").inc(requests)
+        if cause:
+            self._unavailable.labels(cause).inc(requests)
+        if waited_s is not None:
+            self._answer_seconds.observe(waited_s)
         self._repeats.inc(repeats)
         self._batch_size.observe(ids)
         self._store_seconds.observe(took_s)
 
     def traffic(
-        self, answered: Mapping[int, int], handed_off: Mapping[str, int], *, connections: int, waiting: int
+        self,
+        answered: Mapping[int, int],
+        handed_off: Mapping[str, int],
+        unavailable: Mapping[str, int],
+        *,
+        connections: int,
+        connections_limit: int,
+        waiting: int,
     ) -> None:
-        """Add requests that were answered without the store (``answered``, by status) and handed off."""
+        """Add requests that were answered without the store (``answered``, by status), and among them the
+        accept requests ``unavailable`` by cause; and those handed off."""
+        for cause, count in unavailable.items():
+            self._unavailable.labels(cause).inc(count)
+        self._connections_limit.set(connections_limit)
         for status, count in answered.items():
             self._requests.labels(str(status)).inc(count)
         for reason, count in handed_off.items():
@@ -273,7 +315,6 @@ class Metrics:
 
     def sealed(self, record: Record, *, dropped_endpoints: int) -> None:
         self._sealed.inc()
-        self._last.set(record.start_s)
         self._dropped.inc(dropped_endpoints)
         self._suspect.inc(record.suspect)
 
@@ -281,16 +322,8 @@ class Metrics:
         self._delivered.labels(sink).inc()
         self._lag.observe(max(lag_s, 0))
 
-    def pending(self, counts: Counts) -> None:
-        self._pending.labels("deliveries").set(counts.deliveries)
-        self._pending.labels("messages").set(counts.messages)
-        self._pending.labels("callbacks").set(counts.callbacks)
-        self._quarantined.set(counts.quarantined)
-
     def leads(self, epoch: int) -> None:
         self._leader.set(1 if epoch else 0)
-        if not epoch:
-            self.pending(Counts(0, 0, 0, 0))
 
     def differs(self, does: bool) -> None:
         self._differs.set(does)

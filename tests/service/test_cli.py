@@ -105,7 +105,7 @@ def test_commands_get_the_settings(command: str, monkeypatch: pytest.MonkeyPatch
     """`serve` and `check` get the settings in force, and their code is the command's."""
     got: list[Settings] = []
 
-    def work(settings: Settings, *_: object) -> int:
+    def work(settings: Settings, *_: object, **__: object) -> int:
         got.append(settings)
         return 4
 
@@ -120,7 +120,7 @@ def test_cannot_start(
 ) -> None:
     """What keeps an instance from starting is one line and has an exit code of its own."""
 
-    def work(settings: Settings, *_: object) -> int:
+    def work(settings: Settings, *_: object, **__: object) -> int:
         raise CannotStartError(f"port {settings.port} is taken; stop its owner")
 
     put(monkeypatch, command, work)
@@ -134,7 +134,7 @@ def test_interrupted(
 ) -> None:
     """Ctrl-C ends a command quietly, with the shell's code for it."""
 
-    def work(settings: Settings, *_: object) -> int:
+    def work(settings: Settings, *_: object, **__: object) -> int:
         raise KeyboardInterrupt
 
     put(monkeypatch, command, work)
@@ -146,7 +146,7 @@ def test_interrupted(
 def test_a_defect_is_not_dressed_up(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error that nobody foresaw keeps its traceback, a broken pipe inside the work included."""
 
-    def work(settings: Settings, *_: object) -> int:
+    def work(settings: Settings, *_: object, **__: object) -> int:
         raise BrokenPipeError
 
     put(monkeypatch, command, work)

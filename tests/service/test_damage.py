@@ -22,6 +22,9 @@ from kit.serving import Serving, send
 from kit.staging import seal
 from kit.waiting import NOON, eventually, next_window, until
 
+# Of a check: those that it would look at may be another program's.
+NO_PORTS = ("--port", "0", "--admin-port", "0")
+
 BEFORE, SPOILT, AFTER = (NOON + 60 * number for number in range(3))
 WINDOW = f"{{t:0}}:w:{SPOILT}"
 RECORD = f"{{t:0}}:record:{SPOILT}"
@@ -407,7 +410,7 @@ async def test_check_says_so(
 ) -> None:
     """`idagg check` tells what would cost counts, or has spoilt some."""
     await client.command("CONFIG", "SET", "maxmemory", "1gb")
-    flags = ("--redis-url", any_server.url, "--log-file", str(tmp_path / "log"))
+    flags = ("--redis-url", any_server.url, "--log-file", str(tmp_path / "log"), *NO_PORTS)
     assert (await check(*flags)).startswith("ok      store: ")
     await client.command(*command.split())
     said = await check(*flags)

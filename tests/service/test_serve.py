@@ -28,6 +28,8 @@ from kit.serving import Serving, send
 from kit.waiting import eventually, long_window, next_window, until
 from kit.wire import connect
 
+# Of a check: those that it would look at may be another program's.
+NO_PORTS = ("--port", "0", "--admin-port", "0")
 # A request's deadline.
 DEADLINE_S = 1.0
 
@@ -68,7 +70,7 @@ async def test_counts_go_to_the_log_and_to_endpoints() -> None:
             await until(lambda: iso(start) in serving.counts())
             (call,) = await until(lambda: serving.records("callback"))
             figures = await eventually(
-                serving.figures, lambda figures: "idagg_callbacks_total{ok}" in figures
+                serving.figures, lambda figures: figures["idagg_callbacks_total{ok}"] >= 1
             )
             serving.stop()
             (line,) = (line for line in serving.records("window") if line["unique_ids"] != "0")
@@ -91,7 +93,6 @@ async def test_counts_go_to_the_log_and_to_endpoints() -> None:
     assert (call["window"], call["url"], call["status"], call["attempts"]) == (iso(start), url, "202", "1")
     assert figures["idagg_callbacks_total{ok}"] == 1
     assert figures["idagg_windows_delivered_total{log}"] >= 1
-    assert figures["idagg_last_sealed_window_seconds"] >= start
 
 
 async def test_repeats_count_in_each_window_once() -> None:
@@ -315,7 +316,8 @@ async def test_metrics(serving: Serving) -> None:
     assert moved["idagg_store_seconds_count"] == moved["idagg_batch_size_count"] > 0
     assert after["idagg_leader"] == 1
     assert after["idagg_pending{deliveries}"] == after["idagg_pending{messages}"] == 0
-    assert {"idagg_flush_lag_seconds_count", "idagg_last_sealed_window_seconds"} < after.keys()
+    assert "idagg_flush_lag_seconds_count" in after
+    assert "idagg_last_sealed_window_seconds" not in after  # none is: no 0 that could be taken for one
     public = await serving.ask("/metrics")
     assert (public.status, public.body) == (404, b"failed")
 
@@ -411,7 +413,7 @@ def test_check_says_what_an_ok_is_worth(options: dict[str, str], worth: str, tmp
     """As Redis' settings make it."""
     with RedisServer("redis", tcp=False, **{"appendonly": "yes"} | options) as server:
         done = subprocess.run(
-            [sys.executable, "-m", "idagg", "check", "--redis-url", server.url],
+            [sys.executable, "-m", "idagg", "check", "--redis-url", server.url, *NO_PORTS],
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -434,7 +436,7 @@ def test_check(
     done = subprocess.run(
         [
             *(sys.executable, "-m", "idagg", "check", "--redis-url", urls[0], "--amqp-url", urls[1]),
-            *("--amqp-queue", rabbit_queue, "--log-file", tmp_path / log_folder / "a.log"),
+            *("--amqp-queue", rabbit_queue, "--log-file", tmp_path / log_folder / "a.log", *NO_PORTS),
         ],
         capture_output=True,
         text=True,
@@ -443,7 +445,9 @@ def test_check(
     )
     assert (done.returncode, done.stderr) == (0 if well else 1, "")
     verdict = "ok      " if well else "failed  "
-    assert [line.partition(": ")[0] for line in done.stdout.splitlines()] == [
-        f"{verdict}{part}" for part in ("store", "broker", "log file")
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("warning ")]
+    assert [line.partition(": ")[0] for line in lines] == [
+        *(f"{verdict}{part}" for part in ("store", "broker", "log file")),
+        "ok      listeners",
     ]
     assert list(tmp_path.iterdir()) == []

@@ -317,6 +317,8 @@ async def test_observer_hears_of_each_batch(bench: Bench) -> None:
     bench.hits.reply(StoreRefusedError("no"))
     await settle()
     assert bench.batches.settled == [(2, 2, 0, True), (1, 1, 0, False)]
+    assert bench.batches.causes == [None, "refused"]
+    assert all(waited_s is not None and 0 <= waited_s < 1 for waited_s in bench.batches.waits)
 
 
 async def test_those_just_answered_join_those_who_wait(patient: Bench) -> None:

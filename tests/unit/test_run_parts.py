@@ -23,7 +23,7 @@ from idagg.errors import CannotStartError
 from idagg.run import logs, restart, sockets
 from idagg.run.child import Held
 from idagg.run.logs import log_to_stderr
-from idagg.run.messages import Assignment, CallbackStart, Heartbeat, Leads, Message, WorkerStart
+from idagg.run.messages import Assignment, CallbackStart, Heartbeat, Lead, Leads, Message, WorkerStart
 from idagg.run.reload import Inherited, held_from, unchangeable
 from idagg.run.restart import Restarts
 from idagg.run.systemd import notify, watchdog_s
@@ -148,6 +148,7 @@ MESSAGES: list[Message] = [
     CallbackStart(SETTINGS, "unix:///run/x", writer=5, stdout=9),
     Heartbeat(),
     Heartbeat(7, 'Redis at "x"\nis away', "Ü", "full"),
+    Heartbeat(7, pid=9, answered=5, skew_s=-0.5, late_s=0.0, lead=Lead(60, 5, 9, True, 3, 0, 1, 2, 0)),
     Leads(7),
     Assignment([3, 5], drain_s=5.0),
 ]
@@ -229,17 +230,17 @@ def test_log(is_journal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(sys, "stderr", stderr)
         before = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
         log_to_stderr("worker-1")
-        logging.getLogger("idagg.x").warning("a line")
+        logging.getLogger("idagg.x").warning("a line\nof two")
         root.handlers[0].flush()
         stderr.seek(0)
         line = stderr.read()
     monkeypatch.undo()
     time.tzset()
     if is_journal:
-        assert line == "worker-1 WARNING a line\n"
+        assert line == "<4>worker-1 WARNING a line\n<4>of two\n"
     else:
         stamp, _, rest = line.partition(" ")
-        assert rest == "worker-1 WARNING a line\n"
+        assert rest == "worker-1 WARNING a line\nof two\n"
         told = datetime.datetime.fromisoformat(stamp)
         assert before <= told <= datetime.datetime.now(datetime.UTC)
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from idagg.accept.commit import Waiter
+from idagg.accept.replies import UNAVAILABLE
 from idagg.accept.request import TooManyError, parse, parse_bulk
 
 TAKEN = 0
@@ -42,6 +43,7 @@ class Admission:
         self._queue = queue
         self._tally = tally
         self._keeps_endpoints = keeps_endpoints
+        self.full = 0  # requests refused since too many wait for the store
 
     @property
     def in_order(self) -> bool:
@@ -75,4 +77,6 @@ class Admission:
     def refuse(self, status: int) -> int:
         """Count an answer given without the store. Returns its status."""
         self._tally[status] += 1
+        if status == UNAVAILABLE:
+            self.full += 1
         return status

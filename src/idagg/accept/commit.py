@@ -36,7 +36,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from idagg.accept.repeats import MAX_IDS, RepeatCache
 from idagg.errors import StoreAwayError, StoreRefusedError
@@ -53,6 +53,9 @@ _LONGEST_LINGER_S = 0.008
 # About one second of requests at full speed; about 100 bytes each.
 MAX_WAITING = 65_536
 _RETRY_S = 0.05
+
+# Why a batch was not stored: the store could not be reached, refused it, or did not answer in time.
+Cause = Literal["away", "refused", "slow"]
 
 
 def linger_s(workers: int) -> float:
@@ -78,11 +81,23 @@ class Hits(Protocol):
 class Observer(Protocol):
     """Is told of each batch after the store has answered, or has failed to."""
 
-    def batch(self, *, requests: int, ids: int, repeats: int, stored: bool, took_s: float) -> None:
+    def batch(
+        self,
+        *,
+        requests: int,
+        ids: int,
+        repeats: int,
+        stored: bool,
+        took_s: float,
+        waited_s: float | None = None,
+        cause: Cause | None = None,
+    ) -> None:
         """Record one batch.
 
         ``requests`` calls of ``add`` and ``add_many`` have been answered, parts of a request not counted,
-        ``ids`` ids were sent, and ``repeats`` ids counted without being sent.
+        ``ids`` ids were sent, and ``repeats`` ids counted without being sent. ``waited_s`` is the time from
+        the arrival of the first request to its answer; None: the batch is not answered yet. ``cause``: why
+        it was not stored.
         """
 
 
@@ -204,6 +219,7 @@ class GroupCommit:
         self._stopping = False
         self._took_s = 0.0  # the store's latency per batch; a slower past one decays by half per batch
         self.trouble: str | None = None  # why the last batch was not stored
+        self._cause: Cause = "slow"  # the same in one word
         self.failed_at = -math.inf  # when a batch was last not stored
 
     def __repr__(self) -> str:
@@ -381,6 +397,8 @@ class GroupCommit:
         is_sent = not self._too_late(batch)
         answer = await self._send(batch) if is_sent else None
         took_s = time.monotonic() - began
+        if not is_sent:
+            self._cause = "slow"
         sent = len(batch.ids) if is_sent else 0
         if answer is not None:
             self.repeats.learn(batch.ids, batch.repeats, answer)
@@ -396,6 +414,8 @@ class GroupCommit:
             repeats=len(batch.repeats) if answer is not None else 0,
             stored=answer is not None,
             took_s=took_s,
+            waited_s=self._now() + self._deadline_s - batch.expires_at,
+            cause=None if answer is not None else self._cause,
         )
         return True
 
@@ -426,6 +446,7 @@ class GroupCommit:
     async def _send(self, batch: _Batch) -> Stored | None:
         """The store's answer to the batch; None if it was refused or did not come in time."""
         self._seq += 1
+        self._cause = "slow"
         try:
             async with asyncio.timeout_at(batch.expires_at):
                 while True:
@@ -435,6 +456,7 @@ class GroupCommit:
                         answer = await self._hits.add(self._seq, batch.ids, batch.endpoints, repeats)
                     except StoreAwayError as error:
                         self.trouble = str(error)
+                        self._cause = "away"
                         await asyncio.sleep(_RETRY_S)
                     else:
                         self.trouble = None
@@ -442,6 +464,7 @@ class GroupCommit:
                         return answer
         except StoreRefusedError as error:
             self.trouble = str(error)
+            self._cause = "refused"
         except TimeoutError:
             self._took_s = self._deadline_s
             self.trouble = self.trouble or f"the store did not answer within {self._deadline_s:g} s"

@@ -50,6 +50,7 @@ class FastPath:
         self.patience_ticks = max(1, int(deadline_s / 2 / TICK_S))  # limit of an unjudged request's wait
         self.now_s = 0  # whole seconds since the start; advanced by ``second``
         self.leaving = False
+        self.turned_away = 0  # connections, for want of descriptors
 
     def __call__(self) -> Connection:
         return Connection(self)

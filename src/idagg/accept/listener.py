@@ -33,6 +33,12 @@ _BREATHER_S = 1.0
 RESERVED_FILES = 600
 
 
+def most_connections() -> int:
+    """How many connections one process accepts, at most: a descriptor each."""
+    most_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(most_files - RESERVED_FILES, most_files // 2)
+
+
 class OneShot:
     """A client that gets one answer, on a socket without a transport; the kernel's buffer has room for it."""
 
@@ -62,8 +68,7 @@ class Listener:
         self._listener = listener
         self._path = path
         self._loop = asyncio.get_running_loop()
-        most_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._most_files = max(most_files - RESERVED_FILES, most_files // 2)
+        self._most_files = most_connections()
         self._told_at = -math.inf
         self._joining: set[asyncio.Task[object]] = set()
         self._closed = False
@@ -140,6 +145,7 @@ class Listener:
         with contextlib.suppress(OSError):  # nothing has arrived yet, or the client has disconnected
             client.recv(MAX_LINE_BYTES, socket.MSG_DONTWAIT)  # unread bytes would reset the connection
         self._path.tally[UNAVAILABLE] += 1
+        self._path.turned_away += 1
         OneShot(client, self._path).send(UNAVAILABLE)
 
     def _joined(self, joining: asyncio.Task[object]) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from idagg.errors import BrokerAwayError, LogFileError
@@ -71,12 +72,15 @@ class Flusher:
         broker: Publisher | None,
         lines: Lines,
         observer: Observer,
+        now: Callable[[], float] = time.time,
     ) -> None:
+        """``now`` is the store's clock, as far as this process knows it; Unix time."""
         self._windows = windows
         self._leadership = leadership
         self._broker = broker
         self._lines = lines
         self._observer = observer
+        self._now = now
         self._turns = Turns(leadership)
         self._merged = asyncio.Event()  # a window, since the last look at what is pending
         self._sealer = Sealer(windows, self._turns, on_look=self._tell_counts, on_merged=self._merged.set)
@@ -174,7 +178,7 @@ class Flusher:
         reach("before-mark")
         await self._windows.pending.mark_delivered(epoch, record.start_s)
         reach("after-mark")
-        self._observer.delivered(record, sink=sink, lag_s=time.time() - record.end_s)
+        self._observer.delivered(record, sink=sink, lag_s=self._now() - record.end_s)
 
     async def _tell_counts(self, epoch: int) -> Counts:
         """Tell the observer what is pending."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import functools
 import logging
 import socket
 import time
@@ -16,6 +17,7 @@ from idagg import metrics
 from idagg.accept.fallback import Fallback
 from idagg.accept.fast_path import FastPath
 from idagg.accept.listener import Listener
+from idagg.run.machine import Machine, families
 from idagg.run.messages import READY_WITHOUT
 from idagg.tasks import end
 
@@ -35,6 +37,9 @@ class Watched(Protocol):
 
     def writers(self) -> list[int]:
         """The numbers of the running processes' metrics files."""
+
+    def machine(self) -> Machine:
+        """The present moment."""
 
 
 class AdminListener:
@@ -81,7 +86,10 @@ class AdminListener:
     async def _metrics(self, request: web.Request) -> web.Response:
         watched = self._watched
         body, left_out = await asyncio.to_thread(
-            metrics.exposition, watched.metrics_folder, watched.writers()
+            metrics.exposition,
+            watched.metrics_folder,
+            watched.writers(),
+            functools.partial(families, watched.machine()),
         )
         if set(left_out) - self._left_out:
             log.error(

@@ -152,7 +152,7 @@ class CallbackProcess:
             self._metrics.tasks(len(asyncio.all_tasks()))
             self._metrics.log_lines_dropped(take_dropped())
             with contextlib.suppress(BlockingIOError):  # the supervisor is busy: skip this heartbeat
-                os.write(self._heartbeats, Heartbeat().line())
+                os.write(self._heartbeats, Heartbeat(pid=os.getpid()).line())
             await asyncio.sleep(HEARTBEAT_S)
 
 

@@ -1,62 +1,105 @@
-"""``idagg check``: connect to every dependency and print the state of each."""
+"""``idagg check``: whether `idagg serve` would start and count with these settings, part by part."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Literal, NamedTuple
+
+import orjson
 
 from idagg.deliver.logfile import LogFile, shown
 from idagg.errors import BrokerAwayError, CannotStartError, Exit, LogFileError, StoreError
-from idagg.run import sinks, stores
+from idagg.run import preflight, sinks, stores
 from idagg.settings import Settings
 from idagg.store import embedded
-from idagg.store.probe import probe
+from idagg.store.election import Agreed
+from idagg.store.probe import agreement, probe
 
 TIMEOUT_S = 5.0
 
 
-def check(settings: Settings, tell: Callable[[str], None]) -> int:
-    """Tell one line for each dependency. Returns Exit.OK if all can be used, else Exit.TROUBLE."""
-    return asyncio.run(_check(settings, tell))
+class Verdict(NamedTuple):
+    """``warning``: idagg counts, but not as well as it could, or not for long."""
+
+    state: Literal["ok", "warning", "failed"]
+    part: str
+    said: str
 
 
-async def _check(settings: Settings, tell: Callable[[str], None]) -> int:
-    parts: dict[str, Callable[[Settings], Awaitable[str]]] = {
-        "store": _store,
-        "broker": _broker,
-        "log file": _log_file,
-    }
-    well = True
-    for name, part in parts.items():
-        try:
-            verdict = f"ok      {name}: {await part(settings)}"
-        except (StoreError, BrokerAwayError, LogFileError, CannotStartError) as error:
-            well = False
-            verdict = f"failed  {name}: {error}"
-        tell(verdict)
-    return Exit.OK if well else Exit.TROUBLE
+def check(
+    settings: Settings,
+    origin: Mapping[str, str],
+    tell: Callable[[str], None],
+    *,
+    as_json: bool = False,
+) -> int:
+    """Tell one line for each part. Returns Exit.OK if idagg can count, else Exit.TROUBLE."""
+    verdicts = asyncio.run(_Check(settings, origin).run())
+    is_well = all(verdict.state != "failed" for verdict in verdicts)
+    if as_json:
+        tell(orjson.dumps({"ok": is_well, "parts": [verdict._asdict() for verdict in verdicts]}).decode())
+    else:
+        for verdict in verdicts:
+            tell(f"{verdict.state:8}{verdict.part}: {verdict.said}")
+    return Exit.OK if is_well else Exit.TROUBLE
 
 
-async def _store(settings: Settings) -> str:
-    if settings.redis_url is None:
-        assert settings.state_dir is not None  # the settings see to that
-        if trouble := await asyncio.to_thread(embedded.examine, settings.state_dir):
+class _Check:
+    def __init__(self, settings: Settings, origin: Mapping[str, str]) -> None:
+        self._settings = settings
+        self._origin = origin
+        self._skew_s: float | None = None  # this machine's clock minus the store's
+
+    async def run(self) -> list[Verdict]:
+        parts: dict[str, Callable[[], Awaitable[str]]] = {
+            "store": self._store,
+            "broker": self._broker,
+            "log file": self._log_file,
+            "listeners": self._listeners,
+        }
+        verdicts = []
+        for name, part in parts.items():
+            try:
+                verdicts.append(Verdict("ok", name, await part()))
+            except (StoreError, BrokerAwayError, LogFileError, CannotStartError) as error:
+                verdicts.append(Verdict("failed", name, str(error)))
+        found = preflight.warnings(self._settings, self._origin, self._skew_s)
+        return [*verdicts, *(Verdict("warning", part, said) for part, said in found)]
+
+    async def _store(self) -> str:
+        settings = self._settings
+        if settings.redis_url is None:
+            assert settings.state_dir is not None  # the settings see to that
+            binary = embedded.find_binary()
+            if trouble := await asyncio.to_thread(embedded.examine, settings.state_dir):
+                raise CannotStartError(trouble)
+            return f"embedded {binary}, its data goes to {preflight.state_folder(settings)}"
+        said = await probe(
+            settings.redis_url,
+            settings.namespace,
+            timeout_s=TIMEOUT_S,
+            replicas=settings.replicas,
+            shards=stores.shards(settings),
+        )
+        ours = Agreed(settings.window, settings.exact_limit, stores.shards(settings))
+        sent_s = time.time()
+        trouble, now_s = await agreement(settings.redis_url, settings.namespace, ours, timeout_s=TIMEOUT_S)
+        self._skew_s = (sent_s + time.time()) / 2 - now_s
+        if trouble:
             raise CannotStartError(trouble)
-        return f"embedded {embedded.find_binary()}, its data goes to {settings.state_dir}"
-    return await probe(
-        settings.redis_url,
-        settings.namespace,
-        timeout_s=TIMEOUT_S,
-        replicas=settings.replicas,
-        shards=stores.shards(settings),
-    )
+        return said
 
+    async def _broker(self) -> str:
+        settings = self._settings
+        broker = sinks.broker(settings)
+        return await broker.check() if broker else f"none configured, counts go to {shown(settings.log_file)}"
 
-async def _broker(settings: Settings) -> str:
-    broker = sinks.broker(settings)
-    return await broker.check() if broker else f"none configured, counts go to {shown(settings.log_file)}"
+    async def _log_file(self) -> str:
+        await LogFile(self._settings.log_file).check()
+        room = preflight.log_disk(self._settings)
+        return f"{shown(self._settings.log_file)} can be written" + (f", {room}" if room else "")
 
-
-async def _log_file(settings: Settings) -> str:
-    await LogFile(settings.log_file).check()
-    return f"{shown(settings.log_file)} can be written"
+    async def _listeners(self) -> str:
+        return await asyncio.to_thread(preflight.listeners, self._settings)

@@ -13,14 +13,17 @@ import time
 
 # About 1 MB at most. A supervisor with 256 workers that all die at once says less.
 MOST_LINES = 5000
+# syslog's priorities, by the lowest level of each.
+_PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+_DEBUG = 7
 # Time that the end of a process gives to lines that nobody reads.
 _LAST_S = 1.0
 
 
 def log_to_stderr(process: str) -> None:
     """Log to standard error, with the time in UTC, unless the journal reads it and adds its own."""
-    formatter = logging.Formatter(f"{process} %(levelname)s %(message)s")
-    if not _is_journal():
+    formatter: logging.Formatter = _JournalFormatter(f"{process} %(levelname)s %(message)s")
+    if not is_journal():
         formatter = logging.Formatter(
             f"%(asctime)s.%(msecs)03dZ {process} %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S"
         )
@@ -100,7 +103,23 @@ class Writer(logging.Handler):
             self._not_told += 1
 
 
-def _is_journal() -> bool:
+class _JournalFormatter(logging.Formatter):
+    """Begins each line with its priority, by sd-daemon(3): a traceback is many lines to the journal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        mark = f"<{priority(record.levelno)}>"
+        return "\n".join(mark + line for line in super().format(record).split("\n"))
+
+
+def priority(level: int) -> int:
+    """syslog's priority of a level."""
+    return next(
+        (number for least, number in _PRIORITIES if level >= least),
+        _DEBUG,
+    )
+
+
+def is_journal() -> bool:
     """Whether the journal reads standard error, by JOURNAL_STREAM of systemd.exec(5)."""
     try:
         stderr = os.fstat(sys.stderr.fileno())

@@ -39,6 +39,8 @@ class Message:
         fields = {name: value for name, value in given.items() if name in known}
         if "settings" in fields:
             fields["settings"] = Settings.from_json(orjson.dumps(fields["settings"]))
+        if fields.get("lead") is not None:
+            fields["lead"] = Lead.parse(orjson.dumps(fields["lead"]))
         return cls(**fields)
 
 
@@ -85,11 +87,32 @@ class Assignment(Message):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Lead(Message):
+    """What the leader alone knows, None where it has not seen it yet.
+
+    The start, count, hits and exactness of the newest window that was sealed; the ids so far of the open one;
+    numbers of windows with something pending, and of those that are quarantined.
+    """
+
+    start_s: int | None = None
+    unique_ids: int | None = None
+    hits: int | None = None
+    exact: bool | None = None
+    so_far: int | None = None
+    deliveries: int | None = None
+    messages: int | None = None
+    callbacks: int | None = None
+    quarantined: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Heartbeat(Message):
     """Sign of life of a process. A worker with an ``epoch`` is the leader.
 
     ``store``, ``broker``, ``delivery`` and ``shards`` are one sentence each about the trouble with that part,
     or None; ``risk`` is one about how the store's servers can lose what they have acknowledged.
+    ``answered`` is the number of requests since the process's start. ``skew_s`` is this machine's clock minus
+    the store's. ``late_s``: for so long a window that has ended is not sealed. Both are None where unknown.
     """
 
     epoch: int = 0
@@ -98,6 +121,11 @@ class Heartbeat(Message):
     delivery: str | None = None
     risk: str | None = None
     shards: str | None = None
+    pid: int = 0
+    answered: int = 0
+    skew_s: float | None = None
+    late_s: float | None = None
+    lead: Lead | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

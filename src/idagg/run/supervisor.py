@@ -8,6 +8,7 @@ delay an accept request.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
 import itertools
@@ -34,6 +35,7 @@ from idagg.run.admin import AdminListener
 from idagg.run.child import Child, end
 from idagg.run.control import Control, Request
 from idagg.run.logs import log_to_stderr
+from idagg.run.machine import Machine
 from idagg.run.messages import READY_WITHOUT, Assignment, CallbackStart, Heartbeat, Leads, WorkerStart
 from idagg.run.reload import (
     Inherited,
@@ -51,7 +53,10 @@ from idagg.run.reload import (
 from idagg.run.restart import YOUNG_S, Restarts
 from idagg.run.runtime import RuntimeFolder
 from idagg.run.starts import FailedStarts, delay_s
+from idagg.run.status import Rate
+from idagg.run.status import line as status_line
 from idagg.run.systemd import notify, watchdog_s
+from idagg.run.troubles import Troubles
 from idagg.settings import Settings
 from idagg.store.address import shown as shown_url
 from idagg.store.embedded import EmbeddedStore
@@ -78,8 +83,8 @@ ASSIGNED_S = 0.5
 SILENT_S = 30.0
 # From SIGHUP to the question whether the terminal is still there.
 HANGUP_S = 0.2
-# Interval at which trouble that persists is logged again.
-REMIND_S = 30.0
+# Interval at which systemd's status line is renewed.
+STATUS_S = 1.0
 
 
 class CrashLoopError(IdaggError):
@@ -102,11 +107,13 @@ class Supervisor:
         self._keepers: list[asyncio.Task[None]] = []  # those of the workers, by slot
         self._workers: list[Child[Heartbeat] | None] = [None] * settings.workers  # by their slots
         self._callbacks: Child[Heartbeat] | None = None
+        self._deaths = collections.Counter[str]()  # by kind of process
         self._calling: asyncio.Task[None] | None = None  # keeps the callback process
         self._alive: set[Child[Any]] = set()  # those, and processes that are starting or stopping
         self._drain_s: float | None = None
         self._reload_wanted = asyncio.Event()
         self._requests: list[Request] = []  # for a reload
+        self._reload_failed: str | None = None  # a sentence, until the next one goes well
         self._stdout = standard_output(settings)
         self._runtime = RuntimeFolder(None if inherited is None else Path(inherited.metrics_folder).parent)
         self.metrics_folder = self._runtime.metrics
@@ -243,6 +250,23 @@ class Supervisor:
             found["store"] = self._store.trouble  # the cause of what the workers say
         return found
 
+    def machine(self) -> Machine:
+        """The present moment, for metrics and the status line."""
+        workers = [worker.said if worker else None for worker in self._workers]
+        callbacks = self._callbacks.said if self._callbacks else None
+        pids = {f"worker-{slot}": worker.pid for slot, worker in enumerate(workers) if worker}
+        if callbacks:
+            pids["callbacks"] = callbacks.pid
+        if self._store and self._store.pid:
+            pids["store"] = self._store.pid
+        return Machine(
+            self._settings,
+            workers,
+            pids | {"supervisor": os.getpid()},
+            self._deaths,
+            self._store.data if self._store else None,
+        )
+
     async def _start_store(self) -> None:
         assert self._settings.state_dir is not None  # the settings see to that
         self._store = EmbeddedStore(self._settings.state_dir, self._runtime.path)
@@ -355,6 +379,7 @@ class Supervisor:
                     f"worker-{slot} died {restarts.young_deaths} times in a row as soon as it had "
                     "started: idagg stops and counts nothing here, its log lines above give the reason"
                 )
+            self._deaths["worker"] += 1
             log.error(
                 "worker-%d died (%s), starting it again: ids that it had not answered may not be counted",
                 slot,
@@ -384,6 +409,7 @@ class Supervisor:
             self._callbacks = None
             if self._stop.is_set():
                 return
+            self._deaths["callbacks"] += 1
             delay_s = restarts.after(child.served_s) or 0
             log.error(
                 "the callback process died (%s), starting it again in %g s: no endpoint is called until then",
@@ -493,16 +519,23 @@ class Supervisor:
         """Tell everybody what came of the reload; ``trouble``: why it failed."""
         workers = f"{len(self._workers)} workers listen"
         if trouble is None:
+            self._reload_failed = None
             self._metrics.reloaded("done")
             log.info("reloaded: idagg %s, %s", __version__, workers)
             notify("READY=1", f"STATUS={workers}")
             self._answer(f"reloaded: idagg {__version__}, {workers}", Exit.OK)
         else:
             sentence = f"the reload failed, idagg serves on as before: {trouble}"
+            self._reload_failed = sentence
             self._metrics.reloaded("failed")
             log.error("%s", sentence)
             notify("READY=1", f"STATUS={sentence}")
             self._answer(sentence, Exit.TROUBLE)
+
+    def _notes(self) -> list[str]:
+        """What else the status line has to say."""
+        stopping = ["stopping"] if self._leave.is_set() else []
+        return [*stopping, self._reload_failed] if self._reload_failed else stopping
 
     def _answer(self, sentence: str, code: Exit) -> None:
         requests, self._requests = self._requests, []
@@ -619,21 +652,26 @@ class Supervisor:
             # The greeting is for the terminal. If records go to standard output, it must not mix with them.
             aside = sys.stderr if is_stdout(self._settings.log_file) else sys.stdout
             print(self._greeting(), file=aside, flush=True)
-        told: dict[str, str] = {}
-        told_at = time.monotonic()
+        await self._report()
+
+    async def _report(self) -> None:
+        """Log each trouble, reminders while it lasts, and its end. Keep systemd's status line true."""
+        troubles, rate = Troubles(told_elsewhere=READY_WITHOUT), Rate()
+        shown_line, shown_at = "", -math.inf
         while not self._stop.is_set():
-            trouble = {part: said for part, said in self.trouble().items() if part not in READY_WITHOUT}
-            if self._leave.is_set():
-                pass
-            elif trouble != told or (trouble and time.monotonic() - told_at > REMIND_S):
-                for part, sentence in trouble.items():
-                    if told.get(part) == sentence:
-                        log.warning("%s: still in trouble: %s", part, sentence)
-                    else:
-                        log.warning("%s: %s", part, sentence)
-                for part in told.keys() - trouble.keys():
-                    log.info("%s: works again", part)
-                told, told_at = trouble, time.monotonic()
+            now = time.monotonic()
+            found = self.trouble()
+            if not self._leave.is_set():
+                for level, sentence in troubles.lines(found, now):
+                    log.log(level, "%s", sentence)
+            if now - shown_at >= STATUS_S:
+                machine = self.machine()
+                text = status_line(
+                    machine, rate.of(machine.running, now), troubles.lasts_s(now), self._notes()
+                )
+                if text != shown_line:
+                    notify(f"STATUS={text}")
+                shown_line, shown_at = text, now
             await asyncio.sleep(0.25)
 
     def _greeting(self) -> str:

@@ -28,7 +28,7 @@ from idagg.accept.commit import TICK_S, linger_s
 from idagg.accept.connection import EXCHANGE_S
 from idagg.accept.fallback import Fallback, accept_routes, health_routes
 from idagg.accept.fast_path import FastPath
-from idagg.accept.listener import Listener
+from idagg.accept.listener import Listener, most_connections
 from idagg.accept.routing import Router
 from idagg.deliver.logfile import LogFile
 from idagg.errors import CannotStartError, Exit
@@ -38,6 +38,7 @@ from idagg.metrics import Metrics
 from idagg.run import sinks, stores
 from idagg.run.logs import take_dropped
 from idagg.run.messages import HEARTBEAT_S, Assignment, Heartbeat, WorkerStart
+from idagg.run.observation import Observation
 from idagg.run.process import begin, first_message, later_messages
 from idagg.store.address import kind_of
 from idagg.store.client import Client
@@ -68,6 +69,7 @@ class Worker:
         settings = start.settings
         self._start = start
         self._heartbeats = heartbeats  # a descriptor
+        self._connections_limit = most_connections()
         self._stop = asyncio.Event()
         self._metrics = Metrics()
         self._idle_s = LAST_REQUEST_S  # for which idle connections are kept at the end
@@ -92,10 +94,14 @@ class Worker:
             )
 
         tally = collections.Counter[int]()
+        self._seen = Observation(
+            self._metrics,
+            lambda: self._windows.now(self._router.regime.shards if self._leadership.epoch else 1),
+        )
         self._router = Router(
             hits,
             Regime(0, stores.shards(settings)),
-            self._metrics,
+            self._seen,
             tally,
             deadline_s=settings.deadline,
             max_batch=MAX_BATCH,
@@ -103,7 +109,9 @@ class Worker:
             linger_s=linger_s(settings.workers),
         )
         self._told_away: set[int] = set()  # shards
-        admission = Admission(self._router, tally, keeps_endpoints=settings.callbacks != "off")
+        self._admission = admission = Admission(
+            self._router, tally, keeps_endpoints=settings.callbacks != "off"
+        )
         self._fallback = Fallback(
             [*accept_routes(admission, settings.cors_origin), *health_routes(self._not_ready)],
             tally,
@@ -134,7 +142,7 @@ class Worker:
             windows.election,
             windows.election.agreed,
             patience_s=PATIENCE_S if settings.redis_url else 0,  # no other idagg uses the embedded store
-            on_change=self._metrics.leads,
+            on_change=self._seen.leads,
             on_regime=self._router.follow,
         )
         self._broker = sinks.broker(settings)
@@ -148,7 +156,12 @@ class Worker:
                 on_look=self._metrics.risks,
             )
         self._flusher = Flusher(
-            windows, self._leadership, broker=self._broker, lines=lines, observer=self._metrics
+            windows,
+            self._leadership,
+            broker=self._broker,
+            lines=lines,
+            observer=self._seen,
+            now=self._seen.now_s,
         )
 
     async def run(self) -> None:
@@ -165,6 +178,7 @@ class Worker:
         others = [
             asyncio.create_task(self._tick(), name="tick"),
             asyncio.create_task(self._connect_broker(), name="broker"),
+            asyncio.create_task(self._seen.run(), name="observation"),
         ]
         if self._watch:
             others.append(asyncio.create_task(self._watch.run(), name="watch"))
@@ -275,12 +289,17 @@ class Worker:
             if loop.time() >= next_second:
                 next_second += 1
                 self._public.second(time.time())
+                tally = self._fallback.take_tally()
+                self._seen.answered += sum(tally.values())
                 self._metrics.traffic(
-                    self._fallback.take_tally(),
+                    tally,
                     self._fallback.take_reasons(),
+                    {"full": self._admission.full, "connections": self._public.turned_away},
                     connections=len(self._public.connections),
+                    connections_limit=self._connections_limit,
                     waiting=self._router.waiting,
                 )
+                self._admission.full = self._public.turned_away = 0
 
     async def _connect_broker(self) -> None:
         """Connect to the broker at the first election, because only a leader publishes."""
@@ -330,6 +349,11 @@ class Worker:
                 self._flusher.trouble,
                 self._watch.risk if self._watch else None,
                 shards=self._shard_trouble() or self._leadership.notice,
+                pid=os.getpid(),
+                answered=self._seen.answered,
+                skew_s=self._seen.skew_s,
+                late_s=self._seen.late_s,
+                lead=self._seen.lead,
             )
             self._metrics.tasks(len(asyncio.all_tasks()))
             self._metrics.log_lines_dropped(take_dropped())

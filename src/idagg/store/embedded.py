@@ -123,6 +123,12 @@ class EmbeddedStore:
         self.url = f"unix://{self.socket}"
         self.trouble: str | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """The server's; None while it does not run."""
+        is_running = self._process is not None and self._process.returncode is None
+        return self._process.pid if self._process is not None and is_running else None
+
     def held(self) -> dict[str, object]:
         """All that the next program of this process needs to hold the server."""
         runs = self._process is not None and self._process.returncode is None

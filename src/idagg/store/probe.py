@@ -9,6 +9,7 @@ from typing import NamedTuple
 from idagg.errors import StoreError
 from idagg.store.address import Kind, kind_of
 from idagg.store.client import Client
+from idagg.store.election import Agreed
 from idagg.store.embedded import OLDEST
 from idagg.store.servers import Servers
 from idagg.store.shards import shard_tag
@@ -109,6 +110,28 @@ async def probe(
     )
 
 
+async def agreement(url: str, namespace: str, ours: Agreed, *, timeout_s: float) -> tuple[str | None, float]:
+    """Why a process with these settings would not count beside those that run, None if it would; and the
+    store's clock, Unix time. Raises StoreError."""
+    tag = shard_tag(namespace)
+    client = Servers(url).client(tag, timeout_s=timeout_s)
+    try:
+        length, exact_limit, shards, is_led, now_us = await client.script("agreed", tag)
+    finally:
+        await client.close()
+    theirs = Agreed(length, exact_limit, shards)
+    flags = ours._replace(shards=shards).differing_flags(theirs)
+    if not is_led or not flags:
+        return None, now_us / 1e6
+    return (
+        (
+            f"running instances count {theirs}, and this one would count nothing: give it the same "
+            f"{flags}, or a --namespace of its own"
+        ),
+        now_us / 1e6,
+    )
+
+
 def _check(seen: Seen, kind: Kind, replicas: int) -> None:
     where = f"Redis at {seen.where}"
     if seen.info.get("redis_mode") == "sentinel":
@@ -116,6 +139,9 @@ def _check(seen: Seen, kind: Kind, replicas: int) -> None:
     if tuple(map(int, seen.version.split(".")[:2])) < OLDEST:
         wanted = ".".join(map(str, OLDEST))
         raise StoreError(f"{where} is {seen.version}: {wanted} or newer is needed")
+    most, used = (int(seen.info.get(name, "0")) for name in ("maxmemory", "used_memory"))
+    if most and used >= most:
+        raise StoreError(f"{where} is full (maxmemory {most / 1e6:.0f} MB), and nothing is counted: raise it")
     # A missing log is the operator's choice, as far as `check` goes: what it means is in what an ok is worth.
     if found := [risk for risk in risks(seen, kind=kind, replicas=replicas) if "append-only" not in risk]:
         raise StoreError("; ".join(found))

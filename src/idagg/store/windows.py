@@ -1,10 +1,13 @@
-"""The leader's side of the store, put together."""
+"""The side of the store that looks at windows, seals and delivers them, put together."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
+from idagg.errors import StoreError
 from idagg.store.client import Client
+from idagg.store.current import Current, Look
 from idagg.store.election import Agreed, Election
 from idagg.store.merging import Merging
 from idagg.store.pending import Pending
@@ -50,6 +53,30 @@ class WindowStore:
             client = self._client_of(tag) if self._client_of else self._home
             self._others[index] = client, Sealing(client, tag, proves=self._proves)
         return self._others[index][1]
+
+    async def now(self, shards: int = 1) -> Look:
+        """What is not sealed, of the first so many shards together, and the home shard's clock.
+
+        Raises StoreError if the home shard is away; of others, what they have is missing.
+        """
+        tags = [shard_tag(self._namespace, index) for index in range(shards)]
+        asked = [Current(self._client(index), tag).look() for index, tag in enumerate(tags)]
+        home, *others = await asyncio.gather(*asked, return_exceptions=True)
+        if isinstance(home, BaseException):
+            raise home
+        for other in others:
+            if isinstance(other, StoreError):
+                home = home._replace(ids=None)
+            elif isinstance(other, BaseException):
+                raise other
+            else:
+                ids = None if home.ids is None or other.ids is None else home.ids + other.ids
+                home = home._replace(ids=ids, late_s=max(home.late_s, other.late_s))
+        return home
+
+    def _client(self, index: int) -> Client:
+        self.shard(index)  # makes it
+        return self._others[index][0] if index else self._home
 
     async def close(self) -> None:
         """Close the other shards' clients."""

@@ -1,0 +1,78 @@
+"""What an operator sees of a running idagg: metrics, systemd's status line, and the log."""
+
+from __future__ import annotations
+
+import re
+import socket
+from pathlib import Path
+
+from kit.servers import RedisServer
+from kit.serving import Serving, send
+from kit.waiting import eventually, next_window, until
+
+LED = (
+    *("idagg_last_window_unique_ids", "idagg_last_window_hits", "idagg_last_window_exact"),
+    *("idagg_current_window_unique_ids", "idagg_pending{deliveries}", "idagg_quarantined"),
+)
+
+
+class Systemd:
+    """The states that it was told."""
+
+    def __init__(self, path: Path) -> None:
+        self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._channel.bind(str(path))
+        self._channel.setblocking(False)
+        self.status: list[str] = []
+
+    def look(self) -> str:
+        """The present status line."""
+        while True:
+            try:
+                said = self._channel.recv(4096).decode()
+            except BlockingIOError:
+                return self.status[-1] if self.status else ""
+            self.status += re.findall(r"^STATUS=(.*)", said, re.MULTILINE)
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+async def test_what_is_seen(durable_server: RedisServer, tmp_path: Path) -> None:
+    """Of a window, then of a store that is away, and that it is back."""
+    systemd = Systemd(tmp_path / "notify")
+    with Serving(
+        *("--redis-url", durable_server.url, "--deadline", "0.5"),
+        window=2,
+        environment={"NOTIFY_SOCKET": str(tmp_path / "notify")},
+    ) as serving:
+        await next_window(serving.window)
+        await send(serving, range(300), connections=8)
+        await until(lambda: " 300 ids" in systemd.look())
+        pattern = r"leading · 2 of 2 workers · [0-9]+ requests/s · last window \d\d:\d\d(:\d\d)? 300 ids"
+        assert re.fullmatch(pattern, systemd.look())
+        figures = await eventually(
+            serving.figures, lambda figures: figures["idagg_last_sealed_window_seconds"] > 0
+        )
+        assert figures.keys() >= set(LED)
+        assert figures["idagg_last_window_exact"] == figures["idagg_store_up"] == 1
+        assert abs(figures["idagg_clock_skew_seconds"]) < 1
+        assert figures["idagg_seal_lateness_seconds"] < 2
+        assert figures["idagg_answer_seconds_count"] == figures["idagg_batch_size_count"] > 0
+        assert figures["idagg_connections_limit"] > 100
+        for process in ("worker-0", "worker-1", "callbacks", "supervisor"):
+            assert figures[f"process_resident_memory_bytes{{{process}}}"] > 1e6
+
+        durable_server.stop()
+        assert (await serving.ask("/api/verve/accept?id=1")).status == 503
+        await until(lambda: re.search(r"not leading · .* · no ids stored for \d+ s", systemd.look()))
+        figures = await serving.figures()
+        assert figures["idagg_store_up"] == figures["idagg_leader"] == 0
+        assert figures.keys() & set(LED) == set()
+        assert figures["idagg_unavailable_total{away}"] == figures["idagg_requests_total{503}"] == 1
+        durable_server.start()
+        await serving.ready()
+        await until(lambda: re.search("store: works again, after", serving.said))
+        assert serving.said.count("store: ") - serving.said.count("works again") == 1
+        await until(lambda: "no ids" not in systemd.look())
+    systemd.close()
