@@ -13,8 +13,10 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from idagg.errors import StoreError
 from idagg.store.client import Client
 from idagg.store.windows import WindowStore
+from idagg.tasks import end
 from idagg.window import iso
 from kit.figures import Row
 from kit.oracle import Consumer, Delivery, Load, epoch_s, grid, lines
@@ -56,8 +58,19 @@ async def nobody_seals(url: str, window: int) -> AsyncIterator[None]:
     """We hold the leader's lock, so that windows stay open and can be compared id by id."""
     async with store_client(url) as client:
         windows = WindowStore(client, namespace="idagg", window_s=window, exact_limit=10**7)
+
+        async def hold() -> None:
+            while True:
+                with contextlib.suppress(StoreError):  # as the test has it
+                    await windows.election.lead("test", lease_ms=600_000)
+                await asyncio.sleep(0.2)  # a bid cuts the lease down to the bidder's
+
         assert (await windows.election.lead("test", lease_ms=600_000)).epoch == 1
-        yield
+        holding = asyncio.create_task(hold())
+        try:
+            yield
+        finally:
+            await end(holding)
         await windows.election.resign("test")
 
 
