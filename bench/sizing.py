@@ -76,6 +76,10 @@ def add_options(group: argparse._ArgumentGroup, *, quick: bool) -> None:
 
 def measure(found: Findings, options: argparse.Namespace) -> None:
     closed, paced = _costs(found, options)
+    if not closed.request_s or not closed.redis_turn_s:
+        found.troubles.append(
+            "sizing: a request or a turn of Redis seems to cost nothing, so others were busy"
+        )
     for shards in options.sizing_shards:
         for workers in options.sizing_workers:
             plan = Plan(workers, shards, servers=1, connections=_CONNECTIONS, linger_s=linger_s(workers))

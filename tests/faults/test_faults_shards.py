@@ -75,6 +75,7 @@ async def spread(server: RedisServer, shards: int) -> None:
         await eventually(tags, lambda found: found == wanted, within_s=CHANGES_S)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("35", "shards changed from 1 to 4 to 2, rolling over two instances")
 async def test_35_shards_changed(any_server: RedisServer, row: Row) -> None:
     """One instance after the other is started with the new number; no id is lost, and none counts twice."""

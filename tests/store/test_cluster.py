@@ -88,7 +88,7 @@ async def test_a_slot_that_moves(cluster: RedisCluster) -> None:
         with pytest.raises(StoreAwayError, match="hands a slot to another node of its cluster, and nothing"):
             await store.add(2, [b"2"])
         with pytest.raises(StoreAwayError, match="hands a slot"):
-            await client.script("lead", TAG, "a", 60_000, 3600, 1000, "any")
+            await client.script("lead", TAG, "a", 60_000, 3600, 1000, 1, "any")
         assert before == [sorted(node.ask("KEYS", f"{TAG}*").split()) for node in (source, target)]
         if not half_done:
             source.ask("MIGRATE", "127.0.0.1", str(target.port), "", "0", "5000", "KEYS", keys[0])

@@ -89,7 +89,7 @@ async def test_both_kinds_of_clients_follow_a_failover(group: SentinelGroup) -> 
         async with asyncio.timeout(LIMIT_S):
             while True:
                 try:
-                    assert (await client.script("lead", TAG, "a", 60_000, 3600, 1000, "any"))[0] == 1
+                    assert (await client.script("lead", TAG, "a", 60_000, 3600, 1000, 1, "any"))[0] == 1
                     break
                 except StoreAwayError:
                     await asyncio.sleep(0.05)

@@ -20,7 +20,7 @@ from idagg.window import Counts, Record
 from kit import servers
 from kit.cranked import CrankedClient
 from kit.staging import end
-from kit.waiting import LIMIT_S, NOON, until
+from kit.waiting import LIMIT_S, NOON, eventually, until
 
 IDS = range(40)
 
@@ -330,7 +330,13 @@ async def test_an_emptied_home_shard_is_led_again(stage: Stage) -> None:
     await stage.start(4)
     await stage.counted(FOUR)
     await stage.start(4)
-    await stage.counted(FOUR)
+
+    async def epochs() -> list[bytes]:
+        states = [f"{shard_tag('t', shard)}:state" for shard in (1, 2, 3)]
+        return [await stage.client.command("HGET", state, "epoch") for state in states]
+
+    await eventually(epochs, lambda told: told == [b"2"] * 3)
+    await stage.kill()  # or it leads the emptied shard itself
     for key in await stage.client.command("KEYS", "{t:0}:*"):
         await stage.client.command("DEL", key)
     process = await stage.start(4)
