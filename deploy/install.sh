@@ -48,6 +48,8 @@ put_service() {
     install -D -m 644 deploy/logrotate "$1/etc/logrotate.d/idagg"
     install -d "$1/usr/share/doc/idagg"
     install -m 644 README.rst CHANGELOG.rst docs/operating.rst docs/reliability.rst "$1/usr/share/doc/idagg"
+    # Alert rules and a dashboard, for the machines of Prometheus and Grafana.
+    cp -R deploy/prometheus deploy/grafana "$1/usr/share/doc/idagg"
     install -d -m 700 "$1/etc/idagg/credentials"
     # Settings that are there stay.
     if [ ! -e "$1/etc/idagg/idagg.toml" ]; then

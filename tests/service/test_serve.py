@@ -244,7 +244,8 @@ async def test_full_disk_at_the_start(small_disk: Path) -> None:
         filling.unlink()
         await serving.counts_again(within_s=10)
         await serving.ready()
-        assert "the embedded store runs again" in serving.said
+        await until(lambda: "store: works again" in serving.said)
+        assert serving.said.count(" WARNING store: ") == 1
         serving.stop()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import socket
 from pathlib import Path
 
@@ -75,4 +77,9 @@ async def test_what_is_seen(durable_server: RedisServer, tmp_path: Path) -> None
         await until(lambda: re.search("store: works again, after", serving.said))
         assert serving.said.count("store: ") - serving.said.count("works again") == 1
         await until(lambda: "no ids" not in systemd.look())
+
+        died = "idagg_process_deaths_total{worker}"
+        assert (await serving.figures())[died] == 0
+        os.kill(serving.workers()[0], signal.SIGKILL)
+        await eventually(serving.figures, lambda figures: figures[died] == 1)
     systemd.close()

@@ -297,6 +297,12 @@ def test_what_a_reload_does_not_change(
     assert unchangeable(before, after) == flags
 
 
+def test_priorities() -> None:
+    """Those of syslog(3)."""
+    levels = (logging.CRITICAL, logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
+    assert [logs.priority(level) for level in levels] == [2, 3, 4, 6, 7]
+
+
 def test_log_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines past the limit are dropped and counted, and their number is written once somebody reads."""
     monkeypatch.setattr(logs, "MOST_LINES", 10)

@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping
 # The first reminder; each pause is twice as long as the one before.
 REMIND_S = 30.0
 LONGEST_PAUSE_S = 600.0
+# Time for which another cause has to be there before it is told: workers notice one after the other.
+CHANGE_S = 2.0
 
 
 @dataclasses.dataclass(slots=True)
@@ -16,7 +18,21 @@ class _Trouble:
     sentence: str
     since: float
     remind_at: float
+    other: str = ""  # a sentence that has come in the place of the one that was told
+    other_since: float = 0.0
     pause_s: float = REMIND_S
+
+    def is_another(self, sentence: str, now: float) -> bool:
+        """Whether this is another cause, for long enough to be told. It is the one that was told then."""
+        if sentence == self.sentence:
+            self.other = ""
+            return False
+        if sentence != self.other:
+            self.other, self.other_since = sentence, now
+        if now - self.other_since < CHANGE_S:
+            return False
+        self.sentence, self.other = sentence, ""
+        return True
 
 
 class Troubles:
@@ -41,11 +57,10 @@ class Troubles:
             trouble = self._present.get(part)
             if trouble is None:
                 self._present[part] = _Trouble(sentence, now, now + REMIND_S)
-                is_told = part in self._told_elsewhere
+                is_news = True
             else:
-                is_told = sentence == trouble.sentence or part in self._told_elsewhere
-                trouble.sentence = sentence
-            if not is_told:
+                is_news = trouble.is_another(sentence, now)
+            if is_news and part not in self._told_elsewhere:
                 lines.append((logging.WARNING, f"{part}: {sentence}"))
             elif trouble and now >= trouble.remind_at:
                 trouble.pause_s = min(2 * trouble.pause_s, LONGEST_PAUSE_S)

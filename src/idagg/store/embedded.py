@@ -181,12 +181,10 @@ class EmbeddedStore:
             else:
                 delay_s = FIRST_DELAY_S
                 self.trouble = None
-                log.info("the embedded store runs again")
 
     def _complain(self, sentence: str) -> None:
-        if sentence != self.trouble:
-            log.error("%s: nothing is counted until it runs, trying again", sentence)
-        self.trouble = sentence
+        """The supervisor logs it, as all that ``/readyz`` says."""
+        self.trouble = f"{sentence}: nothing is counted until it runs, trying again"
 
     async def _end_of(self, process: asyncio.subprocess.Process | Process) -> str:
         """Wait until the server ends, or until nobody can find it. Returns what became of it."""
