@@ -46,6 +46,7 @@ SEALED_S = RECORD.end_s + 0.012
 OTHERS_FLAGS = {
     "--uninstall",  # of deploy/install.sh
     "--pid",  # of idagg reload
+    "--example",  # of idagg config
     *("--config", "--version", "--help", "--data-binary", "--data-urlencode", "--now", "--quick"),
     *("--minutes", "--seed", "--rate", "--out"),  # the soak's
     "--store-server",  # the tests'
