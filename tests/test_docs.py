@@ -47,6 +47,7 @@ OTHERS_FLAGS = {
     "--json",  # of idagg check
     "--uninstall",  # of deploy/install.sh
     "--pid",  # of idagg reload
+    "--example",  # of idagg config
     *("--config", "--version", "--help", "--data-binary", "--data-urlencode", "--now", "--quick"),
     *("--minutes", "--seed", "--rate", "--out"),  # the soak's
     "--store-server",  # the tests'
