@@ -47,7 +47,7 @@ put_service() {
     install -D -m 644 deploy/tmpfiles.conf "$1/usr/lib/tmpfiles.d/idagg.conf"
     install -D -m 644 deploy/logrotate "$1/etc/logrotate.d/idagg"
     install -d "$1/usr/share/doc/idagg"
-    install -m 644 README.rst CHANGELOG.rst docs/operating.rst docs/reliability.rst "$1/usr/share/doc/idagg"
+    install -m 644 README.rst CHANGELOG.rst docs/*.rst "$1/usr/share/doc/idagg"
     # Alert rules and a dashboard, for the machines of Prometheus and Grafana.
     cp -R deploy/prometheus deploy/grafana "$1/usr/share/doc/idagg"
     install -d -m 700 "$1/etc/idagg/credentials"
@@ -67,9 +67,10 @@ case ${1:-} in
     systemd-sysusers idagg.conf
     systemd-tmpfiles --create idagg.conf
     systemctl daemon-reload
-    if systemctl --quiet is-active idagg; then
-        systemctl reload idagg
-        echo "idagg is upgraded"
+    running=$(systemctl list-units --plain --no-legend --state=active idagg.service 'idagg@*' | cut -d ' ' -f 1)
+    if [ "$running" ]; then
+        systemctl reload $running
+        echo "upgraded: $running"
     else
         systemctl enable --now idagg
         echo "idagg runs: idagg-check tells how it is, its settings are in /etc/idagg/idagg.toml"

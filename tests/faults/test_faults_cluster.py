@@ -182,6 +182,7 @@ async def test_33_half_of_all_slots_moved(cluster: RedisCluster, row: Row) -> No
     await reshard(cluster, row, 1_000_000, 8192)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("33", "shards move to a fourth master, which leaves again", recovery_must_s=1.0)
 async def test_33_shards_moved(row: Row) -> None:
     """Some shards, the home shard too, move to a master that joins, and back; every id that got its ok is
@@ -205,6 +206,7 @@ async def test_33_shards_moved(row: Row) -> None:
             await both.kept(row, cluster)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("34", "a shard's node frozen over two boundaries", recovery_must_s=1.0)
 async def test_34_node_frozen(row: Row) -> None:
     """Windows are late, and right; ids of other nodes' shards are served as before."""

@@ -85,7 +85,7 @@ async def all_queued(
     "times",
     [
         pytest.param(
-            2,
+            1,
             marks=pytest.mark.fault(
                 "36", "node of the queue's leader killed in mid-publish", recovery_must_s=5.0
             ),

@@ -31,11 +31,17 @@ CHANGES_S = 20.0
         ),
         pytest.param(
             *("after-merge", 1),
-            marks=pytest.mark.fault("35", "leader killed when it has the sum of 4 shards"),
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.fault("35", "leader killed when it has the sum of 4 shards"),
+            ],
         ),
         pytest.param(
             *("after-drop", SHARDS - 1),
-            marks=pytest.mark.fault("35", "leader killed when it has dropped k of 3 parts, each k"),
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.fault("35", "leader killed when it has dropped k of 3 parts, each k"),
+            ],
         ),
     ],
 )
