@@ -119,11 +119,13 @@ async def test_systemd(any_server: RedisServer, systemd: socket.socket) -> None:
     with Serving("--redis-url", any_server.url, environment=environment) as serving:
         assert systemd.recv(1024) == b"READY=1\nSTATUS=2 workers listen"
         assert (await serving.health()).status == 200
-        systemd.settimeout(0)
-        with pytest.raises(BlockingIOError):
-            systemd.recv(1024)
         serving.stop()
-        assert systemd.recv(1024) == b"STOPPING=1"
+        systemd.settimeout(0)
+        told = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                told.append(systemd.recv(1024))
+        assert [said for said in told if not said.startswith(b"STATUS=")] == [b"STOPPING=1"]
 
 
 async def test_drain(any_server: RedisServer) -> None:
