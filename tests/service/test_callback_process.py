@@ -67,7 +67,7 @@ async def test_it_takes_a_back_seat(any_server: RedisServer) -> None:
 
 async def test_it_is_replaced(any_server: RedisServer) -> None:
     """Killed or hung, it has a successor, and we are ready meanwhile; a reload replaces it in silence."""
-    tuned = {"idagg.run.child.HUNG_S": 4}
+    tuned = {"idagg.run.supervisor.CALLBACKS_HUNG_S": 4}
     with Serving("--redis-url", any_server.url, tuned=tuned, window=long_window()) as serving:
         workers = serving.workers()
         killed = serving.callback_process()

@@ -265,7 +265,7 @@ def test_a_listener_is_served_by_who_holds_it() -> None:
 def test_what_is_left_is_read(tmp_path: Path) -> None:
     """Also by another version: unknown fields are passed over, missing ones have their defaults."""
     settings = Settings(state_dir=tmp_path)
-    child = Held("worker-0", 77, 0, 8, 9, [3, 4], listens_since=1.5, last="{}", unread='{"a')
+    child = Held("worker-0", 77, 0, 8, 9, [3, 4], 60.0, listens_since=1.5, last="{}", unread='{"a')
     left = Inherited(settings, "redis://r", "/m", [3], 5, [dataclasses.asdict(child), None])
     assert Inherited.parse(left.line()) == left
     newer = orjson.loads(left.line())

@@ -39,7 +39,10 @@ _PIPE_BYTES = 65_536
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Held:
-    """What is needed to hold a running process. ``stdin`` and ``stdout`` are our ends of two pipes."""
+    """What is needed to hold a running process. ``stdin`` and ``stdout`` are our ends of two pipes.
+
+    ``hung_s``: it hangs if it has been silent for so long; None: for HUNG_S.
+    """
 
     name: str
     pid: int
@@ -47,6 +50,7 @@ class Held:
     stdin: int
     stdout: int
     pass_fds: list[int]
+    hung_s: float | None = None
     listens_since: float | None = None  # by the system's monotonic clock
     last: str = ""  # heartbeat, as it came
     unread: str = ""  # the beginning of the next one
@@ -69,6 +73,7 @@ class Child(Generic[T]):
         self.code: int | None = None  # exit code; None after its end: it could not be started
         self.on_change: Callable[[], None] = lambda: None  # called once it listens, and when it has died
         self._held = held
+        self._hung_s = held.hung_s or HUNG_S
         self._parse = parse
         self._unstartable = unstartable
         self._process = None if unstartable else Process(held.pid)
@@ -92,6 +97,7 @@ class Child(Generic[T]):
         writer: int,
         environment: Mapping[str, str],
         pass_fds: Iterable[int] = (),
+        hung_s: float | None = None,
     ) -> Child[T]:
         """Run ``module`` by the same interpreter. It gets the lines ``first``."""
         inherited = list(pass_fds)
@@ -117,7 +123,7 @@ class Child(Generic[T]):
         finally:
             os.close(stdin_there)
             os.close(stdout_there)
-        return cls(Held(name, pid, writer, stdin, stdout, inherited), parse, unstartable=unstartable)
+        return cls(Held(name, pid, writer, stdin, stdout, inherited, hung_s), parse, unstartable=unstartable)
 
     def __repr__(self) -> str:
         return f"<Child {self.name} pid={self._held.pid} {self.said}>"
@@ -175,7 +181,7 @@ class Child(Generic[T]):
         try:
             await self._listen()
         except TimeoutError:
-            log.error("%s has sent no heartbeat for %g s, killing it", who, HUNG_S)
+            log.error("%s has sent no heartbeat for %g s, killing it", who, self._hung_s)
             process.send_signal(signal.SIGABRT)  # it prints where it hangs
             await asyncio.wait([asyncio.create_task(process.wait())], timeout=LAST_WORDS_S)
             process.kill()  # a stopped process reacts to no other signal
@@ -186,18 +192,18 @@ class Child(Generic[T]):
         self.code = await process.wait()
 
     async def _listen(self) -> None:
-        """Read its heartbeats until it ends. Raises TimeoutError if there is none for HUNG_S."""
+        """Read its heartbeats until it ends. Raises TimeoutError if there is none for ``hung_s``."""
         loop, readable = asyncio.get_running_loop(), asyncio.Event()
         loop.add_reader(self._held.stdout, readable.set)
         try:
             while True:
                 since_s = time.monotonic()
                 try:
-                    async with asyncio.timeout(HUNG_S):
+                    async with asyncio.timeout(self._hung_s):
                         await readable.wait()
                 except TimeoutError:
                     # Timers run before descriptors: what it said while this process stood still is there.
-                    if self._read() is None and time.monotonic() - since_s < HUNG_S + ASLEEP_S:
+                    if self._read() is None and time.monotonic() - since_s < self._hung_s + ASLEEP_S:
                         raise
                 readable.clear()
                 if self._read() is False:
