@@ -62,8 +62,8 @@ T = TypeVar("T")
 log = logging.getLogger("idagg.supervisor")
 
 CALLBACK_MODULE = "idagg.run.callback_process"
-# A callback process that has been silent for so long hangs. At its niceness it is slow on a busy machine: on 2
-# CPUs with 8 busy processes, its start was seen to take more than 10 s.
+# A callback process that has been silent for so long hangs. At its niceness it is slow on a busy machine: on
+# 2 CPUs with 8 busy processes, its start was seen to take more than 10 s.
 CALLBACKS_HUNG_S = 60.0
 # A callback process that has run this long is considered stable. For one that dies earlier, the restart delay
 # grows, up to this value.
