@@ -426,6 +426,7 @@ class GroupCommit:
     async def _send(self, batch: _Batch) -> Stored | None:
         """The store's answer to the batch; None if it was refused or did not come in time."""
         self._seq += 1
+        trouble = None  # of this batch: what another met can be long over
         try:
             async with asyncio.timeout_at(batch.expires_at):
                 while True:
@@ -434,7 +435,7 @@ class GroupCommit:
                         repeats = len(batch.repeats)
                         answer = await self._hits.add(self._seq, batch.ids, batch.endpoints, repeats)
                     except StoreAwayError as error:
-                        self.trouble = str(error)
+                        self.trouble = trouble = str(error)
                         await asyncio.sleep(_RETRY_S)
                     else:
                         self.trouble = None
@@ -444,5 +445,5 @@ class GroupCommit:
             self.trouble = str(error)
         except TimeoutError:
             self._took_s = self._deadline_s
-            self.trouble = self.trouble or f"the store did not answer within {self._deadline_s:g} s"
+            self.trouble = trouble or f"the store did not answer within {self._deadline_s:g} s"
         return None

@@ -80,6 +80,8 @@ SILENT_S = 30.0
 HANGUP_S = 0.2
 # Interval at which trouble that persists is logged again.
 REMIND_S = 30.0
+# The same for trouble whose cause changes: several nodes can be in trouble, and each look tells of another.
+REWORD_S = 5.0
 
 
 class CrashLoopError(IdaggError):
@@ -625,7 +627,11 @@ class Supervisor:
             trouble = {part: said for part, said in self.trouble().items() if part not in READY_WITHOUT}
             if self._leave.is_set():
                 pass
-            elif trouble != told or (trouble and time.monotonic() - told_at > REMIND_S):
+            elif (
+                trouble.keys() != told.keys()
+                or (trouble != told and time.monotonic() - told_at > REWORD_S)
+                or (trouble and time.monotonic() - told_at > REMIND_S)
+            ):
                 for part, sentence in trouble.items():
                     if told.get(part) == sentence:
                         log.warning("%s: still in trouble: %s", part, sentence)
