@@ -408,6 +408,13 @@ class Settings(BaseModel):
             raise UnfitError("it needs --amqp-exchange; without one, the queue's name is the routing key")
         return key
 
+    @field_validator("replicas")
+    @classmethod
+    def _replicas_of_a_server(cls, replicas: int, info: ValidationInfo) -> int:
+        if replicas and info.data.get("redis_url", "") is None:
+            raise UnfitError("the embedded store has no replicas: give --redis-url, or leave --replicas out")
+        return replicas
+
     @field_validator("state_dir")
     @classmethod
     def _needed_by_the_embedded_store(cls, state_dir: Path | None, info: ValidationInfo) -> Path | None:

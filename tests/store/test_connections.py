@@ -161,7 +161,7 @@ async def test_a_new_client_of_a_full_server(any_server: servers.RedisServer) ->
 def test_protected_mode() -> None:
     """What a server says to other machines that has no password and is not told where to listen."""
     reply = "DENIED Redis is running in protected mode because protected mode is enabled and no password"
-    assert "is in protected mode and answers only its own machine: give it a password" in str(
+    assert "is in protected mode and answers only its own machine, and nothing is counted: give it" in str(
         refusal("redis://h:1", reply)
     )
 

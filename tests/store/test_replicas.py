@@ -144,7 +144,9 @@ async def test_a_user_without_permission_to_wait(group: SentinelGroup, both: Cli
     """It is named, and nothing is counted."""
     await both.command("ACL", "SETUSER", "u", "on", ">p", "~*", "+@all", "-wait")
     client = Client(f"redis://u:p@{group.nodes[0].address}", tag=TAG, timeout_s=5, replicas=1)
-    with pytest.raises(StoreAwayError, match=r"does not permit this user what counting needs.*'wait'"):
+    with pytest.raises(
+        StoreAwayError, match=r"does not permit this user what counting needs.*SETUSER with \+wait"
+    ):
         await hits(client).add(1, [b"1"])
     assert await both.command("KEYS", f"{TAG}:w:*") == []
     await client.close()
@@ -182,3 +184,14 @@ async def test_check_with_a_sentinel_as_the_server(group: SentinelGroup) -> None
         StoreError, match=r"is a sentinel: give --redis-url as redis\+sentinel://HOST/SERVICE"
     ):
         await probe(group.sentinels[0].tcp_url, "t", timeout_s=5)
+
+
+async def test_check_with_a_primary_that_wants_more_replicas(group: SentinelGroup) -> None:
+    group.primary.ask("CONFIG", "SET", "min-replicas-to-write", "3")
+    try:
+        with pytest.raises(
+            StoreError, match=r"2 of the 3 replicas that its min-replicas-to-write asks for, and"
+        ):
+            await probe(group.url, "t", timeout_s=5)
+    finally:
+        group.primary.ask("CONFIG", "SET", "min-replicas-to-write", "0")

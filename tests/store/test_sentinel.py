@@ -157,6 +157,20 @@ async def test_what_is_no_sentinel(group: SentinelGroup) -> None:
     await client.close()
 
 
+@pytest.mark.parametrize(
+    ("scheme", "sentence"),
+    [
+        ("redis", r"runs no scripts, and nothing is counted: if it is a sentinel, give .*redis\+sentinel://"),
+        ("redis+cluster", r"is no node of a cluster, and nothing is counted: give .* redis\+sentinel://"),
+    ],
+)
+async def test_a_sentinel_as_if_it_had_the_data(group: SentinelGroup, scheme: str, sentence: str) -> None:
+    client = Servers(f"{scheme}://{group.sentinels[0].address}").client(TAG, timeout_s=5)
+    with pytest.raises(StoreAwayError, match=sentence):
+        await hits(client).add(1, [b"1"])
+    await client.close()
+
+
 async def test_users_of_data_and_of_sentinels(tmp_path: Path) -> None:
     """Each has its own, in TLS; the sentence says whose is wrong."""
     with SentinelGroup(

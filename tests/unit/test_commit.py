@@ -177,6 +177,16 @@ async def test_a_silent_store_fails_everyone_at_their_deadline_and_is_asked_agai
     assert bench.hits.sent[-1][0] > 1
 
 
+async def test_what_an_earlier_batch_met_is_not_said_of_a_later_one(bench: Bench) -> None:
+    bench.add("1")
+    bench.hits.reply(StoreAwayError("a replica is away"))
+    await bench.answered(1)
+    assert bench.commit.trouble == "a replica is away"
+    bench.add("2")
+    await bench.answered(2)
+    assert "did not answer" in str(bench.commit.trouble)
+
+
 async def test_what_expired_while_it_waited_is_not_sent(bench: Bench) -> None:
     """A batch whose time is over before its turn fails without asking the store."""
     clock, now = bench.time, bench.time()

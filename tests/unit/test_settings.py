@@ -145,6 +145,15 @@ def test_no_place_for_state() -> None:
     )
     assert load({"state_dir": "/s"}, {})[0].state_dir == Path("/s")
     assert load({"redis_url": "redis://r"}, {})[0].state_dir is None
+
+
+def test_the_embedded_store_has_no_replicas() -> None:
+    (problem,) = problems({"state_dir": "/s", "replicas": 1})
+    assert problem == (
+        "replicas (flag --replicas) cannot be 1: the embedded store has no replicas: give --redis-url, or "
+        "leave --replicas out"
+    )
+    assert load({"redis_url": "redis://r", "replicas": 1}, {})[0].replicas == 1
     (problem,) = problems({"redis_url": "x"}, {})
     assert problem.startswith("redis_url ")
 

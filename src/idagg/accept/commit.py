@@ -447,6 +447,7 @@ class GroupCommit:
         """The store's answer to the batch; None if it was refused or did not come in time."""
         self._seq += 1
         self._cause = "slow"
+        trouble = None  # of this batch: what another met can be long over
         try:
             async with asyncio.timeout_at(batch.expires_at):
                 while True:
@@ -455,7 +456,7 @@ class GroupCommit:
                         repeats = len(batch.repeats)
                         answer = await self._hits.add(self._seq, batch.ids, batch.endpoints, repeats)
                     except StoreAwayError as error:
-                        self.trouble = str(error)
+                        self.trouble = trouble = str(error)
                         self._cause = "away"
                         await asyncio.sleep(_RETRY_S)
                     else:
@@ -467,5 +468,5 @@ class GroupCommit:
             self._cause = "refused"
         except TimeoutError:
             self._took_s = self._deadline_s
-            self.trouble = self.trouble or f"the store did not answer within {self._deadline_s:g} s"
+            self.trouble = trouble or f"the store did not answer within {self._deadline_s:g} s"
         return None

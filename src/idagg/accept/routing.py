@@ -245,3 +245,7 @@ class Router:
             for shard, commit in enumerate(self.commits)
             if commit.trouble and commit.failed_at > since
         }
+
+    def failing(self) -> set[int]:
+        """The shards that have not stored their last batch, however long ago that was."""
+        return {shard for shard, commit in enumerate(self.commits) if commit.trouble}

@@ -96,6 +96,7 @@ class Caller:
 
     async def run(self) -> None:
         """Work while this machine leads, until cancelled; the next leader goes on with what is under way."""
+        told = None
         try:
             while True:
                 epoch = await self._leader.elected()
@@ -105,7 +106,11 @@ class Caller:
                 except FencedError:
                     self._leader.lost(epoch)
                 except StoreError as error:
-                    log.warning("callbacks wait: %s", error)
+                    if str(error) != told:
+                        log.warning("callbacks wait: %s", error)
+                    told = str(error)
+                else:
+                    told = None
                 await asyncio.sleep(LOOK_S)
                 if self._leader.epoch != epoch:
                     await self._drop()

@@ -223,6 +223,7 @@ class Sealer:
             if all(now.told.get(shard) == said for shard in now.shards):
                 plan = now.proposal
                 if await self._windows.merging.confirm(epoch, plan):
+                    now.course = now.course._replace(plan=plan)  # as the next look will say
                     log.info(
                         "from window %s on, %d s long, ids are spread over %d shards",
                         *(iso(plan.begins_s), plan.window_s, plan.shards),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Awaitable, Callable
 
 from idagg.errors import FencedError, LogFileError, StoreError
@@ -20,6 +21,8 @@ log = logging.getLogger("idagg.flush")
 
 # Between two tries after the store or the log file failed.
 RETRY_S = 0.5
+# Several loops meet the same trouble one after the other: what changes about it is told so much later.
+GATHER_S = 1.0
 # The store's clock may be stepped: never sleep long on what it said.
 LOOK_S = 1.0
 
@@ -39,6 +42,8 @@ class Turns:
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._more = asyncio.Event()
         self._troubles: dict[str, str] = {}  # by the loop that has it
+        self._told: str | None = None
+        self._told_at = -math.inf  # by the loop's clock
 
     def add(self, name: str, turn: Turn, sealing: Sealing) -> None:
         """A loop of this name, if there is none yet. What it finds damaged is quarantined in that shard."""
@@ -106,8 +111,13 @@ class Turns:
         else:
             self._troubles.pop(loop, None)
         trouble = "; ".join(dict.fromkeys(self._troubles.values())) or None
-        if trouble and trouble != self.trouble:
-            log.error("windows stay pending, trying again: %s", trouble)
-        elif self.trouble and not trouble:
-            log.info("windows are delivered again")
         self.trouble = trouble
+        now = asyncio.get_running_loop().time()
+        if trouble and trouble != self._told and (not self._told or now - self._told_at >= GATHER_S):
+            log.error("windows stay pending, trying again: %s", trouble)
+            self._told_at = now
+        elif self._told and not trouble:
+            log.info("windows are delivered again")
+        elif trouble:
+            return  # told already, or soon: the loop tries again
+        self._told = trouble

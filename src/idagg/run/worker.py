@@ -40,6 +40,7 @@ from idagg.run.logs import take_dropped
 from idagg.run.messages import HEARTBEAT_S, Assignment, Heartbeat, WorkerStart
 from idagg.run.observation import Observation
 from idagg.run.process import begin, first_message, later_messages
+from idagg.run.shard_news import ShardNews
 from idagg.store.address import kind_of
 from idagg.store.client import Client
 from idagg.store.hits import MAX_BATCH, HitStore
@@ -108,7 +109,7 @@ class Worker:
             now=loop.time,
             linger_s=linger_s(settings.workers),
         )
-        self._told_away: set[int] = set()  # shards
+        self._shard_news = ShardNews()
         self._admission = admission = Admission(
             self._router, tally, keeps_endpoints=settings.callbacks != "off"
         )
@@ -246,13 +247,13 @@ class Worker:
             return leadership.trouble
         away, regime = self._shards_away(), self._router.regime
         if len(away) == regime.shards or (away and not regime.number):
-            return next(iter(away.values()))
+            return away[min(away)]  # the home shard's, if it is one of them: without it, the others take none
         return None
 
     def _shard_trouble(self) -> str | None:
         """Which shards' ids are not stored while others' are; None if there is no such shard."""
         away, shards = self._shards_away(), self._router.regime.shards
-        if not away or len(away) == shards:
+        if not away or self._store_trouble():
             return None
         which = ", ".join(map(str, sorted(away)))
         return (
@@ -262,12 +263,12 @@ class Worker:
 
     def _tell_shards(self) -> None:
         """Log which shards are away, and that they are back."""
-        away = self._shards_away() if self._shard_trouble() else {}
-        for shard in away.keys() - self._told_away:
-            log.warning("shard %d stores no ids, they are answered 503: %s", shard, away[shard])
-        for shard in self._told_away - away.keys():
-            log.info("shard %d works again", shard)
-        self._told_away = set(away)
+        away = self._shards_away()
+        some = away if self._shard_trouble() else {}
+        now = asyncio.get_running_loop().time()
+        if news := self._shard_news.look(now, some, self._router.failing() | away.keys()):
+            sentence, is_good = news
+            log.log(logging.INFO if is_good else logging.WARNING, "%s", sentence)
 
     async def _last_requests(self) -> None:
         """Wait for idle clients to send one more request."""

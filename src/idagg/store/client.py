@@ -24,7 +24,7 @@ from idagg.errors import (
 from idagg.failpoints import reach
 from idagg.store.address import Address, shown
 from idagg.store.connection import Argument, Connection, open_connection
-from idagg.store.replies import refusal, unreachable
+from idagg.store.replies import not_permitted, refusal, unreachable
 from idagg.store.scripts import OPENINGS, READS
 from idagg.store.topology import Nodes, Source, nodes
 from idagg.tasks import end
@@ -149,12 +149,13 @@ class Client:
                 if str(denied).startswith("OOM"):
                     return  # what a full server still runs, sealing above all, must not wait for the proof
                 raise self._refused(denied)
-            denied = [f"~{tag}*".encode()]
+            denied = [b"~"]
+        if denied == [b"~"]:
+            # Who has more than the home shard needs the keys of all: one permission, and one sentence.
+            home_only = tag.endswith(":0}")
+            denied = [f"~{tag}*".encode() if home_only else f"~{tag.partition(':')[0]}:*".encode()]
         if denied:
-            raise StoreAwayError(
-                f"Redis at {self.address} does not permit this user what counting needs, and nothing is "
-                f"counted: ACL SETUSER with {b' '.join(denied).decode()}"
-            )
+            raise not_permitted(self.address, b" ".join(denied).decode())
         self._is_permitted = True
 
     async def _run(self, name: str, tag: str, *args: Argument) -> Any:

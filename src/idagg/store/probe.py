@@ -68,6 +68,12 @@ def risks(seen: Seen, *, kind: Kind, replicas: int) -> list[str]:
             f"{where} is a node of a cluster, and nothing is counted once it has handed a slot over: "
             "give --redis-url as redis+cluster:// or rediss+cluster://"
         )
+    wanted = int(seen.config.get("min-replicas-to-write", "0"))
+    if seen.replicas < wanted:
+        found.append(
+            f"{where} has {seen.replicas} of the {wanted} replicas that its min-replicas-to-write asks for, "
+            "and takes no writes: start replicas, or lower it"
+        )
     if seen.replicas < replicas:
         found.append(
             f"{where} has {seen.replicas} of the {replicas} replicas that --replicas asks for, and no id is "

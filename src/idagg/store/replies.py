@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from idagg.errors import (
     FencedError,
     HalfDoneError,
@@ -16,15 +18,21 @@ from idagg.errors import (
 
 # "Not now"; whether to ask again is the caller's to decide.
 _NOT_NOW = {
-    "LOADING": "is still loading its data",
-    "READONLY": "takes no writes, it is a replica",
-    "MASTERDOWN": "takes no writes, its master is down",
-    "UNBLOCKED": "takes no writes any more, it became a replica",
-    "NOREPLICAS": "takes no writes, it has fewer replicas than its min-replicas-to-write",
-    "CLUSTERDOWN": "is part of a cluster that is down",
-    "DENIED": "is in protected mode and answers only its own machine: give it a password (requirepass)",
+    "LOADING": "is still loading its data, and nothing is counted until it has",
+    "READONLY": "takes no writes, it is a replica, and nothing is counted: give --redis-url its primary",
+    "MASTERDOWN": "takes no writes, its master is down, and nothing is counted: give --redis-url the primary",
+    "UNBLOCKED": "takes no writes any more, it became a replica: the last ids may be counted",
+    "NOREPLICAS": "takes no writes, it has fewer replicas than its min-replicas-to-write, and nothing is "
+    "counted in it: start or mend the replicas, or lower that",
+    "CLUSTERDOWN": "is part of a cluster that is down, and nothing is counted in it: start the missing "
+    "masters, and set cluster-require-full-coverage no",
+    "DENIED": "is in protected mode and answers only its own machine, and nothing is counted: give it a "
+    "password (requirepass), and put it into --redis-url",
 }
-_LOGIN = {"NOAUTH": "wants a password", "WRONGPASS": "refuses the password or the user"}
+_LOGIN = {
+    "NOAUTH": "wants a password, and nothing is counted: put it into --redis-url",
+    "WRONGPASS": "refuses the password or the user, and nothing is counted: mend them in --redis-url",
+}
 # What only a node of a cluster says.
 _ELSEWHERE = ("MOVED", "ASK", "TRYAGAIN", "CROSSSLOT")
 # What servers before ACLs, and some hosted ones, say of a password in place of WRONGPASS.
@@ -35,6 +43,14 @@ _DENIED = ("user executing the script can't", "ACL failure in script")
 
 def unreachable(where: str, why: str) -> StoreAwayError:
     return StoreAwayError(f"Redis at {where} cannot be reached: {why}")
+
+
+def not_permitted(where: str, what: str) -> StoreAwayError:
+    """``what`` in the words of ACL SETUSER."""
+    return StoreAwayError(
+        f"Redis at {where} does not permit this user what counting needs, and nothing is counted: "
+        f"ACL SETUSER with {what}"
+    )
 
 
 def refusal(where: str, reply: str) -> StoreError:
@@ -52,9 +68,8 @@ def refusal(where: str, reply: str) -> StoreError:
     elif any(part in reply for part in _PASSWORD):
         code = "WRONGPASS"
     if code == "NOPERM":
-        return StoreAwayError(
-            f"Redis at {where} does not permit this user what counting needs, and nothing is counted: {rest}"
-        )
+        command = re.search(r"run the '(\S+)' command", rest)
+        return not_permitted(where, f"+{command[1]}" if command else rest)
     if code in _LOGIN:
         return LoginRefusedError(f"Redis at {where} {_LOGIN[code]}")
     if code in ("ASK", "TRYAGAIN"):
@@ -69,6 +84,11 @@ def refusal(where: str, reply: str) -> StoreError:
         )
     if code in _NOT_NOW:
         return StoreAwayError(f"Redis at {where} {_NOT_NOW[code]}")
+    if "unknown command" in reply and "'eval" in reply.lower():
+        return StoreAwayError(
+            f"Redis at {where} runs no scripts, and nothing is counted: if it is a sentinel, give "
+            "--redis-url as redis+sentinel://HOST/SERVICE"
+        )
     if code == "OOM":
         return StoreRefusedError(f"Redis at {where} is out of memory (maxmemory)")
     if code == "FENCED":

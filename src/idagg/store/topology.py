@@ -171,8 +171,9 @@ class Sentinels:
                 fields = dict(zip(outcome[0][::2], outcome[0][1::2], strict=True))
                 found.append((int(fields[b"config-epoch"]), *outcome[1]))
         if not found:
-            # What one says of the URL is of more use than that others are away.
-            raise min(trouble, key=lambda error: str(error).startswith("no sentinel"))
+            # What one says of the URL is of more use than that others are away. Always the same one: each
+            # change is logged.
+            raise min(trouble, key=lambda error: (str(error).startswith("no sentinel"), str(error)))
         _, host, port = max(found)
         return place.node._replace(host=host.decode(), port=int(port))
 
@@ -258,7 +259,7 @@ class Cluster:
                 is_well = info["cluster_state"] == "ok"
                 found.append((is_well, int(info["cluster_current_epoch"]), ranges))
         if not found:
-            raise min(trouble, key=lambda error: str(error).startswith("no node"))
+            raise min(trouble, key=lambda error: (str(error).startswith("no node"), str(error)))
         return max(found)[2]
 
 
@@ -293,10 +294,11 @@ def _sentinels_refusal(name: str, service: str, reply: str) -> StoreAwayError:
 
 
 def _nodes_refusal(where: str, reply: str) -> StoreAwayError:
-    if "cluster support disabled" in reply:
+    # The second is a sentinel's.
+    if "cluster support disabled" in reply or "unknown command" in reply:
         return StoreAwayError(
             f"Redis at {where} is no node of a cluster, and nothing is counted: give --redis-url as redis:// "
-            "or rediss://"
+            "or rediss://, or as redis+sentinel:// if it is a sentinel"
         )
     return _away(where, reply)
 

@@ -2,7 +2,7 @@
 --
 -- A command that is refused in the middle of a script leaves the half of it done: better to know before.
 --
--- Returns what the user is not permitted, in the words of ACL SETUSER: +command, or ~keys.
+-- Returns what the user is not permitted, in the words of ACL SETUSER: +command; or ~, for its keys.
 
 local scratch = key('scratch')
 local denied = {}
@@ -19,7 +19,7 @@ for _, command in ipairs({
   local answer = redis.pcall(unpack(command))
   local why = type(answer) == 'table' and answer.err or ''
   if string.find(why, 'access') then
-    return {'~' .. KEYS[1] .. '*'}
+    return {'~'}
   elseif string.find(why, 'user executing the script') or string.find(why, 'ACL failure') then
     denied[#denied + 1] = '+' .. string.lower(command[1])
   end
