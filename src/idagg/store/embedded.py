@@ -171,6 +171,8 @@ class EmbeddedStore:
                 except CannotStartError as error:
                     self._complain(str(error))
                 else:
+                    # Told here, too: all may be well again before the supervisor looks.
+                    log.error("the embedded store %s, starting it again", died_of)
                     self._complain(f"the embedded store {died_of}")
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, LONGEST_DELAY_S)
