@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import socket
 from pathlib import Path
@@ -64,7 +65,11 @@ class HAProxy(Balancer):
         return None if outcome == "INI" else outcome
 
     def _answers(self) -> bool:
-        return super()._answers() and self._stats.exists()  # the listener comes first
+        with contextlib.suppress(
+            OSError
+        ):  # the listener comes first, and the socket's name before it listens
+            return super()._answers() and bool(self._row())
+        return False
 
     def _row(self) -> dict[str, str]:
         with socket.socket(socket.AF_UNIX) as client:

@@ -236,6 +236,7 @@ async def test_31_seal_lost(place: str, group: SentinelGroup, row: Row, tmp_path
         serving.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.fault("31", "leader killed with an epoch that no replica has, then failover")
 async def test_31_election_lost(group: SentinelGroup, row: Row, tmp_path: Path) -> None:
     """A leader elected by the primary alone, which dies, has done nothing: each window has one count."""

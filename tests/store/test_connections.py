@@ -47,6 +47,7 @@ def deaden(client: Client) -> None:
         same.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
+@pytest.mark.slow  # a container may not let it attach a filter
 async def test_a_connection_that_a_nat_has_forgotten() -> None:
     """The batch that finds out goes again on a new one, before its deadline; nobody cancels it."""
     with servers.RedisServer(tcp=True) as server:
