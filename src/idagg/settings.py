@@ -347,7 +347,7 @@ class Settings(BaseModel):
         default=35,
         ge=0,
         le=3650,
-        description="time for which records of windows can be read back, 0 to 3650 whole days (0: not at all)",
+        description="time for which records of windows can be read back, 0 to 3650 whole days; 0: not at all",
     )
     callback_allow: Annotated[
         tuple[Annotated[str, AfterValidator(_host_or_network)], ...], BeforeValidator(_split)
