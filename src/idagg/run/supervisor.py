@@ -283,7 +283,7 @@ class Supervisor:
         own = [listener.fileno() for listener in self._listeners[slot::workers]]
         held = [listener.fileno() for listener in (*self._listeners, *opened)]
         start = WorkerStart(
-            settings,
+            settings.in_force(),
             self._url(settings),
             self._free_writer(),
             self._stdout,
@@ -306,7 +306,7 @@ class Supervisor:
 
     def _start_callbacks(self) -> Child[Heartbeat]:
         settings = self._settings
-        start = CallbackStart(settings, self._url(settings), self._free_writer(), self._stdout)
+        start = CallbackStart(settings.in_force(), self._url(settings), self._free_writer(), self._stdout)
         return self._watched(
             Child.start(
                 "the callback process",
