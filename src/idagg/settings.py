@@ -1,6 +1,7 @@
 """The settings: meaning, allowed values, and source of each.
 
-Precedence: flag, environment variable, TOML file, systemd credential, default. This is plain pydantic.
+Precedence: flag, environment variable, TOML file, systemd credential, the default of a unit, default. This is
+plain pydantic.
 pydantic-settings ignores a missing file and an unreadable credential, and its models would read the
 environment again in each worker.
 """
@@ -12,6 +13,7 @@ import difflib
 import ipaddress
 import logging
 import re
+import shlex
 import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -51,6 +53,9 @@ INHERITED_VARIABLE = "_IDAGG_INHERITED"
 """Names the descriptor from which a supervisor reads what its predecessor left (``run/reload.py``)."""
 
 _CONFIG_VARIABLE = "IDAGG_CONFIG"
+# Other defaults, as NAME=VALUE separated by spaces. They are for a unit or an image: whatever it sets as
+# environment variables would take precedence over the operator's file.
+_DEFAULTS_VARIABLE = "IDAGG_DEFAULTS"
 # RFC 1123, and underscores, which container names have. A last label that begins with a digit is refused: it
 # is a mistyped address, or a form that only resolvers read (127.1, 0x7f000001).
 _HOST_NAME = re.compile(
@@ -511,6 +516,7 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str]) -> tuple[Setti
     path = flags.get("config")
     found = (  # a later source takes precedence
         _from_default(environ)
+        | _from_defaults(environ, problems)
         | _from_credentials(environ, problems)
         | _from_file(environ.get(_CONFIG_VARIABLE) if path is None else str(path), problems)
         | _from_environment(environ, problems)
@@ -543,6 +549,23 @@ def _from_default(environ: Mapping[str, str]) -> _Found:
     else:
         return {}
     return {"state_dir": (folder, "default")}
+
+
+def _from_defaults(environ: Mapping[str, str], problems: list[str]) -> _Found:
+    where = f"environment {_DEFAULTS_VARIABLE}"
+    found: _Found = {}
+    try:
+        items = shlex.split(environ.get(_DEFAULTS_VARIABLE, ""))
+    except ValueError as error:
+        problems.append(f"{where} cannot be read: {error}")
+        return {}
+    for item in items:
+        name, is_given, value = item.partition("=")
+        if not is_given or name not in Settings.model_fields:
+            problems.append(f"{name} in {where} is no setting with a value{_meant(name)}")
+        else:
+            found[name] = value, where
+    return found
 
 
 def _from_credentials(environ: Mapping[str, str], problems: list[str]) -> _Found:
@@ -593,7 +616,7 @@ def _from_environment(environ: Mapping[str, str], problems: list[str]) -> _Found
         for given in environ
         if given.startswith("IDAGG_")
         and given not in names
-        and given not in (_CONFIG_VARIABLE, failpoints.VARIABLE)
+        and given not in (_CONFIG_VARIABLE, _DEFAULTS_VARIABLE, failpoints.VARIABLE)
     ]
     if problem := failpoints.problem(environ.get(failpoints.VARIABLE)):
         problems.append(problem)

@@ -221,7 +221,25 @@ def test_precedence(tmp_path: Path) -> None:
     del flags["config"]
     assert in_force() == ("redis://credential", "credential idagg_redis_url")
     del environ["CREDENTIALS_DIRECTORY"]
+    environ["IDAGG_DEFAULTS"] = "redis_url=redis://unit"
+    assert in_force() == ("redis://unit", "environment IDAGG_DEFAULTS")
+    del environ["IDAGG_DEFAULTS"]
     assert in_force() == (None, "default")
+
+
+def test_defaults_of_a_unit(tmp_path: Path) -> None:
+    """They may have spaces in quotes, and what is wrong with them is told like anything else."""
+    given = HOME | {"IDAGG_DEFAULTS": "log_file='/var/log/a b.log' drain=5"}
+    settings, _ = load(toml(tmp_path, "drain = 7"), given)
+    assert (settings.log_file, settings.drain) == (Path("/var/log/a b.log"), 7)
+    where = "environment IDAGG_DEFAULTS"
+    assert problems({}, HOME | {"IDAGG_DEFAULTS": "drian=5 port workers=0"}) == [
+        f"drian in {where} is no setting with a value; did you mean drain?",
+        f"port in {where} is no setting with a value; did you mean port?",
+        f"workers ({where}) cannot be '0': it is the number of worker processes, 1 to 256",
+    ]
+    [problem] = problems({}, HOME | {"IDAGG_DEFAULTS": "log_file='/var"})
+    assert problem == f"{where} cannot be read: No closing quotation"
 
 
 def test_sources_add_up(tmp_path: Path) -> None:
