@@ -268,7 +268,7 @@ class Worker:
         away = self._shards_away()
         some = away if self._shard_trouble() else {}
         now = asyncio.get_running_loop().time()
-        if news := self._shard_news.look(now, some, self._router.failing() | away.keys()):
+        if news := self._shard_news.look(now, some, away.keys()):
             sentence, is_good = news
             log.log(logging.INFO if is_good else logging.WARNING, "%s", sentence)
 
