@@ -34,6 +34,7 @@ from idagg.run import sockets, terminal
 from idagg.run.admin import AdminListener
 from idagg.run.child import Child, end
 from idagg.run.control import Control, Request
+from idagg.run.fleet import Fleet
 from idagg.run.logs import log_to_stderr
 from idagg.run.machine import Machine
 from idagg.run.messages import READY_WITHOUT, Assignment, CallbackStart, Heartbeat, Leads, WorkerStart
@@ -141,6 +142,7 @@ class Supervisor:
             self._requests = [Request(socket.socket(fileno=number)) for number in inherited.waiting]
         self._inherited = inherited
         self._control = Control(self._on_request, inherited.control if inherited else None)
+        self.fleet = Fleet(self)
         self._admin = AdminListener(self)
         os.environ.update(self._environment(metrics.SUPERVISOR))
         metrics.write_as(metrics.SUPERVISOR)
