@@ -11,6 +11,7 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import math
@@ -21,7 +22,7 @@ import sys
 import time
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 import uvloop
@@ -62,8 +63,6 @@ from idagg.settings import Settings
 from idagg.store.address import shown as shown_url
 from idagg.store.embedded import EmbeddedStore
 from idagg.tasks import end as tasks_end
-
-T = TypeVar("T")
 
 log = logging.getLogger("idagg.supervisor")
 
@@ -123,6 +122,7 @@ class Supervisor:
         self.metrics_folder = self._runtime.metrics
         self._store: EmbeddedStore | None = None
         self._ending: list[asyncio.Task[None]] = []  # the ends of workers that are replaced
+        self.fleet = Fleet(self)
         if inherited is None:
             self._listeners = sockets.listen(settings.host, settings.port, settings.workers)
             self._admin_listener = listen_admin(settings)
@@ -142,7 +142,6 @@ class Supervisor:
             self._requests = [Request(socket.socket(fileno=number)) for number in inherited.waiting]
         self._inherited = inherited
         self._control = Control(self._on_request, inherited.control if inherited else None)
-        self.fleet = Fleet(self)
         self._admin = AdminListener(self)
         os.environ.update(self._environment(metrics.SUPERVISOR))
         metrics.write_as(metrics.SUPERVISOR)
@@ -270,6 +269,11 @@ class Supervisor:
             pids | {"supervisor": os.getpid()},
             self._deaths,
             self._store.data if self._store else None,
+            [
+                time.monotonic() - worker.said_at if worker and worker.said else None
+                for worker in self._workers
+            ],
+            callbacks.waiting if callbacks else {},
         )
 
     async def _start_store(self) -> None:
@@ -345,7 +349,7 @@ class Supervisor:
             del variables[metrics.FOLDER_VARIABLE]
         return variables
 
-    def _watched(self, child: Child[T]) -> Child[T]:
+    def _watched(self, child: Child[Heartbeat]) -> Child[Heartbeat]:
         def ended(life: asyncio.Task[None]) -> None:
             self._alive.discard(child)
             metrics.forget(self.metrics_folder, child.writer)
@@ -353,6 +357,7 @@ class Supervisor:
         self._alive.add(child)
         child.life.add_done_callback(ended)
         child.on_change = self._assign
+        child.on_said = functools.partial(self.fleet.heard, child.name)
         return child
 
     def _assign(self) -> None:
