@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import functools
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,23 @@ class Children:
 
     ``settings`` are those in force; a reload changes them at its end. ``store_url`` is the address of Redis,
     or of the embedded store once it runs. ``stdout`` is a descriptor of the supervisor's standard output.
+    ``on_said`` is called with a process's name and each of its heartbeats.
     """
 
-    def __init__(self, settings: Settings, store_url: str, metrics_folder: Path, stdout: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store_url: str,
+        metrics_folder: Path,
+        stdout: int,
+        *,
+        on_said: Callable[[str, Heartbeat], None] = lambda name, heartbeat: None,
+    ) -> None:
         self.settings = settings
         self.store_url = store_url
         self.metrics_folder = metrics_folder
         self.stdout = stdout
+        self._on_said = on_said
         self.running = set[Child[Heartbeat]]()
         self.deaths = collections.Counter[str]()  # by kind of process
         self.stopping = asyncio.Event()  # all of them are to end
@@ -97,4 +108,5 @@ class Children:
 
         self.running.add(child)
         child.life.add_done_callback(ended)
+        child.on_said = functools.partial(self._on_said, child.name)
         return child

@@ -31,6 +31,7 @@ from idagg.run.admin import AdminListener
 from idagg.run.callback_keeper import CallbackKeeper
 from idagg.run.child import Child, end
 from idagg.run.children import Children
+from idagg.run.fleet import Fleet
 from idagg.run.greeting import greeting
 from idagg.run.logs import log_to_stderr
 from idagg.run.machine import Machine
@@ -87,7 +88,8 @@ class Supervisor:
         self.metrics_folder = self._runtime.metrics
         self._store: EmbeddedStore | None = None
         store_url = (settings.redis_url if left is None else left.redis_url) or ""
-        self._children = Children(settings, store_url, self.metrics_folder, stdout)
+        self.fleet = Fleet(self)
+        self._children = Children(settings, store_url, self.metrics_folder, stdout, on_said=self.fleet.heard)
         callbacks = None
         if left is None:
             listeners = sockets.listen(settings.host, settings.port, settings.workers)
@@ -213,6 +215,8 @@ class Supervisor:
             pids | {"supervisor": os.getpid()},
             self._children.deaths,
             self._store.data if self._store else None,
+            self._workers.ages_s,
+            callbacks.waiting if callbacks else {},
         )
 
     def writers(self) -> list[int]:

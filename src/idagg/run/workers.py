@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -57,6 +58,12 @@ class Workers:
     def said(self) -> list[Heartbeat | None]:
         """Their last heartbeats, by slot."""
         return [worker.said if worker else None for worker in self.slots]
+
+    @property
+    def ages_s(self) -> list[float | None]:
+        """How old those are."""
+        now = time.monotonic()
+        return [now - worker.said_at if worker and worker.said else None for worker in self.slots]
 
     @property
     def epoch(self) -> int:
