@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from idagg import failpoints
 from idagg.deliver.guard import Guard
 from idagg.deliver.post import Proxy, tls_context
-from idagg.deliver.signing import Signer
 from idagg.settings import SECRETS, Settings, SettingsError, default_text, flag, load, variable
+from idagg.signing import Signer
 
 HOME = {"HOME": "/home/ida"}
 CA = Path(__file__).with_name("ca.pem")
