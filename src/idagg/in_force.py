@@ -45,6 +45,7 @@ class InForce:
     window: int = 60
     deadline: float = 2
     exact_limit: int = 10_000_000
+    keep_records: int = 35
     callback_allow: tuple[str, ...] = ()
     callbacks: Literal["public", "listed", "off"] = "public"
     callback_rate: int = 50
