@@ -14,14 +14,15 @@ import pytest
 import idagg
 
 ROOT = Path(idagg.__file__).parent
-PACKAGES = {"accept", "store", "flush", "deliver", "run"}
+PACKAGES = {"accept", "store", "flush", "deliver", "read", "run"}
 # What each package imports of the others.
 ARROWS = {
     "accept": {"store"},
     "store": set[str](),
     "flush": {"store"},
     "deliver": set[str](),
-    "run": {"accept", "store", "flush", "deliver"},
+    "read": set[str](),
+    "run": {"accept", "store", "flush", "deliver", "read"},
 }
 MODULES = sorted(ROOT.rglob("*.py"))
 SCRIPTS = sorted((ROOT / "store" / "lua").glob("*.lua"))

@@ -16,9 +16,9 @@ from idagg import failpoints
 from idagg.credentials import SECRETS
 from idagg.deliver.guard import Guard
 from idagg.deliver.post import Proxy, tls_context
-from idagg.deliver.signing import Signer
 from idagg.in_force import InForce
 from idagg.settings import Settings, SettingsError, default_text, flag, load, variable
+from idagg.signing import Signer
 
 HOME = {"HOME": "/home/ida"}
 CA = Path(__file__).with_name("ca.pem")
@@ -55,6 +55,7 @@ GIVEN = {
     "window": 3600,
     "deadline": 0.05,
     "exact_limit": 0,
+    "keep_records": 400,
     "callback_allow": ("10.0.0.0/8", "::1", "hooks.internal"),
     "callbacks": "listed",
     "callback_rate": 10_000,
@@ -107,6 +108,7 @@ def test_defaults() -> None:
         window=60,
         deadline=2.0,
         exact_limit=10_000_000,
+        keep_records=35,
         callback_allow=(),
         callbacks="public",
         callback_rate=50,
@@ -390,6 +392,9 @@ def test_credential_that_cannot_be_read(tmp_path: Path) -> None:
         ("deadline", "nan"),
         ("deadline", "inf"),
         ("exact_limit", "-1"),
+        ("keep_records", "-1"),
+        ("keep_records", "3651"),
+        ("keep_records", "1.5"),
         ("callback_allow", "10.0.0.1/8"),
         ("callback_allow", "10.0.0.0/33"),
         ("callback_allow", "a.example/8"),
@@ -438,6 +443,8 @@ def test_bad_value(name: str, value: str) -> None:
         ("deadline", "10"),
         ("window", "1"),
         ("exact_limit", str(10**30)),
+        ("keep_records", "0"),
+        ("keep_records", "3650"),
         ("callback_secret", secret(24)),
         ("callback_secret", secret(64)),
         ("callback_proxy", "http://proxy_1.example:3128"),
@@ -849,6 +856,7 @@ def test_names_and_defaults_in_words() -> None:
         "window": "60",
         "deadline": "2",
         "exact_limit": "10000000",
+        "keep_records": "35",
         "callback_allow": "none",
         "callbacks": "public",
         "callback_rate": "50",

@@ -17,6 +17,7 @@ from idagg import metrics
 from idagg.accept.fallback import Fallback
 from idagg.accept.fast_path import FastPath
 from idagg.accept.listener import Listener
+from idagg.run.fleet import Fleet
 from idagg.run.machine import Machine, families
 from idagg.run.messages import READY_WITHOUT
 from idagg.tasks import end
@@ -32,6 +33,7 @@ class Watched(Protocol):
     """The supervisor, as the admin listener needs it."""
 
     metrics_folder: Path
+    fleet: Fleet
 
     def trouble(self) -> dict[str, str]: ...
 
@@ -55,6 +57,7 @@ class AdminListener:
                 web.options("/livez", self._livez),
                 web.get("/readyz", readyz),
                 web.options("/readyz", readyz),
+                web.get("/api/v1/status", self._status),
             ],
             collections.Counter(),
         )
@@ -100,6 +103,10 @@ class AdminListener:
             )
         self._left_out = set(left_out)
         return web.Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE})
+
+    async def _status(self, request: web.Request) -> web.Response:
+        body = self._watched.fleet.status().model_dump_json().encode()
+        return web.Response(body=body, content_type="application/json")
 
     async def _livez(self, request: web.Request) -> web.Response:
         return web.Response(text="ok")

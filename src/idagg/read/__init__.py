@@ -1,0 +1,1 @@
+"""What reads counts and the state of machines back."""
