@@ -232,6 +232,11 @@ class Supervisor:
         await asyncio.wait([hurry, *self._parts], timeout=self._drain_s, return_when=asyncio.FIRST_COMPLETED)
         hurry.cancel()
 
+    @property
+    def settings(self) -> Settings:
+        """Those in force now."""
+        return self._settings
+
     def trouble(self) -> dict[str, str]:
         """Present trouble, one sentence for each part; empty if there is none."""
         found: dict[str, str] = {}
