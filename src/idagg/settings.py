@@ -343,6 +343,12 @@ class Settings(BaseModel):
         ge=0,
         description="number of ids per window counted exactly, 0 or more; above it the count is an estimate",
     )
+    keep_records: int = Field(
+        default=35,
+        ge=0,
+        le=3650,
+        description="time for which records of windows can be read back, 0 to 3650 whole days; 0: not at all",
+    )
     callback_allow: Annotated[
         tuple[Annotated[str, AfterValidator(_host_or_network)], ...], BeforeValidator(_split)
     ] = Field(

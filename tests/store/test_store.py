@@ -552,6 +552,7 @@ async def test_every_key_carries_the_shard_tag(client: CrankedClient) -> None:
         "record",
         "workers",
         "merged",
+        "kept",
     }
 
 

@@ -48,6 +48,7 @@ from idagg.store.shards import Regime, shard_tag
 from idagg.store.watch import Watch
 from idagg.store.windows import WindowStore
 from idagg.tasks import end
+from idagg.window import DAY_S
 
 log = logging.getLogger("idagg.worker")
 
@@ -135,6 +136,7 @@ class Worker:
             window_s=settings.window,
             exact_limit=settings.exact_limit,
             shards=stores.shards(settings),
+            keep_s=settings.keep_records * DAY_S,
             client_of=functools.partial(servers.client, timeout_s=FLUSH_TIMEOUT_S),
             proves=settings.replicas > 0,
         )
