@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-SECRETS = ("redis_url", "amqp_url", "callback_secret", "callback_proxy")
+SECRETS = ("redis_url", "amqp_url", "admin_token", "callback_secret", "callback_proxy")
 
 
 def name_of(setting: str) -> str:
