@@ -21,6 +21,7 @@ from idagg.settings import Settings, default_text, example, load
 
 _ROOT = Path(__file__).parents[1]
 _BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
+_PACKAGED = (".py", ".lua", ".typed", ".html", ".css", ".js")
 _LEFT_OUT = shutil.ignore_patterns(
     ".*", "build", "*.egg-info", "__pycache__", "results", "http_cases", "generated", "_build"
 )
@@ -50,7 +51,7 @@ def test_a_module_that_was_deleted_is_not_installed(source: Path) -> None:
         (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
         assert BytesParser().parsebytes(wheel.read(metadata))["Version"] == idagg.__version__
     package = source / "src/idagg"
-    there = {path for path in package.rglob("*") if path.suffix in (".py", ".lua", ".typed")}
+    there = {path for path in package.rglob("*") if path.suffix in _PACKAGED}
     assert names == {f"idagg/{path.relative_to(package)}" for path in there}
 
 

@@ -21,7 +21,7 @@ ARROWS = {
     "store": set[str](),
     "flush": {"store"},
     "deliver": set[str](),
-    "read": set[str](),
+    "read": {"store"},
     "run": {"accept", "store", "flush", "deliver", "read"},
 }
 MODULES = sorted(ROOT.rglob("*.py"))

@@ -180,7 +180,7 @@ class Supervisor:
     @property
     def settings(self) -> Settings:
         """Those in force now."""
-        return self._settings
+        return self._children.settings
 
     def trouble(self) -> dict[str, str]:
         """Present trouble, one sentence for each part; empty if there is none."""
