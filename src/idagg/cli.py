@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 
 from idagg import __version__
 from idagg.errors import CannotStartError, Exit
-from idagg.settings import INHERITED_VARIABLE, Settings, SettingsError, default_text, example, flag, load
+from idagg.settings import (
+    INHERITED_VARIABLE,
+    Settings,
+    SettingsError,
+    default_text,
+    example,
+    flag,
+    is_switch,
+    load,
+)
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -20,7 +29,7 @@ if TYPE_CHECKING:
 _EPILOG = (
     "Each setting is also an environment variable IDAGG_NAME and a key of the TOML file. Precedence: flag, "
     "environment variable, file, systemd credential. Every user of this machine can read flags: give secrets "
-    "as environment variables, or as systemd credentials idagg_redis_url, idagg_amqp_url, "
+    "as environment variables, or as systemd credentials idagg_redis_url, idagg_amqp_url, idagg_admin_token, "
     "idagg_callback_secret and idagg_callback_proxy."
 )
 
@@ -90,11 +99,12 @@ def _parser() -> argparse.ArgumentParser:
                 "--example", action="store_true", help="print a settings file of all defaults, as comments"
             )
         for setting, field in Settings.model_fields.items():
-            command.add_argument(
-                flag(setting),
-                action="append" if setting == "callback_allow" else "store",
-                help=f"{field.description} (default: {default_text(setting)})",
-            )
+            help_text = f"{field.description} (default: {default_text(setting)})"
+            if is_switch(setting):
+                command.add_argument(flag(setting), nargs="?", const="on", help=help_text)
+            else:
+                action = "append" if setting in ("callback_allow", "admin_name") else "store"
+                command.add_argument(flag(setting), action=action, help=help_text)
         if run is _serve:  # a supervisor runs this before it reloads
             command.add_argument("--rehearse", action="store_true", help=argparse.SUPPRESS)
     summary = "have a running idagg load the installed program and its settings anew, and wait for that"
@@ -150,6 +160,8 @@ def _config(settings: Settings, origin: Mapping[str, str]) -> int:
 def _shown(value: object) -> str:
     if isinstance(value, tuple):
         value = ",".join(value)
+    if isinstance(value, bool):
+        value = "on" if value else "off"
     return "none" if value in (None, "") else str(value)
 
 

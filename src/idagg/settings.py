@@ -44,7 +44,7 @@ _DEFAULT_WORKERS = 4
 MAX_SHARDS = 64
 # Below STOP_S of run/child.py: a worker that stops answers its requests first.
 MAX_DEADLINE_S = 10
-SECRETS = ("redis_url", "amqp_url", "callback_secret", "callback_proxy")
+SECRETS = ("redis_url", "amqp_url", "admin_token", "callback_secret", "callback_proxy")
 
 INHERITED_VARIABLE = "_IDAGG_INHERITED"
 """Names the descriptor from which a supervisor reads what its predecessor left (``run/reload.py``)."""
@@ -71,6 +71,11 @@ _INJECTED = re.compile(
     )""",
     re.VERBOSE,
 )
+
+# RFC 6750's b64token: what a Bearer field may carry without quotes.
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+# Shorter ones could be guessed: nothing slows a client down that tries them.
+_MIN_TOKEN = 16
 
 _MAKE_ONE = "write whsec_ followed by the output of `openssl rand -base64 32`"
 
@@ -181,6 +186,24 @@ def _callback_secrets(value: str) -> str:
     return value
 
 
+def _admin_tokens(value: str) -> str:
+    for token in value.split(","):
+        if not _TOKEN.fullmatch(token) or len(token) < _MIN_TOKEN:
+            raise UnfitError(
+                f"each token has {_MIN_TOKEN} or more letters, digits and characters of ._~+/-: "
+                "write the output of `openssl rand -hex 32`"
+            )
+    return value
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a listener there. Of names, only localhost is known to be so."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
 def _ca_file(value: Path, info: ValidationInfo) -> Path:
     """Check the file when an operator starts idagg. In a worker a missing file must not stop the counting."""
     if info.context != _PASSED_ON:
@@ -212,6 +235,7 @@ def _default_workers() -> int:
 _Host = Annotated[str, AfterValidator(_host)]
 _Port = Annotated[int, Field(ge=0, le=65535)]
 _Secrets = Annotated[str, BeforeValidator(_secrets), AfterValidator(_callback_secrets)]
+_Tokens = Annotated[str, BeforeValidator(_secrets), AfterValidator(_admin_tokens)]
 
 
 class Settings(BaseModel):
@@ -225,12 +249,33 @@ class Settings(BaseModel):
 
     host: _Host = Field(default="127.0.0.1", description="address or host name of the public listener")
     port: _Port = Field(default=8000, description="port of the public listener, 0 to 65535 (0: any free one)")
+    admin_token: _Tokens | None = Field(
+        default=None,
+        description="token that clients of the admin listener must send, 16 or more characters; several, "
+        "separated by commas, during a rotation; none: they need none",
+    )
+    admin_open: bool = Field(
+        default=False,
+        description="whether a client from another machine may read the admin listener without a token: on "
+        "or off",
+    )
     admin_host: _Host = Field(
-        default="127.0.0.1", description="address or host name of the admin listener: metrics, health, status"
+        default="127.0.0.1",
+        description="address or host name of the admin listener: counts, status, metrics, health; if it is "
+        "no loopback address, admin_token or admin_open is needed",
     )
     admin_port: _Port = Field(
         default=8001,
         description="port of the admin listener, 0 to 65535 (0: any free one); not the public listener's",
+    )
+    admin_name: Annotated[tuple[Annotated[str, AfterValidator(_host)], ...], BeforeValidator(_split)] = Field(
+        default=(),
+        description="host name by which clients may address the admin listener, besides addresses, "
+        "localhost, admin_host and the names of this machine; repeatable",
+    )
+    admin_metrics: Literal["open", "token"] = Field(
+        default="open",
+        description="whether /metrics needs the admin token: open (it does not) or token (it does)",
     )
     keepalive: int = Field(
         default=75,
@@ -392,10 +437,11 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_accident(cls, value: object) -> object:
+    def _no_accident(cls, value: object, info: ValidationInfo) -> object:
         # An empty variable was left empty by mistake, and pydantic would read true as 1. A path cannot have a
         # NUL, and JSON cannot have a name that is not UTF-8 (`encode` raises).
-        if value == "" or isinstance(value, bool) or b"\0" in str(value).encode():
+        is_stray = isinstance(value, bool) and not is_switch(str(info.field_name))
+        if value == "" or is_stray or b"\0" in str(value).encode():
             raise ValueError("not a value of any setting")
         return value
 
@@ -406,6 +452,25 @@ class Settings(BaseModel):
         if admin_port and public == (info.data.get("admin_host"), admin_port):
             raise ValueError("the public listener's port")
         return admin_port
+
+    @field_validator("admin_host")
+    @classmethod
+    def _guarded(cls, admin_host: str, info: ValidationInfo) -> str:
+        """Refuse to start. A worker and a supervisor that reloads go on with what is in force."""
+        is_guarded = info.data.get("admin_token", "") is not None or info.data.get("admin_open", True)
+        if not is_guarded and not is_loopback(admin_host) and info.context != _PASSED_ON:
+            raise UnfitError(
+                "it is no loopback address, and whoever reaches it could read all counts: give "
+                "--admin-token, or --admin-open if that is wanted"
+            )
+        return admin_host
+
+    @field_validator("admin_metrics")
+    @classmethod
+    def _of_a_token(cls, admin_metrics: str, info: ValidationInfo) -> str:
+        if admin_metrics == "token" and info.data.get("admin_token", "") is None:
+            raise UnfitError("it needs --admin-token")
+        return admin_metrics
 
     @field_validator("amqp_routing_key")
     @classmethod
@@ -453,7 +518,7 @@ class Settings(BaseModel):
 def _masked(name: str, value: object) -> object:
     if name not in SECRETS or value is None:
         return value
-    if name == "callback_secret":
+    if name in ("callback_secret", "admin_token"):
         return "***"
     # From the colon after the user to the last @: an unescaped password may contain both characters.
     text = re.sub(r"\A((?:[\w+.-]+://)?+[^:]*):.*@", r"\1:***@", str(value), flags=re.DOTALL)
@@ -472,6 +537,11 @@ def variable(name: str) -> str:
     return "IDAGG_" + name.upper()
 
 
+def is_switch(name: str) -> bool:
+    """Whether the setting is on or off."""
+    return Settings.model_fields[name].annotation is bool
+
+
 def default_text(name: str) -> str:
     """The default as text, for help and README."""
     computed = {
@@ -479,6 +549,8 @@ def default_text(name: str) -> str:
         "state_dir": "$STATE_DIRECTORY, else the XDG state folder",
     }
     default = Settings.model_fields[name].default
+    if is_switch(name):
+        return "on" if default else "off"
     return computed.get(name) or ("none" if default in (None, ()) else str(default))
 
 

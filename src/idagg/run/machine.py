@@ -23,7 +23,8 @@ from idagg.run.usage import Usage, usage
 from idagg.settings import SECRETS, Settings
 
 # Settings that differ between the machines of a namespace for good reasons.
-_OWN = {"host", "port", "admin_host", "admin_port", "workers", "log_file", "state_dir", "callback_ca"}
+_OWN = {"host", "port", "workers", "log_file", "state_dir", "callback_ca"}
+_OWN |= {"admin_host", "admin_port", "admin_open", "admin_name", "admin_metrics"}
 
 
 @dataclasses.dataclass(frozen=True)

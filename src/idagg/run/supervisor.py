@@ -177,6 +177,11 @@ class Supervisor:
         await self._parts.one_ends(hurry, timeout_s=drain_s)
         hurry.cancel()
 
+    @property
+    def settings(self) -> Settings:
+        """Those in force now."""
+        return self._settings
+
     def trouble(self) -> dict[str, str]:
         """Present trouble, one sentence for each part; empty if there is none."""
         found: dict[str, str] = {}
