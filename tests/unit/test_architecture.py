@@ -12,13 +12,14 @@ import pytest
 import idagg
 
 ROOT = Path(idagg.__file__).parent
-PACKAGES = {"accept", "store", "flush", "deliver", "run"}
+PACKAGES = {"accept", "store", "flush", "deliver", "read", "run"}
 # What each package imports of the others.
 ARROWS = {
     "accept": {"store"},
     "store": set[str](),
     "flush": {"store"},
     "deliver": set[str](),
+    "read": {"store"},
     "run": {"accept", "store", "flush", "deliver"},
 }
 MODULES = sorted(ROOT.rglob("*.py"))
