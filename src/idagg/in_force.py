@@ -24,6 +24,10 @@ class InForce:
     port: int = 8000
     admin_host: str = "127.0.0.1"
     admin_port: int = 8001
+    admin_token: str | None = dataclasses.field(default=None, repr=False)
+    admin_open: bool = False
+    admin_name: tuple[str, ...] = ()
+    admin_metrics: Literal["open", "token"] = "open"
     keepalive: int = 75
     max_connection_age: int | None = None
     drain: float = 0
@@ -53,6 +57,7 @@ class InForce:
     callback_ca: Path | None = None
     callback_proxy: str | None = dataclasses.field(default=None, repr=False)
     state_dir: Path | None = None
+    keep_records: int = 35
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
@@ -64,5 +69,6 @@ class InForce:
         for name in ("log_file", "callback_ca", "state_dir"):
             if values.get(name) is not None:
                 values[name] = Path(values[name])
-        values["callback_allow"] = tuple(values.get("callback_allow", ()))
+        for name in ("callback_allow", "admin_name"):
+            values[name] = tuple(values.get(name, ()))
         return cls(**values)

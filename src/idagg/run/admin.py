@@ -18,6 +18,7 @@ from idagg.run.fleet import Fleet
 from idagg.run.http_server import HttpServer
 from idagg.run.machine import Machine, families
 from idagg.run.messages import READY_WITHOUT
+from idagg.run.page import StatusPage, Windows
 from idagg.settings import Settings
 
 log = logging.getLogger("idagg.admin")
@@ -28,6 +29,9 @@ class Watched(Protocol):
 
     metrics_folder: Path
     fleet: Fleet
+
+    @property
+    def kept_windows(self) -> Windows: ...
 
     @property
     def settings(self) -> Settings:
@@ -43,7 +47,7 @@ class Watched(Protocol):
 
 
 class AdminListener:
-    """Serves this machine's metrics and health, and the routes of other modules."""
+    """Serves this machine's metrics and health, the status page, and the routes of other modules."""
 
     def __init__(self, watched: Watched, routes: Iterable[web.AbstractRouteDef] = ()) -> None:
         self._watched = watched
@@ -57,7 +61,8 @@ class AdminListener:
             web.get("/api/v1/status", self._status),
         ]
         access = Access(lambda: watched.settings)
-        self._server = HttpServer([*own, *routes], [access.middleware])
+        self._page = StatusPage(watched.fleet.status, watched.kept_windows)
+        self._server = HttpServer([*own, *self._page.routes(), *routes], [access.middleware])
         self._left_out = set[str]()  # files, of the last answer of /metrics
 
     async def start(self, listening: socket.socket) -> None:
@@ -65,6 +70,7 @@ class AdminListener:
         await self._server.start(listening)
 
     async def close(self) -> None:
+        await self._page.close()
         await self._server.close()
 
     async def _metrics(self, request: web.Request) -> web.Response:

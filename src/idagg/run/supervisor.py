@@ -33,6 +33,7 @@ from idagg.run.child import Child, end
 from idagg.run.children import Children
 from idagg.run.fleet import Fleet
 from idagg.run.greeting import greeting
+from idagg.run.kept_windows import KeptWindows
 from idagg.run.logs import log_to_stderr
 from idagg.run.machine import Machine
 from idagg.run.messages import READY_WITHOUT
@@ -90,6 +91,7 @@ class Supervisor:
         store_url = (settings.redis_url if left is None else left.redis_url) or ""
         self.fleet = Fleet(self)
         self._children = Children(settings, store_url, self.metrics_folder, stdout, on_said=self.fleet.heard)
+        self.kept_windows = KeptWindows(self._children)
         callbacks = None
         if left is None:
             listeners = sockets.listen(settings.host, settings.port, settings.workers)
@@ -153,6 +155,7 @@ class Supervisor:
             self._reloads.close()
             await self._admin.close()
             self._admin_listener.close()
+            await self.kept_windows.close()
             if self._store:
                 await self._store.stop()
             self._runtime.remove()

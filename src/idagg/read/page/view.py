@@ -39,6 +39,8 @@ from idagg.store.kept import KeptWindow
 
 # A machine that has said nothing for so long is not taken for one that counts.
 SILENT_S = 5.0
+# After its start, a machine needs no leader for so long.
+_ELECTION = datetime.timedelta(seconds=10)
 # The newest lines of the log that are shown.
 LINES = 20
 # With more machines than this, the workers of those without trouble are folded away.
@@ -112,13 +114,17 @@ def _verdict(status: fleet.Status, late: Late) -> Verdict:
         title = "Counting, on a part of the machines"
         rest = [machine for machine in status.machines if machine not in counting]
         sentence = f"{len(counting)} of {several(machines, 'machine')} store ids; not {_names(rest)}."
+    elif status.leader is None and all(
+        status.now - machine.started < _ELECTION for machine in status.machines
+    ):
+        state, title, sentence = "good", "Counting", "Ids are stored. No machine leads yet."
     elif status.leader is None:
         sentence = (
             "Ids are stored. No machine leads: windows are sealed and delivered late, with the right counts."
         )
     elif storing < len(workers):
         sentence = f"Ids are stored, by {number(storing)} of {several(len(workers), 'worker')}."
-    elif late.state != "good":
+    elif late.state != "good" and status.pending:
         sentence = f"Ids are stored. {late.lines[0].text}."
     elif reasons:
         sentence = f"Ids are stored. {_sentence_of(reasons)}"
