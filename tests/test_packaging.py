@@ -10,6 +10,7 @@ import tarfile
 import tomllib
 import zipfile
 from email.parser import BytesParser
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,23 @@ def test_the_unit_is_understood(unit: Path) -> None:
     """systemd finds nothing to say about it."""
     done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_unit_outlives_the_loss_of_a_process(unit: Path) -> None:
+    """If memory runs out, the kernel kills one process, and systemd leaves the others alone."""
+    lines = unit.read_text().splitlines()
+    assert "OOMPolicy=continue" in lines
+    assert "StartLimitIntervalSec=0" in lines
+
+
+def test_the_unit_may_use_all_addresses_but_multicast_and_broadcast(unit: Path) -> None:
+    (allowed,) = re.findall(r"^IPAddressAllow=(.*)$", unit.read_text(), re.MULTILINE)
+    old = [IPv4Network(one) for one in allowed.split() if ":" not in one]
+    new = [IPv6Network(one) for one in allowed.split() if ":" in one]
+    assert set(collapse_addresses(old)) == set(
+        IPv4Network("0.0.0.0/0").address_exclude(IPv4Network("224.0.0.0/3"))
+    )
+    assert set(collapse_addresses(new)) == set(IPv6Network("::/0").address_exclude(IPv6Network("ff00::/8")))
 
 
 def test_the_unit_is_confined(unit: Path) -> None:

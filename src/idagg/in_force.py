@@ -26,8 +26,8 @@ class InForce:
     admin_port: int = 8001
     admin_token: str | None = dataclasses.field(default=None, repr=False)
     admin_open: bool = False
-    admin_name: tuple[str, ...] = ()
     admin_metrics: Literal["open", "token"] = "open"
+    admin_name: tuple[str, ...] = ()
     keepalive: int = 75
     max_connection_age: int | None = None
     drain: float = 0
@@ -49,6 +49,7 @@ class InForce:
     window: int = 60
     deadline: float = 2
     exact_limit: int = 10_000_000
+    keep_records: int = 35
     callback_allow: tuple[str, ...] = ()
     callbacks: Literal["public", "listed", "off"] = "public"
     callback_rate: int = 50
