@@ -58,7 +58,6 @@ class InForce:
     callback_ca: Path | None = None
     callback_proxy: str | None = dataclasses.field(default=None, repr=False)
     state_dir: Path | None = None
-    keep_records: int = 35
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
