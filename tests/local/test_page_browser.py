@@ -7,51 +7,18 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
-from aiohttp import web
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, expect
 
 from idagg.errors import StoreError
 from idagg.read.page.view import view
 from idagg.run import page as served
-from idagg.run.problems import problems
 from idagg.store.kept import KeptWindow
 from kit.browser import PHONE, tab
+from kit.page_site import Site
 from kit.page_states import HOSTILE, STATES, Seen
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-
-
-class Site:
-    """The page of an idagg that is in whatever state a test says."""
-
-    def __init__(self, state: str) -> None:
-        self.seen: Seen = STATES[state]()
-        self.is_silent = False
-        self.url = ""
-        self._runner: web.AppRunner | None = None
-        self._page = served.StatusPage(lambda: self.seen.status, self)
-
-    def show(self, state: str) -> None:
-        self.seen = STATES[state]()
-
-    async def newest(self, from_s: int, limit: int) -> Sequence[KeptWindow]:
-        return self.seen.windows
-
-    async def start(self, port: int = 0) -> None:
-        app = web.Application(middlewares=[problems])
-        app.add_routes(self._page.routes())
-        self._runner = web.AppRunner(app, handler_cancellation=True)
-        await self._runner.setup()
-        listening = web.TCPSite(self._runner, "127.0.0.1", port)
-        await listening.start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/"
-
-    async def stop(self) -> None:
-        await self._page.close()
-        assert self._runner is not None
-        await self._runner.cleanup()
-        self._page = served.StatusPage(lambda: self.seen.status, self)
 
 
 @pytest.fixture(autouse=True)

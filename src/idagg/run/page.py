@@ -31,6 +31,10 @@ MAX_LISTENERS = 32
 TELL_S = 1.0
 # Time in which a page has to take what it is told.
 WRITE_S = 10.0
+# For how long a page whose stream has ended waits before it connects again.
+RETRY_MS = 1000
+# The second is for nginx, which would keep what is short until there is more.
+_STREAM = {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
 # A view that is not older than this is shown again: nobody keeps the supervisor busy by asking.
 _FRESH_S = 0.25
 # Interval at which the kept windows are read again, where nothing new is expected of them.
@@ -103,13 +107,14 @@ class StatusPage:
                 f"{MAX_LISTENERS} status pages are open: this one has to ask for what is new",
                 headers={"Retry-After": "20"},
             )
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        response = web.StreamResponse(headers=_STREAM)
         self._listeners += 1
         try:
             await self._present()
             if self._telling is None or self._telling.done():
                 self._telling = asyncio.create_task(self._tell())
             await response.prepare(request)
+            await response.write(b"retry: %d\n\n" % RETRY_MS)
             seen = 0
             while not self._is_closed:
                 data = self._patch if seen == self._number - 1 else orjson.dumps(self._whole)

@@ -37,8 +37,8 @@ from idagg.read.page.words import (
 )
 from idagg.store.kept import KeptWindow
 
-# A machine that has said nothing for so long is not taken for one that counts.
-SILENT_S = 5.0
+# A machine that has said nothing for so long is not taken for one that counts. They do so every 3 s.
+SILENT_S = 7.0
 # After its start, a machine needs no leader for so long.
 _ELECTION = datetime.timedelta(seconds=10)
 # The newest lines of the log that are shown.
