@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
+from idagg.read.fleet import Status
 from idagg.run.page import StatusPage
 from idagg.run.problems import problems
 from idagg.store.kept import KeptWindow
@@ -26,6 +27,12 @@ class Site:
 
     def show(self, state: str) -> None:
         self.seen = STATES[state]()
+
+    async def status(self) -> Status:
+        return self.seen.status
+
+    def essence(self) -> object:
+        return id(self.seen)
 
     async def newest(self, from_s: int, limit: int) -> Sequence[KeptWindow]:
         return self.seen.windows
@@ -45,7 +52,7 @@ class Site:
         self._page = self._new_page()
 
     def _new_page(self) -> StatusPage:
-        return StatusPage(lambda: self.seen.status, self)
+        return StatusPage(self, self)
 
 
 async def _main(state: str, port: int) -> None:

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from idagg import metrics
 from idagg.run.access import Access
+from idagg.run.events import Events
 from idagg.run.fleet import Fleet
 from idagg.run.http_server import HttpServer
 from idagg.run.machine import Machine, families
@@ -51,6 +52,7 @@ class AdminListener:
 
     def __init__(self, watched: Watched, routes: Iterable[web.AbstractRouteDef] = ()) -> None:
         self._watched = watched
+        self._events = Events(watched.fleet)
         readyz = self._readyz
         own = [
             web.get("/metrics", self._metrics),
@@ -59,9 +61,10 @@ class AdminListener:
             web.get("/readyz", readyz),
             web.options("/readyz", readyz),
             web.get("/api/v1/status", self._status),
+            web.get("/api/v1/events", self._events.stream, allow_head=False),
         ]
         access = Access(lambda: watched.settings)
-        self._page = StatusPage(watched.fleet.status, watched.kept_windows)
+        self._page = StatusPage(watched.fleet, watched.kept_windows)
         self._server = HttpServer([*own, *self._page.routes(), *routes], [access.middleware])
         self._left_out = set[str]()  # files, of the last answer of /metrics
 
@@ -71,6 +74,7 @@ class AdminListener:
 
     async def close(self) -> None:
         await self._page.close()
+        await self._events.close()
         await self._server.close()
 
     async def _metrics(self, request: web.Request) -> web.Response:
@@ -92,7 +96,7 @@ class AdminListener:
         return web.Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def _status(self, request: web.Request) -> web.Response:
-        body = self._watched.fleet.status().model_dump_json().encode()
+        body = (await self._watched.fleet.status()).model_dump_json().encode()
         return web.Response(body=body, content_type="application/json")
 
     async def _livez(self, request: web.Request) -> web.Response:

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import orjson
@@ -27,8 +27,9 @@ log = logging.getLogger("idagg.admin")
 
 # Pages that are told what changes. Each costs a descriptor, and a message a second.
 MAX_LISTENERS = 32
-# Interval of these messages.
+# Interval of these messages. A change of workers, troubles or the last window is looked for more often.
 TELL_S = 1.0
+_LOOKS = 4
 # Time in which a page has to take what it is told.
 WRITE_S = 10.0
 # For how long a page whose stream has ended waits before it connects again.
@@ -45,8 +46,11 @@ _READ_SOON_S = 0.9
 _READING_S = 0.3
 
 
-Statuses = Callable[[], fleet.Status]
-"""Returns the present one."""
+class Fleet(Protocol):
+    async def status(self) -> fleet.Status: ...
+
+    def essence(self) -> object:
+        """What is told at once when it changes."""
 
 
 class Windows(Protocol):
@@ -57,8 +61,8 @@ class Windows(Protocol):
 class StatusPage:
     """Serves the page, and tells all open pages what changes."""
 
-    def __init__(self, status: Statuses, kept: Windows) -> None:
-        self._status = status
+    def __init__(self, fleet: Fleet, kept: Windows) -> None:
+        self._fleet = fleet
         self._kept = kept
         self._page = Page()
         self._windows: Sequence[KeptWindow] = ()
@@ -137,7 +141,11 @@ class StatusPage:
 
     async def _tell(self) -> None:
         while self._listeners:
-            await asyncio.sleep(TELL_S)
+            told = self._fleet.essence()
+            for _ in range(_LOOKS):
+                await asyncio.sleep(TELL_S / _LOOKS)
+                if self._fleet.essence() != told:
+                    break
             await self._make()
 
     async def _present(self) -> View:
@@ -148,7 +156,7 @@ class StatusPage:
 
     async def _make(self) -> None:
         async with self._making:
-            status = self._status()
+            status = await self._fleet.status()
             await self._look_at_windows(status)
             self._view = view(status, self._windows, self._page.build)
             whole = orjson.loads(orjson.dumps(self._view))

@@ -108,7 +108,7 @@ def _verdict(status: fleet.Status, late: Late) -> Verdict:
         if status.stale:
             sentence = (
                 f"{_names(status.machines[:1])} cannot reach the store: its requests are answered failed. "
-                f"Other machines are shown as of {time_of_day(status.stale.since, status.now)} UTC."
+                f"Other machines are {_as_of(status.stale, status.now)}."
             )
     elif len(counting) < machines:
         title = "Counting, on a part of the machines"
@@ -162,11 +162,15 @@ def _reasons(status: fleet.Status) -> list[Reason]:
         for (part, text), seen in sorted(found.items())
     ]
     if status.stale:
-        since = time_of_day(status.stale.since, status.now)
+        since = _as_of(status.stale, status.now)
         reasons.append(
-            Reason("machines", visible(status.stale.text), visible(status.machines[0].name), f"since {since}")
+            Reason("machines", visible(status.stale.text), visible(status.machines[0].name), since)
         )
     return reasons
+
+
+def _as_of(stale: fleet.Stale, now: datetime.datetime) -> str:
+    return f"shown as of {time_of_day(stale.since, now)} UTC" if stale.since else "not known"
 
 
 def _names(machines: Iterable[fleet.Machine]) -> str:
