@@ -102,6 +102,11 @@ class Client:
         self._leaving: asyncio.Task[None] | None = None
         self._is_permitted = False  # what scripts need
 
+    @property
+    def known_replicas(self) -> int:
+        """See ``Nodes``."""
+        return self._nodes.known_replicas
+
     async def script(self, name: str, tag: str, *args: Argument) -> Any:
         """Run ``store/lua/NAME.lua`` on the shard TAG.
 
