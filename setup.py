@@ -82,6 +82,7 @@ setup(
             "kombu>=5.7",
             "pika>=1.4",
             "playwright>=1.65,<2",
+            "pyte>=0.8",
             "pytest>=9",
             "pytest-aiohttp>=1.1",
             "pytest-xdist>=3.8",
