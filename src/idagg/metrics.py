@@ -23,6 +23,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from idagg import libraries
+from idagg.batch import BatchResult
 from idagg.window import Record
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -271,25 +272,15 @@ class Metrics:
             registry=registry,
         )
 
-    def batch(
-        self,
-        *,
-        requests: int,
-        ids: int,
-        repeats: int,
-        stored: bool,
-        took_s: float,
-        waited_s: float | None = None,
-        cause: str | None = None,
-    ) -> None:
-        self._requests.labels("200" if stored else "503").inc(requests)
-        if cause:
-            self._unavailable.labels(cause).inc(requests)
-        if waited_s is not None:
-            self._answer_seconds.observe(waited_s)
-        self._repeats.inc(repeats)
-        self._batch_size.observe(ids)
-        self._store_seconds.observe(took_s)
+    def batch(self, result: BatchResult) -> None:
+        self._requests.labels("200" if result.stored else "503").inc(result.requests)
+        if result.cause:
+            self._unavailable.labels(result.cause).inc(result.requests)
+        if result.waited_s is not None:
+            self._answer_seconds.observe(result.waited_s)
+        self._repeats.inc(result.repeats)
+        self._batch_size.observe(result.ids)
+        self._store_seconds.observe(result.took_s)
 
     def traffic(
         self,

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import orjson
+
+DAY_S = 86_400
 
 
 def iso(epoch_s: int) -> str:
@@ -58,6 +60,10 @@ class Record:
             }
             | ({"suspect": True} if self.suspect else {})
         )
+
+
+# Where a count is delivered: RabbitMQ, or the log file.
+Sink = Literal["broker", "log"]
 
 
 class PendingCallback(NamedTuple):

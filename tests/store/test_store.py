@@ -552,6 +552,7 @@ async def test_every_key_carries_the_shard_tag(client: CrankedClient) -> None:
         "record",
         "workers",
         "merged",
+        "kept",
     }
 
 
@@ -696,8 +697,8 @@ asyncio.run(main())
 """
 
 
-async def test_embedded_store_dies_with_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After kill -9 of the process that started it, the server ends by itself, and frees the folder then."""
+async def test_embedded_store_dies_with_its_parent(tmp_path: Path) -> None:
+    """After kill -9 of the process that started it, the server ends, even a hung one; the folder is free."""
     parent = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", _PARENT, str(tmp_path), str(tmp_path)), stdout=subprocess.PIPE
     )
@@ -709,14 +710,10 @@ async def test_embedded_store_dies_with_its_parent(tmp_path: Path, monkeypatch: 
     server = os.pidfd_open(await server_pid(url))
     gone = asyncio.Event()
     asyncio.get_running_loop().add_reader(server, gone.set)
-    signal.pidfd_send_signal(server, signal.SIGSTOP)  # it takes its time to end
-    parent.kill()
-    await parent.wait()
+    signal.pidfd_send_signal(server, signal.SIGSTOP)
     try:
-        with monkeypatch.context() as patch:
-            patch.setattr(embedded, "PATIENCE_S", 0.05)
-            assert "another idagg keeps its data" in await refusal(tmp_path)
-        signal.pidfd_send_signal(server, signal.SIGCONT)
+        parent.kill()
+        await parent.wait()
         async with asyncio.timeout(LIMIT_S):
             await gone.wait()
     finally:

@@ -26,7 +26,7 @@ from idagg.flush.sealer import Sealer
 from idagg.flush.turns import Turns
 from idagg.store.pending import PendingWindow
 from idagg.store.windows import WindowStore
-from idagg.window import Counts, Record, iso
+from idagg.window import Counts, Record, Sink, iso
 
 log = logging.getLogger("idagg.flush")
 
@@ -174,9 +174,9 @@ class Flusher:
                 return True
         return len(late) == LATE_AT_ONCE
 
-    async def _delivered(self, epoch: int, record: Record, *, sink: str) -> None:
+    async def _delivered(self, epoch: int, record: Record, *, sink: Sink) -> None:
         reach("before-mark")
-        await self._windows.pending.mark_delivered(epoch, record.start_s)
+        await self._windows.pending.mark_delivered(epoch, record.start_s, sink)
         reach("after-mark")
         self._observer.delivered(record, sink=sink, lag_s=self._now() - record.end_s)
 

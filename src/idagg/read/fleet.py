@@ -103,6 +103,8 @@ class Machine(Model):
     """Of the leader, if it is a worker of this machine; else 0"""
     clock_skew_s: float | None = None
     """This machine's clock minus the store's, which alone decides about windows"""
+    late_s: float | None = None
+    """Time for which the oldest window that has ended is not sealed; null: unknown"""
     trouble: dict[str, Trouble] = {}
     """Present trouble by part: store, broker, delivery, callbacks, shards, risk, drain, worker-0…"""
     workers: list[Worker] = []
@@ -208,6 +210,9 @@ class Status(Model):
     current: Current | None = None
     last: Last | None = None
     pending: Pending | None = None
+    late_s: float | None = None
+    """Time for which the oldest window that has ended is not sealed, as the leader sees it: 0 or some
+    milliseconds, if nothing is late"""
     machines: list[Machine]
     """The machine that answers comes first, then the others by name"""
     recent: list[Line] = []
@@ -244,6 +249,7 @@ def status(
         current=leading.current if leading else None,
         last=max(sealed, key=lambda last: last.window_start, default=None),
         pending=leading.pending if leading else None,
+        late_s=(leading or own).machine.late_s,
         machines=[report.machine for report in reports],
         recent=sorted(lines, key=lambda line: line.time, reverse=True),
     )

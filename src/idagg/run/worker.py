@@ -39,7 +39,7 @@ from idagg.run import sinks, stores
 from idagg.run.logs import take_dropped
 from idagg.run.messages import HEARTBEAT_S, Assignment, Heartbeat, WorkerStart
 from idagg.run.observation import Observation
-from idagg.run.process import begin, first_message, later_messages
+from idagg.run.process import begin, first_message, later_messages, send
 from idagg.run.shard_news import ShardNews
 from idagg.store.address import kind_of
 from idagg.store.client import Client
@@ -48,6 +48,7 @@ from idagg.store.shards import Regime, shard_tag
 from idagg.store.watch import Watch
 from idagg.store.windows import WindowStore
 from idagg.tasks import end
+from idagg.window import DAY_S
 
 log = logging.getLogger("idagg.worker")
 
@@ -135,6 +136,7 @@ class Worker:
             window_s=settings.window,
             exact_limit=settings.exact_limit,
             shards=stores.shards(settings),
+            keep_s=settings.keep_records * DAY_S,
             client_of=functools.partial(servers.client, timeout_s=FLUSH_TIMEOUT_S),
             proves=settings.replicas > 0,
         )
@@ -266,7 +268,7 @@ class Worker:
         away = self._shards_away()
         some = away if self._shard_trouble() else {}
         now = asyncio.get_running_loop().time()
-        if news := self._shard_news.look(now, some, self._router.failing() | away.keys()):
+        if news := self._shard_news.look(now, some, away.keys()):
             sentence, is_good = news
             log.log(logging.INFO if is_good else logging.WARNING, "%s", sentence)
 
@@ -291,7 +293,7 @@ class Worker:
                 next_second += 1
                 self._public.second(time.time())
                 tally = self._fallback.take_tally()
-                self._seen.answered += sum(tally.values())
+                self._seen.tally.others(tally)
                 self._metrics.traffic(
                     tally,
                     self._fallback.take_reasons(),
@@ -343,6 +345,7 @@ class Worker:
         await self._leadership.answered.wait()
         while True:
             broker = self._broker.trouble if self._broker and self._leadership.epoch else None
+            away = self._shards_away()
             heartbeat = Heartbeat(
                 self._leadership.epoch,
                 self._store_trouble(),
@@ -351,19 +354,20 @@ class Worker:
                 self._watch.risk if self._watch else None,
                 shards=self._shard_trouble() or self._leadership.notice,
                 pid=os.getpid(),
-                answered=self._seen.answered,
+                answered=self._seen.tally.answered,
                 skew_s=self._seen.skew_s,
                 late_s=self._seen.late_s,
                 lead=self._seen.lead,
+                traffic=self._seen.tally.traffic(time.monotonic()),
+                spread=self._router.regime.shards,
+                away=sorted(away),
             )
             self._metrics.tasks(len(asyncio.all_tasks()))
             self._metrics.log_lines_dropped(take_dropped())
             self._metrics.differs(self._leadership.differs)
-            self._metrics.shards_away(len(self._shards_away()))
+            self._metrics.shards_away(len(away))
             try:
-                os.write(self._heartbeats, heartbeat.line())
-            except BlockingIOError:
-                pass  # the supervisor is busy: skip this heartbeat
+                send(self._heartbeats, heartbeat)
             except BrokenPipeError:
                 self._stop.set()
             await asyncio.sleep(HEARTBEAT_S)

@@ -6,15 +6,18 @@ from collections.abc import Sequence
 
 from idagg.errors import DamagedError
 from idagg.store.client import Client
+from idagg.store.kept import KEEP_S
 from idagg.store.parts import PLAN_MARGIN_S, Part, Plan
 
 
 class Merging:
     """Raises StoreAwayError (outcome unknown; all calls are safe to repeat), FencedError (another leads)."""
 
-    def __init__(self, client: Client, tag: str) -> None:
+    def __init__(self, client: Client, tag: str, *, keep_s: int = KEEP_S) -> None:
+        """``keep_s``: for how long records can be read back; 0: not at all."""
         self._client = client
         self._tag = tag
+        self._keep_s = keep_s
 
     async def gather(self, epoch: int, start_s: int, endpoints: Sequence[bytes], *, limit: int) -> int:
         """Add another shard's endpoints to the window; returns how many were over the limit."""
@@ -28,7 +31,9 @@ class Merging:
         """
         fields = (total.length_s, total.unique_ids, total.estimate, total.hits)
         flags = (int(total.exact), int(total.suspect), total.dropped)
-        answer = await self._client.script("merge", self._tag, epoch, total.start_s, *fields, *flags)
+        answer = await self._client.script(
+            "merge", self._tag, epoch, total.start_s, *fields, *flags, self._keep_s
+        )
         if answer[0] == -1:
             raise DamagedError("parts", answer[1], answer[2].decode(errors="replace"))
         return bool(answer[0])

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from idagg.errors import DamagedError, WrongTypeError
 from idagg.store.client import Client
-from idagg.window import Counts, PendingCallback, Record
+from idagg.window import Counts, PendingCallback, Record, Sink
 
 # Of a window's endpoints, of up to 2 KiB each: some 0.3 ms of Redis' time.
 READ_AT_ONCE = 500
@@ -69,10 +69,11 @@ class Pending:
 
     async def mark_logged(self, epoch: int, start_s: int) -> None:
         """The window's line is in the log file; its message is pending."""
-        await self._client.script("mark", self._tag, epoch, start_s, "logged")
+        await self._client.script("mark", self._tag, epoch, start_s, "logged", "log")
 
-    async def mark_delivered(self, epoch: int, start_s: int) -> None:
-        await self._client.script("mark", self._tag, epoch, start_s, "delivered")
+    async def mark_delivered(self, epoch: int, start_s: int, sink: Sink = "broker") -> None:
+        """Its message is in the queue; or its line in the log file, and there is no broker."""
+        await self._client.script("mark", self._tag, epoch, start_s, "delivered", sink)
 
     async def count_attempts(
         self, epoch: int, start_s: int, attempts: Sequence[PendingCallback]

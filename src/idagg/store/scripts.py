@@ -18,4 +18,4 @@ OPENINGS = {
 }
 # Scripts that write nothing, so that no replica has anything to acknowledge. All others write; `pending`
 # and `look` do when they are asked to.
-READS = frozenset({"agreed", "callbacks", "counts", "current", "endpoints", "inspect"})
+READS = frozenset({"agreed", "callbacks", "counts", "current", "endpoints", "inspect", "kept"})

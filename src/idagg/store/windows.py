@@ -9,6 +9,7 @@ from idagg.errors import StoreError
 from idagg.store.client import Client
 from idagg.store.current import Current, Look
 from idagg.store.election import Agreed, Election
+from idagg.store.kept import KEEP_S
 from idagg.store.merging import Merging
 from idagg.store.pending import Pending
 from idagg.store.sealing import Sealing
@@ -19,7 +20,8 @@ class WindowStore:
     """``home`` is a client of the home shard, whose owner closes it. ``client_of`` makes clients of the other
     shards, by tag; without it, they are in the same place.
 
-    ``proves``: the clients wait for replicas, and what is shown has to be on them.
+    ``keep_s``: for how long records can be read back. ``proves``: the clients wait for replicas, and what is
+    shown has to be on them.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class WindowStore:
         window_s: int,
         exact_limit: int,
         shards: int = 1,
+        keep_s: int = KEEP_S,
         client_of: Callable[[str], Client] | None = None,
         proves: bool = False,
     ) -> None:
@@ -41,7 +44,7 @@ class WindowStore:
         self._others: dict[int, tuple[Client, Sealing]] = {}
         self.election = Election(home, tag, Agreed(window_s, exact_limit, shards))
         self.sealing = Sealing(home, tag, proves=proves)
-        self.merging = Merging(home, tag)
+        self.merging = Merging(home, tag, keep_s=keep_s)
         self.pending = Pending(home, tag, proves=proves)
 
     def shard(self, index: int) -> Sealing:

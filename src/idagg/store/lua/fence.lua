@@ -16,6 +16,11 @@ for _, index in ipairs({'open', 'parts', 'merged', 'deliveries', 'messages', 'ca
   end
 end
 
+-- The hash in which a window's record is kept. Below 512 fields and 64 bytes a value, a hash is one piece of memory.
+local function kept_in(start)
+  return key('kept', digits(start - start % 3600))
+end
+
 -- Whether a window's record was made.
 local function is_merged(start)
   return redis.call('ZSCORE', key('merged'), start) or redis.call('EXISTS', key('record', start)) == 1

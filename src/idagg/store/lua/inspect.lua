@@ -4,7 +4,7 @@
 
 local found = {}
 for name, wanted in pairs({state = 'hash', lock = 'string', quarantine = 'hash', open = 'zset', deliveries = 'zset',
-    messages = 'zset', callbacks = 'zset', workers = 'hash', parts = 'zset', merged = 'zset'}) do
+    messages = 'zset', callbacks = 'zset', workers = 'hash', parts = 'zset', merged = 'zset', kept = 'zset'}) do
   found[#found + 1] = wrong_type(key(name), wanted)
 end
 if #found == 0 then

@@ -7,11 +7,30 @@
 -- ARGV[4]  unique ids; ARGV[5] their estimate; ARGV[6] hits
 -- ARGV[7]  1 where the count is exact, else 0; ARGV[8] the same, suspect
 -- ARGV[9]  hits whose endpoint was over the limit
+-- ARGV[10] for how long the record is kept to be read back, s; 0: it is not
 --
 -- Returns {1}; {0} where the window has been merged before; or {-1, start, what}: for what reason it cannot be.
 
 -- Windows merged last, of which late parts are known for what they are; some 50 KB.
 local MERGED_KEPT = 1024
+
+-- Keeps the record, and forgets hours that have expired. What another program has put in its place stays, and the window
+-- is delivered all the same.
+local function keep(start, text, keep_s)
+  local hours, kept = key('kept'), kept_in(start)
+  if wrong_type(hours, 'zset') or wrong_type(kept, 'hash') then
+    return
+  end
+  redis.call('HSET', kept, start, text)
+  redis.call('EXPIRE', kept, keep_s)
+  local hour = digits(start - start % 3600)
+  redis.call('ZADD', hours, hour, hour)
+  for _, oldest in ipairs(redis.call('ZRANGE', hours, 0, 1)) do
+    if redis.call('EXISTS', key('kept', oldest)) == 0 then
+      redis.call('ZREM', hours, oldest)
+    end
+  end
+end
 
 local start, part, record = ARGV[2], key('part', ARGV[2]), key('record', ARGV[2])
 local wrong = wrong_type(record, 'hash') or wrong_type(record .. ':endpoints', 'set')
@@ -36,6 +55,10 @@ redis.call('UNLINK', part)
 redis.call('ZADD', key('merged'), start, start)
 for _, old in ipairs(redis.call('ZRANGE', key('merged'), 0, -1 - MERGED_KEPT)) do
   redis.call('ZREM', key('merged'), old)
+end
+if ARGV[10] ~= '0' then
+  local numbers = table.concat(ARGV, ',', 3, 9)
+  keep(start, string.format('[%s,%s,null,null]', numbers, ARGV[1]), ARGV[10])
 end
 local merged_through = tonumber(redis.call('HGET', key('state'), 'merged_through') or 0)
 redis.call('HSET', key('state'), 'merged_through', digits(math.max(merged_through, start + ARGV[3])))

@@ -37,6 +37,11 @@
 --
 --   TAG:merged            zset    starts of the 1024 newest windows that were merged: parts of these that are left, or come
 --                                 late, are dropped
+--   TAG:kept              zset    the hours, Unix time, of which records are kept, to be read back
+--   TAG:kept:HOUR         hash    by the START of each window that begins in the hour, its record, a JSON array: [length,
+--                                 unique, estimate, hits, exact, suspect, dropped, epoch, logged, published]; the last two
+--                                 say how many ms after the window's end its line was in the log file, and its message in
+--                                 the queue, null if it is not; expires after --keep-records
 --
 -- Its state says in addition: shards, which all processes agree on, too; span (how many shards may hold anything that is
 -- not merged), merged_through (s), proposal (a plan that not all shards have heard of). The state of another shard says
