@@ -13,11 +13,16 @@ from typing import Protocol
 from aiohttp import web
 
 from idagg import metrics
+from idagg.read import fleet
+from idagg.read.query import NoQuery
 from idagg.run.access import Access
+from idagg.run.api import Api
 from idagg.run.fleet import Fleet
 from idagg.run.http_server import HttpServer
 from idagg.run.machine import Machine, families
 from idagg.run.messages import READY_WITHOUT
+from idagg.run.openapi import Description
+from idagg.run.operations import JSON, Operation
 from idagg.settings import Settings
 
 log = logging.getLogger("idagg.admin")
@@ -32,6 +37,10 @@ class Watched(Protocol):
     @property
     def settings(self) -> Settings:
         """Those in force now."""
+
+    @property
+    def store_url(self) -> str:
+        """Empty until the embedded store runs."""
 
     def trouble(self) -> dict[str, str]: ...
 
@@ -54,10 +63,13 @@ class AdminListener:
             web.options("/livez", self._livez),
             web.get("/readyz", readyz),
             web.options("/readyz", readyz),
-            web.get("/api/v1/status", self._status),
         ]
+        self._api = Api(watched)
+        operations = [*self._api.operations(), self._status_operation()]
+        served = [one.route() for one in operations]
         access = Access(lambda: watched.settings)
-        self._server = HttpServer([*own, *routes], [access.middleware])
+        described = Description(operations).routes()
+        self._server = HttpServer([*own, *described, *served, *routes], [access.middleware])
         self._left_out = set[str]()  # files, of the last answer of /metrics
 
     async def start(self, listening: socket.socket) -> None:
@@ -66,6 +78,7 @@ class AdminListener:
 
     async def close(self) -> None:
         await self._server.close()
+        await self._api.close()
 
     async def _metrics(self, request: web.Request) -> web.Response:
         watched = self._watched
@@ -85,9 +98,18 @@ class AdminListener:
         self._left_out = set(left_out)
         return web.Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE})
 
-    async def _status(self, request: web.Request) -> web.Response:
+    def _status_operation(self) -> Operation:
+        return Operation(
+            "/api/v1/status",
+            self._status,
+            "status",
+            "All machines of the namespace, and what is pending",
+            {JSON: fleet.Status},
+        )
+
+    async def _status(self, request: web.Request, query: NoQuery, media: str) -> web.Response:
         body = self._watched.fleet.status().model_dump_json().encode()
-        return web.Response(body=body, content_type="application/json")
+        return web.Response(body=body, content_type=media)
 
     async def _livez(self, request: web.Request) -> web.Response:
         return web.Response(text="ok")
