@@ -33,7 +33,6 @@ from idagg.run.child import Child, end
 from idagg.run.children import Children
 from idagg.run.fleet import Fleet
 from idagg.run.greeting import greeting
-from idagg.run.kept_windows import KeptWindows
 from idagg.run.logs import log_to_stderr
 from idagg.run.machine import Machine
 from idagg.run.messages import READY_WITHOUT
@@ -91,7 +90,6 @@ class Supervisor:
         store_url = (settings.redis_url if left is None else left.redis_url) or ""
         self.fleet = Fleet(self)
         self._children = Children(settings, store_url, self.metrics_folder, stdout, on_said=self.fleet.heard)
-        self.kept_windows = KeptWindows(self._children)
         callbacks = None
         if left is None:
             listeners = sockets.listen(settings.host, settings.port, settings.workers)
@@ -157,7 +155,6 @@ class Supervisor:
             self._reloads.close()
             await self._admin.close()
             self._admin_listener.close()
-            await self.kept_windows.close()
             if self._store:
                 await self._store.stop()
             self._runtime.remove()
@@ -186,6 +183,11 @@ class Supervisor:
     def settings(self) -> Settings:
         """Those in force now."""
         return self._children.settings
+
+    @property
+    def store_url(self) -> str:
+        """Empty until the embedded store runs."""
+        return self._children.settings.redis_url or self._children.store_url
 
     def trouble(self) -> dict[str, str]:
         """Present trouble, one sentence for each part; empty if there is none."""
