@@ -45,7 +45,7 @@ async def rows(page: Page) -> dict[str, list[str]]:
     return {start: cells for start, *cells in found}
 
 
-async def test_its_numbers_are_those_that_are_delivered(browser: Browser, serving: Serving) -> None:
+async def test_its_numbers_are_those_of_the_api(browser: Browser, serving: Serving) -> None:
     """With a script and without: the windows, the last one, the one that is open, the leader, the workers."""
     await serving.ready()
     await send(serving, [next(ids) for _ in range(1234)])
@@ -57,11 +57,12 @@ async def test_its_numbers_are_those_that_are_delivered(browser: Browser, servin
         await send(serving, [next(ids) for _ in range(56)])
         await expect(live.locator("#readout + details")).to_contain_text(number(1234))
         for page in (live, still):
+            answer = await asked(serving, "/api/v1/windows?limit=60")
             windows = {
-                record["window"][11:19]: [
-                    number(int(record[name])) for name in ("unique_ids", "estimate", "hits")
+                window["window_start"][11:19]: [
+                    number(window[name]) for name in ("unique_ids", "estimate", "hits")
                 ]
-                for record in serving.records("window")
+                for window in answer["windows"]
             }
             if page is still:
                 await page.reload()
