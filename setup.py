@@ -76,6 +76,7 @@ setup(
             "hypothesis>=6.170",
             "kombu>=5.7",
             "pika>=1.4",
+            "pyte>=0.8",
             "pytest>=9",
             "pytest-aiohttp>=1.1",
             "pytest-xdist>=3.8",

@@ -15,6 +15,7 @@ import re
 import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -49,7 +50,7 @@ SECRETS = ("redis_url", "amqp_url", "admin_token", "callback_secret", "callback_
 INHERITED_VARIABLE = "_IDAGG_INHERITED"
 """Names the descriptor from which a supervisor reads what its predecessor left (``run/reload.py``)."""
 
-_CONFIG_VARIABLE = "IDAGG_CONFIG"
+CONFIG_VARIABLE = "IDAGG_CONFIG"
 # RFC 1123, and underscores, which container names have. A last label that begins with a digit is refused: it
 # is a mistyped address, or a form that only resolvers read (127.1, 0x7f000001).
 _HOST_NAME = re.compile(
@@ -575,20 +576,25 @@ def example() -> str:
     return "\n".join(lines) + "\n"
 
 
-def load(flags: Mapping[str, object], environ: Mapping[str, str]) -> tuple[Settings, dict[str, str]]:
+def load(
+    flags: Mapping[str, object], environ: Mapping[str, str], *, only: AbstractSet[str] | None = None
+) -> tuple[Settings, dict[str, str]]:
     """The settings in force and the source of each. Raises SettingsError with every problem at once.
 
-    ``flags`` has settings by name, and ``config``. None means not given.
+    ``flags`` has settings by name, and ``config``. None means not given. ``only`` names the settings that
+    matter to a command that does not serve: the others have their defaults, whatever the sources say.
     """
     problems: list[str] = []
     path = flags.get("config")
     found = (  # a later source takes precedence
         _from_default(environ)
         | _from_credentials(environ, problems)
-        | _from_file(environ.get(_CONFIG_VARIABLE) if path is None else str(path), problems)
+        | _from_file(environ.get(CONFIG_VARIABLE) if path is None else str(path), problems)
         | _from_environment(environ, problems)
         | _from_flags(flags)
     )
+    if only is not None:
+        found = {name: found[name] for name in only & found.keys()} | {"state_dir": ("/", "default")}
     origin = {name: found[name][1] if name in found else "default" for name in Settings.model_fields}
     try:
         settings = Settings.model_validate({name: value for name, (value, _) in found.items()})
@@ -674,7 +680,7 @@ def _from_environment(environ: Mapping[str, str], problems: list[str]) -> _Found
         for given in environ
         if given.startswith("IDAGG_")
         and given not in names
-        and given not in (_CONFIG_VARIABLE, failpoints.VARIABLE)
+        and given not in (CONFIG_VARIABLE, failpoints.VARIABLE)
     ]
     if problem := failpoints.problem(environ.get(failpoints.VARIABLE)):
         problems.append(problem)
