@@ -1,6 +1,7 @@
 """The settings: meaning, allowed values, and source of each.
 
-Precedence: flag, environment variable, TOML file, systemd credential, default. This is plain pydantic.
+Precedence: flag, environment variable, TOML file, systemd credential, the default of a unit, default. This is
+plain pydantic.
 pydantic-settings ignores a missing file and an unreadable credential, and its models would read the
 environment again in each worker.
 """
@@ -12,6 +13,7 @@ import difflib
 import ipaddress
 import logging
 import re
+import shlex
 import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -32,9 +34,11 @@ from pydantic import (
     field_validator,
 )
 
-from idagg import cpus, failpoints
+from idagg import cpus, credentials, failpoints
 from idagg.amqp_url import one_per_host
+from idagg.credentials import SECRETS
 from idagg.errors import IdaggError, UnfitError
+from idagg.in_force import InForce
 
 log = logging.getLogger("idagg.settings")
 
@@ -45,12 +49,14 @@ _DEFAULT_WORKERS = 4
 MAX_SHARDS = 64
 # Below STOP_S of run/child.py: a worker that stops answers its requests first.
 MAX_DEADLINE_S = 10
-SECRETS = ("redis_url", "amqp_url", "admin_token", "callback_secret", "callback_proxy")
 
 INHERITED_VARIABLE = "_IDAGG_INHERITED"
 """Names the descriptor from which a supervisor reads what its predecessor left (``run/reload.py``)."""
 
 CONFIG_VARIABLE = "IDAGG_CONFIG"
+# Other defaults, as NAME=VALUE separated by spaces. They are for a unit or an image: whatever it sets as
+# environment variables would take precedence over the operator's file.
+_DEFAULTS_VARIABLE = "IDAGG_DEFAULTS"
 # RFC 1123, and underscores, which container names have. A last label that begins with a digit is refused: it
 # is a mistyped address, or a form that only resolvers read (127.1, 0x7f000001).
 _HOST_NAME = re.compile(
@@ -80,7 +86,7 @@ _MIN_TOKEN = 16
 
 _MAKE_ONE = "write whsec_ followed by the output of `openssl rand -base64 32`"
 
-# Validation context in workers: the supervisor has checked these values already.
+# Validation context after a reload: the rehearsal has checked these values already.
 _PASSED_ON = {"passed_on": True}
 
 _Found = dict[str, tuple[object, str]]  # setting → value, where it came from
@@ -206,7 +212,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _ca_file(value: Path, info: ValidationInfo) -> Path:
-    """Check the file when an operator starts idagg. In a worker a missing file must not stop the counting."""
+    """Check the file when an operator starts idagg. Later, a missing file must not stop the counting."""
     if info.context != _PASSED_ON:
         import ssl  # imported late: settings without this file do not need it
 
@@ -240,7 +246,8 @@ _Tokens = Annotated[str, BeforeValidator(_secrets), AfterValidator(_admin_tokens
 
 
 class Settings(BaseModel):
-    """All settings. ``load`` builds them from the operator's input, ``from_json`` in a worker.
+    """All settings and their rules. ``load`` builds them from the operator's input. ``in_force`` has the bare
+    values, for workers and the callback process.
 
     Printing them shows no secret. Each description is a noun phrase with unit and range, because help, README
     and error messages show it.
@@ -498,8 +505,11 @@ class Settings(BaseModel):
         return state_dir
 
     def to_json(self) -> bytes:
-        """All settings, secrets included, for a worker process."""
+        """All settings, secrets included, for another process."""
         return self.model_dump_json().encode()
+
+    def in_force(self) -> InForce:
+        return InForce(**dict(self))
 
     @classmethod
     def from_json(cls, data: bytes) -> Settings:
@@ -588,6 +598,7 @@ def load(
     path = flags.get("config")
     found = (  # a later source takes precedence
         _from_default(environ)
+        | _from_defaults(environ, problems)
         | _from_credentials(environ, problems)
         | _from_file(environ.get(CONFIG_VARIABLE) if path is None else str(path), problems)
         | _from_environment(environ, problems)
@@ -624,26 +635,35 @@ def _from_default(environ: Mapping[str, str]) -> _Found:
     return {"state_dir": (folder, "default")}
 
 
-def _from_credentials(environ: Mapping[str, str], problems: list[str]) -> _Found:
+def _from_defaults(environ: Mapping[str, str], problems: list[str]) -> _Found:
+    where = f"environment {_DEFAULTS_VARIABLE}"
     found: _Found = {}
-    if folder := environ.get("CREDENTIALS_DIRECTORY"):
-        for name in SECRETS:
-            where = f"credential idagg_{name}"
-            try:
-                text = Path(folder, f"idagg_{name}").read_text("utf-8")
-            except FileNotFoundError:
-                continue
-            except (OSError, UnicodeDecodeError) as error:
-                problems.append(f"{where} cannot be read: {error}")
-            else:
-                found[name] = text.rstrip("\r\n"), where
+    try:
+        items = shlex.split(environ.get(_DEFAULTS_VARIABLE, ""))
+    except ValueError as error:
+        problems.append(f"{where} cannot be read: {error}")
+        return {}
+    for item in items:
+        name, is_given, value = item.partition("=")
+        if not is_given or name not in Settings.model_fields:
+            problems.append(f"{name} in {where} is no setting with a value{_meant(name)}")
+        else:
+            found[name] = value, where
     return found
 
 
-def credential(name: str, environ: Mapping[str, str]) -> str | None:
-    """What the credential says now; None where there is none that can be read."""
-    value, _ = _from_credentials(environ, []).get(name, (None, ""))
-    return value if isinstance(value, str) else None
+def _from_credentials(environ: Mapping[str, str], problems: list[str]) -> _Found:
+    found: _Found = {}
+    for name in SECRETS:
+        where = f"credential {credentials.name_of(name)}"
+        try:
+            value = credentials.read(name, environ)
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(f"{where} cannot be read: {error}")
+        else:
+            if value is not None:
+                found[name] = value, where
+    return found
 
 
 def _from_file(path: str | None, problems: list[str]) -> _Found:
@@ -680,7 +700,7 @@ def _from_environment(environ: Mapping[str, str], problems: list[str]) -> _Found
         for given in environ
         if given.startswith("IDAGG_")
         and given not in names
-        and given not in (CONFIG_VARIABLE, failpoints.VARIABLE)
+        and given not in (CONFIG_VARIABLE, _DEFAULTS_VARIABLE, failpoints.VARIABLE)
     ]
     if problem := failpoints.problem(environ.get(failpoints.VARIABLE)):
         problems.append(problem)

@@ -154,8 +154,8 @@ SETTINGS = Settings(
     callback_secret="whsec_" + "bmV3" * 8,
 )
 MESSAGES: list[Message] = [
-    WorkerStart(SETTINGS, "unix:///run/x", writer=5, stdout=9, slot=3, listener=7),
-    CallbackStart(SETTINGS, "unix:///run/x", writer=5, stdout=9),
+    WorkerStart(SETTINGS.in_force(), "unix:///run/x", writer=5, stdout=9, slot=3, listener=7),
+    CallbackStart(SETTINGS.in_force(), "unix:///run/x", writer=5, stdout=9),
     Heartbeat(),
     Heartbeat(7, 'Redis at "x"\nis away', "Ü", "full"),
     Heartbeat(7, pid=9, answered=5, skew_s=-0.5, late_s=0.0, lead=Lead(60, 5, 9, True, 3, 0, 1, 2, 0)),

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_type_hints
 
 import pydantic
 import pytest
@@ -11,9 +13,11 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from idagg import failpoints
+from idagg.credentials import SECRETS
 from idagg.deliver.guard import Guard
 from idagg.deliver.post import Proxy, tls_context
-from idagg.settings import SECRETS, Settings, SettingsError, default_text, flag, load, variable
+from idagg.in_force import InForce
+from idagg.settings import Settings, SettingsError, default_text, flag, load, variable
 from idagg.signing import Signer
 
 HOME = {"HOME": "/home/ida"}
@@ -227,7 +231,25 @@ def test_precedence(tmp_path: Path) -> None:
     del flags["config"]
     assert in_force() == ("redis://credential", "credential idagg_redis_url")
     del environ["CREDENTIALS_DIRECTORY"]
+    environ["IDAGG_DEFAULTS"] = "redis_url=redis://unit"
+    assert in_force() == ("redis://unit", "environment IDAGG_DEFAULTS")
+    del environ["IDAGG_DEFAULTS"]
     assert in_force() == (None, "default")
+
+
+def test_defaults_of_a_unit(tmp_path: Path) -> None:
+    """They may have spaces in quotes, and what is wrong with them is told like anything else."""
+    given = HOME | {"IDAGG_DEFAULTS": "log_file='/var/log/a b.log' drain=5"}
+    settings, _ = load(toml(tmp_path, "drain = 7"), given)
+    assert (settings.log_file, settings.drain) == (Path("/var/log/a b.log"), 7)
+    where = "environment IDAGG_DEFAULTS"
+    assert problems({}, HOME | {"IDAGG_DEFAULTS": "drian=5 port workers=0"}) == [
+        f"drian in {where} is no setting with a value; did you mean drain?",
+        f"port in {where} is no setting with a value; did you mean port?",
+        f"workers ({where}) cannot be '0': it is the number of worker processes, 1 to 256",
+    ]
+    [problem] = problems({}, HOME | {"IDAGG_DEFAULTS": "log_file='/var"})
+    assert problem == f"{where} cannot be read: No closing quotation"
 
 
 def test_sources_add_up(tmp_path: Path) -> None:
@@ -832,6 +854,21 @@ def test_round_trip(monkeypatch: pytest.MonkeyPatch) -> None:
     again = Settings.from_json(settings.to_json())
     assert again == settings
     assert dict(again) == GIVEN
+    passed_on = InForce.from_json(settings.to_json())
+    assert passed_on == settings.in_force()
+    assert dataclasses.asdict(passed_on) == GIVEN
+    assert "hunter2" not in repr(passed_on)
+    assert "whsec_" not in repr(passed_on)
+
+
+def test_the_settings_in_force_have_no_other_names_types_and_defaults() -> None:
+    """Rules are written once, names, types and defaults twice."""
+    assert get_type_hints(InForce) == {
+        name: hint for name, hint in get_type_hints(Settings).items() if name in Settings.model_fields
+    }
+    defaults = {field.name: field.default for field in dataclasses.fields(InForce)}
+    for name, field in Settings.model_fields.items():
+        assert name == "workers" or defaults[name] == field.default
 
 
 def test_frozen() -> None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import pytest
 
+from idagg.batch import BatchResult
 from idagg.run.messages import Traffic
 from idagg.run.traffic import SPAN_S, Tally
 
 
 def test_rates_are_those_of_the_last_seconds() -> None:
     tally = Tally()
-    tally.batch(requests=1000, ids=900, stored=True, took_s=0.001)
+    tally.batch(BatchResult(requests=1000, ids=900, repeats=0, stored=True, took_s=0.001))
     assert tally.traffic(100.0) == Traffic()  # of no time
-    tally.batch(requests=30, ids=20, stored=True, took_s=0.001)
+    tally.batch(BatchResult(requests=30, ids=20, repeats=0, stored=True, took_s=0.001))
     tally.others({400: 5})
     assert tally.traffic(101.0).by_status == {"200": 30.0, "400": 5.0}
-    tally.batch(requests=20, ids=10, stored=False, took_s=0.001)
+    tally.batch(BatchResult(requests=20, ids=10, repeats=0, stored=False, took_s=0.001))
     later = tally.traffic(102.0)
     assert later.by_status == {"200": 15.0, "400": 2.5, "503": 10.0}
     assert (later.ids_per_s, later.batch_ids) == (15.0, 15.0)
@@ -31,9 +32,9 @@ def test_commit_latency(took_s: float) -> None:
     tally = Tally()
     tally.traffic(1.0)
     for _ in range(98):
-        tally.batch(requests=1, ids=1, stored=True, took_s=0.002)
+        tally.batch(BatchResult(requests=1, ids=1, repeats=0, stored=True, took_s=0.002))
     for _ in range(2):
-        tally.batch(requests=1, ids=1, stored=True, took_s=took_s)
+        tally.batch(BatchResult(requests=1, ids=1, repeats=0, stored=True, took_s=took_s))
     seen = tally.traffic(2.0)
     assert seen.commit_p50_ms is not None
     assert seen.commit_p99_ms is not None

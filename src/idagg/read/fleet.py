@@ -173,8 +173,8 @@ class Pending(Model):
 class Stale(Model):
     """The store cannot be asked for the other machines: what they said last is shown."""
 
-    since: Moment
-    """When the other machines were seen last"""
+    since: Moment | None
+    """When the other machines were seen last; null: not since this one started"""
     text: str
     """Why, in a sentence"""
 

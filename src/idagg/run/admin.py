@@ -14,6 +14,7 @@ from aiohttp import web
 
 from idagg import metrics
 from idagg.run.access import Access
+from idagg.run.events import Events
 from idagg.run.fleet import Fleet
 from idagg.run.http_server import HttpServer
 from idagg.run.machine import Machine, families
@@ -47,6 +48,7 @@ class AdminListener:
 
     def __init__(self, watched: Watched, routes: Iterable[web.AbstractRouteDef] = ()) -> None:
         self._watched = watched
+        self._events = Events(watched.fleet)
         readyz = self._readyz
         own = [
             web.get("/metrics", self._metrics),
@@ -55,6 +57,7 @@ class AdminListener:
             web.get("/readyz", readyz),
             web.options("/readyz", readyz),
             web.get("/api/v1/status", self._status),
+            web.get("/api/v1/events", self._events.stream, allow_head=False),
         ]
         access = Access(lambda: watched.settings)
         self._server = HttpServer([*own, *routes], [access.middleware])
@@ -65,6 +68,7 @@ class AdminListener:
         await self._server.start(listening)
 
     async def close(self) -> None:
+        await self._events.close()
         await self._server.close()
 
     async def _metrics(self, request: web.Request) -> web.Response:
@@ -86,7 +90,7 @@ class AdminListener:
         return web.Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def _status(self, request: web.Request) -> web.Response:
-        body = self._watched.fleet.status().model_dump_json().encode()
+        body = (await self._watched.fleet.status()).model_dump_json().encode()
         return web.Response(body=body, content_type="application/json")
 
     async def _livez(self, request: web.Request) -> web.Response:

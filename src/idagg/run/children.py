@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from idagg import metrics
+from idagg.in_force import InForce
 from idagg.run.child import Child
 from idagg.run.messages import CallbackStart, Heartbeat
 from idagg.run.reload import held_from
@@ -48,9 +49,9 @@ class Children:
         self.deaths = collections.Counter[str]()  # by kind of process
         self.stopping = asyncio.Event()  # all of them are to end
 
-    def common(self, settings: Settings) -> tuple[Settings, str, int, int]:
+    def common(self, settings: Settings) -> tuple[InForce, str, int, int]:
         """The fields with which each first message begins."""
-        return settings, settings.redis_url or self.store_url, self._free_writer(), self.stdout
+        return settings.in_force(), settings.redis_url or self.store_url, self._free_writer(), self.stdout
 
     def start(
         self,

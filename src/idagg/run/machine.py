@@ -18,9 +18,10 @@ import orjson
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from idagg import __version__
+from idagg.credentials import SECRETS
 from idagg.run.messages import Heartbeat, Lead
 from idagg.run.usage import Usage, usage
-from idagg.settings import SECRETS, Settings
+from idagg.settings import Settings
 
 # Settings that differ between the machines of a namespace for good reasons.
 _OWN = {"host", "port", "workers", "log_file", "state_dir", "callback_ca"}

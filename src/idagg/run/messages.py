@@ -11,11 +11,12 @@ has its default.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any, Self
 
 import orjson
 
-from idagg.settings import Settings
+from idagg.in_force import InForce
 
 HEARTBEAT_S = 0.5
 # Parts whose trouble does not stop the counting. The process that has it logs it itself.
@@ -27,7 +28,7 @@ class Message:
     """Base of all messages: reads and writes one line."""
 
     def line(self) -> bytes:
-        return orjson.dumps(self, default=_settings_as_json) + b"\n"
+        return orjson.dumps(self, default=_as_json) + b"\n"
 
     @classmethod
     def parse(cls, line: bytes) -> Self:
@@ -38,13 +39,17 @@ class Message:
         known = {field.name for field in dataclasses.fields(cls)}
         fields = {name: value for name, value in given.items() if name in known}
         if "settings" in fields:
-            fields["settings"] = Settings.from_json(orjson.dumps(fields["settings"]))
+            fields["settings"] = cls.settings_from(orjson.dumps(fields["settings"]))
         for name, kind in _nested().items():
             if fields.get(name) is not None:
                 fields[name] = kind.parse(orjson.dumps(fields[name]))
         if "lines" in fields:
             fields["lines"] = [LogLine.parse(orjson.dumps(line)) for line in fields["lines"]]
         return cls(**fields)
+
+    @staticmethod
+    def settings_from(data: bytes) -> object:
+        return InForce.from_json(data)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,7 +60,7 @@ class CallbackStart(Message):
     descriptor of the supervisor's standard output, since the process's own carries heartbeats.
     """
 
-    settings: Settings
+    settings: InForce
     redis_url: str
     writer: int
     stdout: int
@@ -178,6 +183,5 @@ def _nested() -> dict[str, type[Message]]:
     return {"lead": Lead, "traffic": Traffic}
 
 
-def _settings_as_json(value: Any) -> orjson.Fragment:
-    assert isinstance(value, Settings)
-    return orjson.Fragment(value.to_json())
+def _as_json(value: Any) -> object:
+    return str(value) if isinstance(value, Path) else orjson.Fragment(value.to_json())

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from idagg.accept.commit import Cause
+from idagg.batch import BatchResult
 from idagg.errors import StoreError
 from idagg.metrics import Metrics
 from idagg.run.messages import Lead
@@ -94,27 +94,9 @@ class Observation:
         if 0 <= took_s < _PROMPT_S:
             self.skew_s = sent_s + took_s / 2 - seen.now_s
 
-    def batch(
-        self,
-        *,
-        requests: int,
-        ids: int,
-        repeats: int,
-        stored: bool,
-        took_s: float,
-        waited_s: float | None = None,
-        cause: Cause | None = None,
-    ) -> None:
-        self.tally.batch(requests=requests, ids=ids, stored=stored, took_s=took_s)
-        self._metrics.batch(
-            requests=requests,
-            ids=ids,
-            repeats=repeats,
-            stored=stored,
-            took_s=took_s,
-            waited_s=waited_s,
-            cause=cause,
-        )
+    def batch(self, result: BatchResult) -> None:
+        self.tally.batch(result)
+        self._metrics.batch(result)
 
     def leads(self, epoch: int) -> None:
         self._metrics.leads(epoch)

@@ -135,6 +135,7 @@ class Supervisor:
             self._workers.begin()
             self._parts.begin(self._tell_trouble())
             self._callbacks.begin()
+            self._parts.begin(self.fleet.run())
             if self._store:
                 self._parts.begin(self._store.watch())
             if interval_s := watchdog_s():
@@ -148,6 +149,7 @@ class Supervisor:
             reloading.cancel()
             self._workers.close()
             await end(*self._children.running)
+            await self.fleet.withdraw()
             await self._parts.end()
         finally:
             self._reloads.close()
@@ -180,7 +182,7 @@ class Supervisor:
     @property
     def settings(self) -> Settings:
         """Those in force now."""
-        return self._settings
+        return self._children.settings
 
     def trouble(self) -> dict[str, str]:
         """Present trouble, one sentence for each part; empty if there is none."""

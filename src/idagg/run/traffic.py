@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from idagg.batch import BatchResult
 from idagg.run.messages import Traffic
 
 # Rates and latencies are those of so many seconds.
@@ -42,12 +43,12 @@ class Tally:
         self._latencies = [0] * _BUCKETS
         self._seen: collections.deque[_Seen] = collections.deque()
 
-    def batch(self, *, requests: int, ids: int, stored: bool, took_s: float) -> None:
-        self.answered += requests
-        self._statuses[200 if stored else 503] += requests
-        self._ids += ids
+    def batch(self, result: BatchResult) -> None:
+        self.answered += result.requests
+        self._statuses[200 if result.stored else 503] += result.requests
+        self._ids += result.ids
         self._batches += 1
-        self._latencies[_bucket(took_s)] += 1
+        self._latencies[_bucket(result.took_s)] += 1
 
     def others(self, answered: Mapping[int, int]) -> None:
         """Add requests that were answered without the store, by status."""
