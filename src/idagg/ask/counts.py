@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
-import json
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
-from idagg.ask import times
-from idagg.ask.client import Client, plain
-from idagg.errors import Exit, NoAnswerError
+from idagg.ask.client import Client
 
 WINDOWS = "/api/v1/windows"
 ESTIMATE = "/api/v1/estimate"
