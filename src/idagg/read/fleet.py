@@ -173,8 +173,8 @@ class Pending(Model):
 class Stale(Model):
     """The store cannot be asked for the other machines: what they said last is shown."""
 
-    since: Moment | None
-    """When the other machines were seen last; null: not since this one started"""
+    since: Moment
+    """When the other machines were seen last; if they were not seen yet, when this one began to look"""
     text: str
     """Why, in a sentence"""
 

@@ -165,6 +165,7 @@ class Others:
         self._store: FleetStore | None = None
         self._known: dict[str, tuple[bytes, fleet.Report]] = {}  # by machine: as published, and read
         self._ages_s: dict[str, float] = {}  # at the last look
+        self._began_at = time.monotonic()
         self._seen_at = -math.inf  # the last look, by the monotonic clock
         self._trouble: str | None = None  # of the store
         self._asking: asyncio.Task[None] | None = None
@@ -179,7 +180,7 @@ class Others:
             self._ending = asyncio.create_task(left.close())
         if settings.redis_url:
             tag = shard_tag(settings.namespace)
-            servers = stores.servers(settings.redis_url, settings)
+            servers = stores.servers(settings.redis_url, settings.in_force())
             self._client = servers.client(tag, timeout_s=_TIMEOUT_S)
             self._store = FleetStore(self._client, tag)
 
@@ -214,7 +215,8 @@ class Others:
         ]
         if since_s < FRESH_S + PATIENCE_S:
             return reports, None
-        since = None if math.isinf(since_s) else moment(time.time() - since_s)
+        began_s = time.monotonic() - self._began_at
+        since = moment(time.time() - min(since_s, began_s))
         return reports, fleet.Stale(since=since, text=self._trouble or _SILENT)
 
     async def _ask(self, store: FleetStore) -> None:
