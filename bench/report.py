@@ -22,6 +22,7 @@ _TABLES: dict[str, tuple[str, str]] = {
     "seals, Rust: CPU": ("CPU of the service in Rust at this rate", "CPU of"),
     "rates": ("By the rate offered", "requests/s"),
     "flush": ("The end of a window", "ids"),
+    "flush, shards": ("The end of a window of 16 shards, all on one Redis", "ids"),
     "calls": ("Callbacks", "callbacks"),
     "beside callbacks": ("Hits beside callbacks", "hits"),
     "strangers": ("Calls of strangers meanwhile", "endpoints"),

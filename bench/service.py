@@ -17,6 +17,7 @@ import redis
 
 from idagg.store.client import Client
 from idagg.store.hits import MAX_BATCH, HitStore
+from idagg.store.shards import ONE_SHARD, Regime, shard_of
 from kit.servers import RedisServer
 from kit.serving import Serving
 
@@ -86,14 +87,19 @@ class Idagg(Serving):
         found = re.search(rf"^{_LAG}(?:{{.*}})? (\S+)$", _get(self.admin_port, "/metrics")[1], re.MULTILINE)
         return float(found[1]) * 1e3 if found else 0
 
-    async def fill(self, first_id: int, count: int) -> set[int]:
+    async def fill(self, first_id: int, count: int, *, shards: int = 1) -> set[int]:
         """Put ids in faster than requests could; returns the starts of the windows that they are in."""
-        async with self._hits() as hits:
-            starts = set()
-            for seq, done in enumerate(range(0, count, MAX_BATCH), 1):
-                ids = [b"%d" % (first_id + number) for number in range(done, min(done + MAX_BATCH, count))]
-                starts.add((await hits.add(seq, ids)).start_s)
-            return starts
+        starts = set()
+        regime = ONE_SHARD if shards == 1 else Regime(1, shards)
+        async with contextlib.AsyncExitStack() as stack:
+            stores = [await stack.enter_async_context(self._hits(shard, regime)) for shard in range(shards)]
+            step = MAX_BATCH * shards // 2 if shards > 1 else MAX_BATCH  # no shard gets twice its share
+            for seq, done in enumerate(range(0, count, step), 1):
+                ids = [b"%d" % (first_id + number) for number in range(done, min(done + step, count))]
+                for shard, hits in enumerate(stores):
+                    its = [one for one in ids if shard_of(one, shards) == shard]
+                    starts.add((await hits.add(seq, its)).start_s)
+        return starts
 
     async def put(self, urls: Sequence[bytes], *, at_a_time: int = MAX_BATCH, pause_s: float = 0) -> None:
         """Have them called at the end of the window that is open now."""
@@ -103,11 +109,18 @@ class Idagg(Serving):
                 await asyncio.sleep(pause_s)
 
     @contextlib.asynccontextmanager
-    async def _hits(self) -> AsyncIterator[HitStore]:
+    async def _hits(self, shard: int = 0, regime: Regime = ONE_SHARD) -> AsyncIterator[HitStore]:
         """As a worker has them."""
         client = Client(self.redis.url)
         try:
-            yield HitStore(client, namespace="idagg", window_s=self.window, exact_limit=_EXACT_LIMIT)
+            yield HitStore(
+                client,
+                namespace="idagg",
+                shard=shard,
+                regime=regime,
+                window_s=self.window,
+                exact_limit=_EXACT_LIMIT,
+            )
         finally:
             await client.close()
 

@@ -17,10 +17,11 @@ from pathlib import Path
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric as Family
 
+from idagg.credentials import SECRETS
 from idagg.metrics import Metrics, SupervisorMetrics, left_out_family
 from idagg.run.machine import Machine
 from idagg.run.machine import families as machine_families
-from idagg.settings import SECRETS, Settings, default_text, flag
+from idagg.settings import Settings, default_text, flag
 
 _HERE = Path(__file__).parent
 _ROOT = _HERE.parent

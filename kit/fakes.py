@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from idagg.batch import BatchResult
 from idagg.errors import StoreError
 from idagg.store.hits import Stored
 
@@ -42,20 +43,10 @@ class Batches:
         self.waits: list[float | None] = []
         self.causes: list[str | None] = []
 
-    def batch(
-        self,
-        *,
-        requests: int,
-        ids: int,
-        repeats: int,
-        stored: bool,
-        took_s: float,
-        waited_s: float | None = None,
-        cause: str | None = None,
-    ) -> None:
-        self.settled.append((requests, ids, repeats, stored))
-        self.waits.append(waited_s)
-        self.causes.append(cause)
+    def batch(self, result: BatchResult) -> None:
+        self.settled.append(result[:4])
+        self.waits.append(result.waited_s)
+        self.causes.append(result.cause)
 
 
 class Transport(asyncio.Transport):

@@ -555,7 +555,7 @@ class RedisCluster(Group):
         """Take a node without slots out of the cluster, and end it."""
         identity = self.identity(node)
         self.nodes.remove(node)
-        node.stop()
+        node.kill()  # a replica by now: a stop would wait until it has loaded what it will not need
         for other in self.running:
             other.ask("CLUSTER", "FORGET", identity)
         self.in_sync()

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from idagg.settings import is_loopback
 from idagg.window import iso
 from kit.servers import Server
 from kit.waiting import eventually, until
@@ -180,12 +181,17 @@ class Serving(Server):
             lambda: counts if max(counts := self.counts(), default="") >= present else None, within_s=15
         )
 
-    async def ask(self, path: str, *, admin: bool = False) -> Answer:
-        """The answer to one GET on a connection of its own."""
+    async def ask(
+        self, path: str, *, admin: bool = False, method: str = "GET", fields: Mapping[str, str] | None = None
+    ) -> Answer:
+        """The answer to one request on a connection of its own."""
         wire = await connect(self.admin_port if admin else self.port, self.host)
+        head = "".join(
+            f"{name}: {value}\r\n" for name, value in {"Host": self.host, **(fields or {})}.items()
+        )
         try:
-            await wire.send(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-            answer = await wire.answer()
+            await wire.send(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode())
+            answer = await wire.answer(bodiless=method == "HEAD")
         finally:
             wire.close()
         assert answer is not None
@@ -245,6 +251,8 @@ class Serving(Server):
             "--log-file": str(self.log_file),
             "--state-dir": str(self.state),
         }
+        if not is_loopback(self.host):
+            given["--admin-open"] = "on"
         given = {flag: value for flag, value in given.items() if flag not in self.without}
         return [*self.prefix, sys.executable, *start, "serve", *itertools.chain(*given.items()), *self.flags]
 

@@ -23,6 +23,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from idagg import libraries
+from idagg.batch import BatchResult
 from idagg.window import Record
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -220,6 +221,11 @@ class Metrics:
             "LOSS: windows whose ids and sketch differ by more than chance, since the store has lost writes",
             registry=registry,
         )
+        self._lost = Counter(
+            "idagg_store_lost",
+            "LOSS: times a worker found that the store does not have the last ids that it had acknowledged",
+            registry=registry,
+        )
         self._dropped = Counter(
             "idagg_endpoints_dropped",
             "LOSS: hits whose endpoint was over the window's limit and is not called",
@@ -284,25 +290,15 @@ class Metrics:
             registry=registry,
         )
 
-    def batch(
-        self,
-        *,
-        requests: int,
-        ids: int,
-        repeats: int,
-        stored: bool,
-        took_s: float,
-        waited_s: float | None = None,
-        cause: str | None = None,
-    ) -> None:
-        self._requests.labels("200" if stored else "503").inc(requests)
-        if cause:
-            self._unavailable.labels(cause).inc(requests)
-        if waited_s is not None:
-            self._answer_seconds.observe(waited_s)
-        self._repeats.inc(repeats)
-        self._batch_size.observe(ids)
-        self._store_seconds.observe(took_s)
+    def batch(self, result: BatchResult) -> None:
+        self._requests.labels("200" if result.stored else "503").inc(result.requests)
+        if result.cause:
+            self._unavailable.labels(result.cause).inc(result.requests)
+        if result.waited_s is not None:
+            self._answer_seconds.observe(result.waited_s)
+        self._repeats.inc(result.repeats)
+        self._batch_size.observe(result.ids)
+        self._store_seconds.observe(result.took_s)
 
     def traffic(
         self,
@@ -330,6 +326,9 @@ class Metrics:
         self._sealed.inc()
         self._dropped.inc(dropped_endpoints)
         self._suspect.inc(record.suspect)
+
+    def lost(self) -> None:
+        self._lost.inc()
 
     def delivered(self, record: Record, *, sink: str, lag_s: float) -> None:
         self._delivered.labels(sink).inc()

@@ -1,6 +1,7 @@
 """The settings: meaning, allowed values, and source of each.
 
-Precedence: flag, environment variable, TOML file, systemd credential, default. This is plain pydantic.
+Precedence: flag, environment variable, TOML file, systemd credential, the default of a unit, default. This is
+plain pydantic.
 pydantic-settings ignores a missing file and an unreadable credential, and its models would read the
 environment again in each worker.
 """
@@ -12,9 +13,11 @@ import difflib
 import ipaddress
 import logging
 import re
+import shlex
 import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -31,9 +34,11 @@ from pydantic import (
     field_validator,
 )
 
-from idagg import cpus, failpoints
+from idagg import cpus, credentials, failpoints
 from idagg.amqp_url import one_per_host
+from idagg.credentials import SECRETS
 from idagg.errors import IdaggError, UnfitError
+from idagg.in_force import InForce
 
 log = logging.getLogger("idagg.settings")
 
@@ -44,12 +49,14 @@ _DEFAULT_WORKERS = 4
 MAX_SHARDS = 64
 # Below STOP_S of run/child.py: a worker that stops answers its requests first.
 MAX_DEADLINE_S = 10
-SECRETS = ("redis_url", "amqp_url", "callback_secret", "callback_proxy")
 
 INHERITED_VARIABLE = "_IDAGG_INHERITED"
 """Names the descriptor from which a supervisor reads what its predecessor left (``run/reload.py``)."""
 
-_CONFIG_VARIABLE = "IDAGG_CONFIG"
+CONFIG_VARIABLE = "IDAGG_CONFIG"
+# Other defaults, as NAME=VALUE separated by spaces. They are for a unit or an image: whatever it sets as
+# environment variables would take precedence over the operator's file.
+_DEFAULTS_VARIABLE = "IDAGG_DEFAULTS"
 # RFC 1123, and underscores, which container names have. A last label that begins with a digit is refused: it
 # is a mistyped address, or a form that only resolvers read (127.1, 0x7f000001).
 _HOST_NAME = re.compile(
@@ -72,9 +79,14 @@ _INJECTED = re.compile(
     re.VERBOSE,
 )
 
+# RFC 6750's b64token: what a Bearer field may carry without quotes.
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+# Shorter ones could be guessed: nothing slows a client down that tries them.
+_MIN_TOKEN = 16
+
 _MAKE_ONE = "write whsec_ followed by the output of `openssl rand -base64 32`"
 
-# Validation context in workers: the supervisor has checked these values already.
+# Validation context after a reload: the rehearsal has checked these values already.
 _PASSED_ON = {"passed_on": True}
 
 _Found = dict[str, tuple[object, str]]  # setting → value, where it came from
@@ -181,8 +193,26 @@ def _callback_secrets(value: str) -> str:
     return value
 
 
+def _admin_tokens(value: str) -> str:
+    for token in value.split(","):
+        if not _TOKEN.fullmatch(token) or len(token) < _MIN_TOKEN:
+            raise UnfitError(
+                f"each token has {_MIN_TOKEN} or more letters, digits and characters of ._~+/-: "
+                "write the output of `openssl rand -hex 32`"
+            )
+    return value
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a listener there. Of names, only localhost is known to be so."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
 def _ca_file(value: Path, info: ValidationInfo) -> Path:
-    """Check the file when an operator starts idagg. In a worker a missing file must not stop the counting."""
+    """Check the file when an operator starts idagg. Later, a missing file must not stop the counting."""
     if info.context != _PASSED_ON:
         import ssl  # imported late: settings without this file do not need it
 
@@ -216,10 +246,12 @@ def _default_workers() -> int:
 _Host = Annotated[str, AfterValidator(_host)]
 _Port = Annotated[int, Field(ge=0, le=65535)]
 _Secrets = Annotated[str, BeforeValidator(_secrets), AfterValidator(_callback_secrets)]
+_Tokens = Annotated[str, BeforeValidator(_secrets), AfterValidator(_admin_tokens)]
 
 
 class Settings(BaseModel):
-    """All settings. ``load`` builds them from the operator's input, ``from_json`` in a worker.
+    """All settings and their rules. ``load`` builds them from the operator's input. ``in_force`` has the bare
+    values, for workers and the callback process.
 
     Printing them shows no secret. Each description is a noun phrase with unit and range, because help, README
     and error messages show it.
@@ -229,12 +261,33 @@ class Settings(BaseModel):
 
     host: _Host = Field(default="127.0.0.1", description="address or host name of the public listener")
     port: _Port = Field(default=8000, description="port of the public listener, 0 to 65535 (0: any free one)")
+    admin_token: _Tokens | None = Field(
+        default=None,
+        description="token that clients of the admin listener must send, 16 or more characters; several, "
+        "separated by commas, during a rotation; none: they need none",
+    )
+    admin_open: bool = Field(
+        default=False,
+        description="whether a client from another machine may read the admin listener without a token: on "
+        "or off",
+    )
     admin_host: _Host = Field(
-        default="127.0.0.1", description="address or host name of the admin listener: metrics, health, status"
+        default="127.0.0.1",
+        description="address or host name of the admin listener: counts, status, metrics, health; if it is "
+        "no loopback address, admin_token or admin_open is needed",
     )
     admin_port: _Port = Field(
         default=8001,
         description="port of the admin listener, 0 to 65535 (0: any free one); not the public listener's",
+    )
+    admin_name: Annotated[tuple[Annotated[str, AfterValidator(_host)], ...], BeforeValidator(_split)] = Field(
+        default=(),
+        description="host name by which clients may address the admin listener, besides addresses, "
+        "localhost, admin_host and the names of this machine; repeatable",
+    )
+    admin_metrics: Literal["open", "token"] = Field(
+        default="open",
+        description="whether /metrics needs the admin token: open (it does not) or token (it does)",
     )
     keepalive: int = Field(
         default=75,
@@ -403,10 +456,11 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_accident(cls, value: object) -> object:
+    def _no_accident(cls, value: object, info: ValidationInfo) -> object:
         # An empty variable was left empty by mistake, and pydantic would read true as 1. A path cannot have a
         # NUL, and JSON cannot have a name that is not UTF-8 (`encode` raises).
-        if value == "" or isinstance(value, bool) or b"\0" in str(value).encode():
+        is_stray = isinstance(value, bool) and not is_switch(str(info.field_name))
+        if value == "" or is_stray or b"\0" in str(value).encode():
             raise ValueError("not a value of any setting")
         return value
 
@@ -417,6 +471,25 @@ class Settings(BaseModel):
         if admin_port and public == (info.data.get("admin_host"), admin_port):
             raise ValueError("the public listener's port")
         return admin_port
+
+    @field_validator("admin_host")
+    @classmethod
+    def _guarded(cls, admin_host: str, info: ValidationInfo) -> str:
+        """Refuse to start. A worker and a supervisor that reloads go on with what is in force."""
+        is_guarded = info.data.get("admin_token", "") is not None or info.data.get("admin_open", True)
+        if not is_guarded and not is_loopback(admin_host) and info.context != _PASSED_ON:
+            raise UnfitError(
+                "it is no loopback address, and whoever reaches it could read all counts: give "
+                "--admin-token, or --admin-open if that is wanted"
+            )
+        return admin_host
+
+    @field_validator("admin_metrics")
+    @classmethod
+    def _of_a_token(cls, admin_metrics: str, info: ValidationInfo) -> str:
+        if admin_metrics == "token" and info.data.get("admin_token", "") is None:
+            raise UnfitError("it needs --admin-token")
+        return admin_metrics
 
     @field_validator("amqp_routing_key")
     @classmethod
@@ -443,8 +516,11 @@ class Settings(BaseModel):
         return state_dir
 
     def to_json(self) -> bytes:
-        """All settings, secrets included, for a worker process."""
+        """All settings, secrets included, for another process."""
         return self.model_dump_json().encode()
+
+    def in_force(self) -> InForce:
+        return InForce(**dict(self))
 
     @classmethod
     def from_json(cls, data: bytes) -> Settings:
@@ -464,7 +540,7 @@ class Settings(BaseModel):
 def _masked(name: str, value: object) -> object:
     if name not in SECRETS or value is None:
         return value
-    if name == "callback_secret":
+    if name in ("callback_secret", "admin_token"):
         return "***"
     # From the colon after the user to the last @: an unescaped password may contain both characters.
     text = re.sub(r"\A((?:[\w+.-]+://)?+[^:]*):.*@", r"\1:***@", str(value), flags=re.DOTALL)
@@ -483,6 +559,11 @@ def variable(name: str) -> str:
     return "IDAGG_" + name.upper()
 
 
+def is_switch(name: str) -> bool:
+    """Whether the setting is on or off."""
+    return Settings.model_fields[name].annotation is bool
+
+
 def default_text(name: str) -> str:
     """The default as text, for help and README."""
     computed = {
@@ -490,6 +571,8 @@ def default_text(name: str) -> str:
         "state_dir": "$STATE_DIRECTORY, else the XDG state folder",
     }
     default = Settings.model_fields[name].default
+    if is_switch(name):
+        return "on" if default else "off"
     return computed.get(name) or ("none" if default in (None, ()) else str(default))
 
 
@@ -514,20 +597,26 @@ def example() -> str:
     return "\n".join(lines) + "\n"
 
 
-def load(flags: Mapping[str, object], environ: Mapping[str, str]) -> tuple[Settings, dict[str, str]]:
+def load(
+    flags: Mapping[str, object], environ: Mapping[str, str], *, only: AbstractSet[str] | None = None
+) -> tuple[Settings, dict[str, str]]:
     """The settings in force and the source of each. Raises SettingsError with every problem at once.
 
-    ``flags`` has settings by name, and ``config``. None means not given.
+    ``flags`` has settings by name, and ``config``. None means not given. ``only`` names the settings that
+    matter to a command that does not serve: the others have their defaults, whatever the sources say.
     """
     problems: list[str] = []
     path = flags.get("config")
     found = (  # a later source takes precedence
         _from_default(environ)
+        | _from_defaults(environ, problems)
         | _from_credentials(environ, problems)
-        | _from_file(environ.get(_CONFIG_VARIABLE) if path is None else str(path), problems)
+        | _from_file(environ.get(CONFIG_VARIABLE) if path is None else str(path), problems)
         | _from_environment(environ, problems)
         | _from_flags(flags)
     )
+    if only is not None:
+        found = {name: found[name] for name in only & found.keys()} | {"state_dir": ("/", "default")}
     origin = {name: found[name][1] if name in found else "default" for name in Settings.model_fields}
     try:
         settings = Settings.model_validate({name: value for name, (value, _) in found.items()})
@@ -557,26 +646,35 @@ def _from_default(environ: Mapping[str, str]) -> _Found:
     return {"state_dir": (folder, "default")}
 
 
-def _from_credentials(environ: Mapping[str, str], problems: list[str]) -> _Found:
+def _from_defaults(environ: Mapping[str, str], problems: list[str]) -> _Found:
+    where = f"environment {_DEFAULTS_VARIABLE}"
     found: _Found = {}
-    if folder := environ.get("CREDENTIALS_DIRECTORY"):
-        for name in SECRETS:
-            where = f"credential idagg_{name}"
-            try:
-                text = Path(folder, f"idagg_{name}").read_text("utf-8")
-            except FileNotFoundError:
-                continue
-            except (OSError, UnicodeDecodeError) as error:
-                problems.append(f"{where} cannot be read: {error}")
-            else:
-                found[name] = text.rstrip("\r\n"), where
+    try:
+        items = shlex.split(environ.get(_DEFAULTS_VARIABLE, ""))
+    except ValueError as error:
+        problems.append(f"{where} cannot be read: {error}")
+        return {}
+    for item in items:
+        name, is_given, value = item.partition("=")
+        if not is_given or name not in Settings.model_fields:
+            problems.append(f"{name} in {where} is no setting with a value{_meant(name)}")
+        else:
+            found[name] = value, where
     return found
 
 
-def credential(name: str, environ: Mapping[str, str]) -> str | None:
-    """What the credential says now; None where there is none that can be read."""
-    value, _ = _from_credentials(environ, []).get(name, (None, ""))
-    return value if isinstance(value, str) else None
+def _from_credentials(environ: Mapping[str, str], problems: list[str]) -> _Found:
+    found: _Found = {}
+    for name in SECRETS:
+        where = f"credential {credentials.name_of(name)}"
+        try:
+            value = credentials.read(name, environ)
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(f"{where} cannot be read: {error}")
+        else:
+            if value is not None:
+                found[name] = value, where
+    return found
 
 
 def _from_file(path: str | None, problems: list[str]) -> _Found:
@@ -613,7 +711,7 @@ def _from_environment(environ: Mapping[str, str], problems: list[str]) -> _Found
         for given in environ
         if given.startswith("IDAGG_")
         and given not in names
-        and given not in (_CONFIG_VARIABLE, failpoints.VARIABLE)
+        and given not in (CONFIG_VARIABLE, _DEFAULTS_VARIABLE, failpoints.VARIABLE)
     ]
     if problem := failpoints.problem(environ.get(failpoints.VARIABLE)):
         problems.append(problem)

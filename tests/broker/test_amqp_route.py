@@ -7,7 +7,6 @@ import contextlib
 import logging
 import uuid
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import aiormq
 import pytest
@@ -16,6 +15,7 @@ from aiormq.abc import AbstractChannel
 from idagg.deliver.amqp_route import Route
 from idagg.deliver.broker import Broker
 from idagg.errors import BrokerAwayError
+from idagg.in_force import InForce
 from idagg.run import sinks
 from idagg.settings import Settings
 from idagg.window import Record
@@ -105,7 +105,9 @@ async def test_what_the_settings_say(rabbit: RabbitServer, rabbit_queue: str) ->
     """They come to the broker whole: queue and type, exchange and key, both time limits."""
 
     def made_of(**given: object) -> Broker:
-        broker = sinks.broker(Settings.model_validate({"state_dir": "/x", "amqp_url": rabbit.url, **given}))
+        broker = sinks.broker(
+            Settings.model_validate({"state_dir": "/x", "amqp_url": rabbit.url, **given}).in_force()
+        )
         assert broker
         return broker
 
@@ -113,7 +115,7 @@ async def test_what_the_settings_say(rabbit: RabbitServer, rabbit_queue: str) ->
     assert said == f"reached, queue {rabbit_queue} will be declared, durable and of type classic"
     said = await made_of(amqp_exchange="amq.topic", amqp_routing_key="some.key").check()
     assert said.startswith("reached, exchange amq.topic is there and may be written to; whether some.key ")
-    assert sinks.broker(Settings(state_dir=Path("/x"))) is None
+    assert sinks.broker(InForce()) is None
     async with Proxy(rabbit.port) as proxy:
         broker = made_of(
             amqp_url=proxy.amqp_url, amqp_queue=rabbit_queue, amqp_connect_timeout=5, amqp_publish_timeout=0.2

@@ -215,7 +215,9 @@ async def test_28_clients_vanish(any_server: RedisServer, row: Row) -> None:
 @pytest.mark.fault("37", "strangers' endpoints answer without end, by the byte, in circles, with bombs")
 async def test_37_hostile_endpoints(any_server: RedisServer, row: Row) -> None:
     """They get their attempts and no more, and cost nobody but the callback process, which stays small."""
-    tuned: dict[str, float | str] = {"idagg.run.supervisor.CALLBACK_MODULE": "kit.hurried_callback_process"}
+    tuned: dict[str, float | str] = {
+        "idagg.run.callback_keeper.CALLBACK_MODULE": "kit.hurried_callback_process"
+    }
     environment = {
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     }

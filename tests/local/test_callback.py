@@ -25,9 +25,9 @@ from idagg.deliver.post import Poster, Proxy, Target
 from idagg.deliver.resolve import Resolver
 from idagg.deliver.retry import ATTEMPTS
 from idagg.deliver.route import Router
-from idagg.deliver.signing import Signer
 from idagg.deliver.silence import FAILING_S, FAILING_WINDOWS, GONE_S
 from idagg.errors import FencedError, LogFileError
+from idagg.signing import Signer
 from idagg.window import PendingCallback, Record
 
 RECORD = Record(

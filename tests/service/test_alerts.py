@@ -54,6 +54,7 @@ TROUBLES: dict[str, tuple[list[dict[str, str]], dict[str, str]]] = {
         {},
     ),
     "IdaggWindowsSuspect": ([metric("idagg_windows_suspect_total", "0x70 1x10")], {}),
+    "IdaggStoreLost": ([metric("idagg_store_lost_total", "0x70 1x10")], {}),
     "IdaggDifferingWorkers": ([metric("idagg_differing_workers", "2x80")], A),
     "IdaggShardsAway": ([metric("idagg_shards_away", "1x80")], A),
     "IdaggStoreRisks": ([metric("idagg_store_risks", "1x80")], A),
@@ -107,6 +108,7 @@ TROUBLES: dict[str, tuple[list[dict[str, str]], dict[str, str]]] = {
     "IdaggReloadFailed": ([metric("idagg_reloads_total", "0x70 1x10", result="failed")], A),
     "IdaggLogLinesDropped": ([metric("idagg_log_lines_dropped_total", "0x70 9x10")], A),
     "IdaggMetricsLeftOut": ([metric("idagg_metrics_left_out", "1x80")], A),
+    "IdaggRollupLag": ([metric("idagg_rollup_lag_seconds", "7300x80")], {}),
 }
 LATER = {"IdaggSettingsDiffer": "45m", "IdaggReleasesDiffer": "140m"}
 
@@ -184,6 +186,7 @@ def machine(instance: str, *, leads: bool) -> list[dict[str, str]]:
         *(counter("idagg_process_deaths_total", 0, process=kind) for kind in ("worker", "callbacks")),
         *(counter("idagg_reloads_total", 0, result=result) for result in ("done", "failed")),
         counter("idagg_windows_suspect_total", 0),
+        counter("idagg_store_lost_total", 0),
         counter("idagg_endpoints_dropped_total", 0),
         counter("idagg_log_lines_dropped_total", 0),
         gauge("idagg_store_up", "1"),

@@ -67,7 +67,7 @@ async def test_it_takes_a_back_seat(any_server: RedisServer) -> None:
 
 async def test_it_is_replaced(any_server: RedisServer) -> None:
     """Killed or hung, it has a successor, and we are ready meanwhile; a reload replaces it in silence."""
-    tuned = {"idagg.run.supervisor.CALLBACKS_HUNG_S": 4}
+    tuned = {"idagg.run.callback_keeper.CALLBACKS_HUNG_S": 4}
     with Serving("--redis-url", any_server.url, tuned=tuned, window=long_window()) as serving:
         workers = serving.workers()
         killed = serving.callback_process()
@@ -89,7 +89,7 @@ async def test_it_is_replaced(any_server: RedisServer) -> None:
 
 async def test_one_that_cannot_run(any_server: RedisServer) -> None:
     """It is started ever later, which /readyz?verbose tells; hits are counted all the same."""
-    broken: dict[str, float | str] = {"idagg.run.supervisor.CALLBACK_MODULE": "idagg.nonsense"}
+    broken: dict[str, float | str] = {"idagg.run.callback_keeper.CALLBACK_MODULE": "idagg.nonsense"}
     with Serving("--redis-url", any_server.url, tuned=broken, window=long_window()) as serving:
         await until(lambda: len(re.findall(r"the callback process died \(exit code 1\)", serving.said)) >= 3)
         delays = re.findall(r"starting it again in (\S+) s", serving.said)

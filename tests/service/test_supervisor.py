@@ -64,6 +64,23 @@ async def test_hung_worker(any_server: RedisServer) -> None:
         serving.stop()
 
 
+async def test_hung_processes_do_not_outlive_it() -> None:
+    """A killed supervisor takes with it what hangs, the embedded store too; the next one has all ids."""
+    with Serving(window=long_window()) as serving:
+        assert [await serving.hit() for _ in range(3)] == [200, 200, 200]
+        hung = serving.processes() - {serving.pid}
+        assert serving.store() in hung
+        for pid in hung:
+            os.kill(pid, signal.SIGSTOP)
+        serving.kill()
+        await until(lambda: not serving.processes())
+        serving.start()
+        await serving.ready()
+        assert await serving.hit() == 200
+        await eventually(serving.figures, lambda seen: seen["idagg_current_window_unique_ids"] == 4)
+        serving.stop()
+
+
 @pytest.mark.parametrize("all_of_them", [False, True])
 async def test_stood_still(any_server: RedisServer, all_of_them: bool) -> None:
     """A supervisor that stood still, or its whole group, kills no worker for that when it goes on."""

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from idagg.credentials import read_again
 from idagg.errors import LoginRefusedError, StoreAwayError, StoreError
-from idagg.settings import credential
 from idagg.store import connection as connection_module
 from idagg.store.address import Address
 from idagg.store.client import Client
@@ -129,7 +129,7 @@ async def test_a_password_that_is_changed(tmp_path: Path) -> None:
     file = tmp_path / "idagg_redis_url"
     environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
     with servers.RedisServer(tcp=True, requirepass="old") as server:
-        shared = Servers(server.tcp_url, read_again=lambda: credential("redis_url", environ))
+        shared = Servers(server.tcp_url, read_again=lambda: read_again("redis_url", environ))
         client = shared.client(TAG, timeout_s=5)
         await client.command("CONFIG", "SET", "requirepass", "new")
         client._drop()

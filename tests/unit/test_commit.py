@@ -72,6 +72,11 @@ class Bench:
             while len(self.answers) < count:  # noqa: ASYNC110  what it waits for sets no event
                 await asyncio.sleep(0.001)
 
+    async def sent(self, batches: int) -> None:
+        async with asyncio.timeout(5):
+            while len(self.hits.sent) < batches:  # noqa: ASYNC110  likewise
+                await asyncio.sleep(0.001)
+
     async def end(self) -> None:
         self.commit.stop()
         self.hits.reply(*[None] * 100)
@@ -185,6 +190,74 @@ async def test_what_an_earlier_batch_met_is_not_said_of_a_later_one(bench: Bench
     bench.add("2")
     await bench.answered(2)
     assert "did not answer" in str(bench.commit.trouble)
+
+
+@pytest.fixture
+def prober(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """One that asks the store without a pause."""
+    monkeypatch.setattr("idagg.accept.commit.PROBE_S", 0)
+    return bench
+
+
+async def test_trouble_lasts_until_an_empty_batch_is_stored(prober: Bench) -> None:
+    """Each has a number of its own, is sent once, and is nobody's batch."""
+    prober.add("1")
+    prober.hits.reply(StoreRefusedError("full"))
+    await prober.sent(2)
+    assert prober.commit.trouble == "full"
+    prober.hits.reply(StoreAwayError("gone"))
+    await prober.sent(3)
+    assert prober.commit.trouble == "gone"
+    await prober.sent(4)
+    assert "did not answer" in str(prober.commit.trouble)
+    prober.hits.reply(None)  # of the one that expired
+    await settle()
+    prober.hits.reply(None)
+    async with asyncio.timeout(5):
+        while prober.commit.trouble:  # noqa: ASYNC110  what it waits for sets no event
+            await asyncio.sleep(0.001)
+    assert [seq for seq, _, _ in prober.hits.sent] == list(range(1, len(prober.hits.sent) + 1))
+    assert {tuple(ids) for _, ids, _ in prober.hits.sent[1:]} == {()}
+    assert prober.answers == [("1", False)]
+    assert len(prober.batches.settled) == 1
+    count = len(prober.hits.sent)
+    await settle()
+    assert len(prober.hits.sent) == count  # well: nothing is asked any more
+
+
+async def test_a_store_that_is_well_is_asked_nothing(prober: Bench) -> None:
+    """Without requests there are no batches."""
+    prober.add("1")
+    prober.hits.reply(None)
+    await prober.answered(1)
+    await settle()
+    assert len(prober.hits.sent) == 1
+
+
+async def test_repeats_that_wait_for_an_empty_batch_are_not_trusted_behind_it(prober: Bench) -> None:
+    """It may have gone to another window, or to a store that has forgotten: they are sent as ids."""
+    await prober.remember("1")
+    prober.add("2")
+    prober.hits.reply(StoreRefusedError("full"))
+    await prober.sent(2)
+    prober.add("1")
+    prober.hits.reply(Stored(120, 0, continues=False))
+    await prober.sent(3)
+    assert prober.hits.sent[-1][1] == [b"1"]
+    assert prober.hits.repeats[-1] == 0
+    prober.hits.reply(None)
+    await prober.answered(2)
+    assert prober.answers[-1] == ("1", True)
+
+
+async def test_a_stop_does_not_wait_for_an_empty_batch() -> None:
+    bench = Bench(deadline_s=3600)
+    bench.add("1")
+    bench.hits.reply(StoreRefusedError("full"))
+    await bench.sent(2)
+    bench.commit.stop()
+    async with asyncio.timeout(5):
+        await bench.task
 
 
 async def test_what_expired_while_it_waited_is_not_sent(bench: Bench) -> None:

@@ -207,15 +207,28 @@ async def test_a_frozen_shard_fails_its_own_ids_at_their_deadline_and_no_others(
     assert bench.router.trouble() == {}
 
 
-async def test_trouble_of_a_shard_is_old_after_a_while(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that is not ready gets no requests whose success could end it."""
+async def test_trouble_of_a_shard_lasts_until_it_takes_a_batch(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is not ready gets no requests whose success could end it: it asks by itself."""
+    monkeypatch.setattr("idagg.accept.commit.PROBE_S", 0.001)
     bench.add(*ids_of(2, 1))
     await settle()
-    bench.shards[2].let_go(StoreRefusedError("full"))
+    shard = bench.shards[2]
+    for refusals in range(1, 4):
+        async with asyncio.timeout(5):
+            while len(shard.sent) < refusals:  # noqa: ASYNC110  what it waits for sets no event
+                await asyncio.sleep(0.001)
+        shard.let_go(StoreRefusedError(f"full {refusals}"))
+        await settle()
+        assert bench.router.trouble() == {2: f"full {refusals}"}
+    async with asyncio.timeout(5):
+        while not shard.let_go():  # noqa: ASYNC110  likewise
+            await asyncio.sleep(0.001)
     await settle()
-    assert bench.router.trouble() == {2: "full"}
-    monkeypatch.setattr("idagg.accept.routing.TROUBLE_LASTS_S", 0)
     assert bench.router.trouble() == {}
+    assert shard.sent[1:] == [[]] * 3
+    assert [other.sent for other in bench.shards if other is not shard] == [[]] * 3
 
 
 async def test_memory_is_bounded_for_all_shards_together() -> None:

@@ -23,7 +23,17 @@ from idagg.errors import CannotStartError
 from idagg.run import logs, restart, sockets
 from idagg.run.child import Held
 from idagg.run.logs import log_to_stderr
-from idagg.run.messages import Assignment, CallbackStart, Heartbeat, Lead, Leads, Message, WorkerStart
+from idagg.run.messages import (
+    Assignment,
+    CallbackStart,
+    Heartbeat,
+    Lead,
+    Leads,
+    LogLine,
+    Message,
+    Traffic,
+    WorkerStart,
+)
 from idagg.run.reload import Inherited, held_from, unchangeable
 from idagg.run.restart import Restarts
 from idagg.run.systemd import notify, watchdog_s
@@ -144,11 +154,12 @@ SETTINGS = Settings(
     callback_secret="whsec_" + "bmV3" * 8,
 )
 MESSAGES: list[Message] = [
-    WorkerStart(SETTINGS, "unix:///run/x", writer=5, stdout=9, slot=3, listener=7),
-    CallbackStart(SETTINGS, "unix:///run/x", writer=5, stdout=9),
+    WorkerStart(SETTINGS.in_force(), "unix:///run/x", writer=5, stdout=9, slot=3, listener=7),
+    CallbackStart(SETTINGS.in_force(), "unix:///run/x", writer=5, stdout=9),
     Heartbeat(),
     Heartbeat(7, 'Redis at "x"\nis away', "Ü", "full"),
     Heartbeat(7, pid=9, answered=5, skew_s=-0.5, late_s=0.0, lead=Lead(60, 5, 9, True, 3, 0, 1, 2, 0)),
+    Heartbeat(traffic=Traffic({"200": 0.5}, 1.0), lines=[LogLine(1.5, "error", "Ü")], waiting={"timeout": 1}),
     Leads(7),
     Assignment([3, 5], drain_s=5.0),
 ]

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_type_hints
 
 import pydantic
 import pytest
@@ -11,10 +13,12 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from idagg import failpoints
+from idagg.credentials import SECRETS
 from idagg.deliver.guard import Guard
 from idagg.deliver.post import Proxy, tls_context
-from idagg.deliver.signing import Signer
-from idagg.settings import SECRETS, Settings, SettingsError, default_text, flag, load, variable
+from idagg.in_force import InForce
+from idagg.settings import Settings, SettingsError, default_text, flag, load, variable
+from idagg.signing import Signer
 
 HOME = {"HOME": "/home/ida"}
 CA = Path(__file__).with_name("ca.pem")
@@ -28,8 +32,12 @@ def secret(size: int = 32, byte: bytes = b"k") -> str:
 GIVEN = {
     "host": "::",
     "port": 0,
+    "admin_token": "0123456789abcdef,t._~+/-t._~+/-t==",
+    "admin_open": True,
     "admin_host": "admin.example",
     "admin_port": 65535,
+    "admin_name": ("idagg.example", "other"),
+    "admin_metrics": "token",
     "keepalive": 3600,
     "max_connection_age": 86_400,
     "drain": 7.5,
@@ -83,8 +91,12 @@ def test_defaults() -> None:
     assert settings == Settings(
         host="127.0.0.1",
         port=8000,
+        admin_token=None,
+        admin_open=False,
         admin_host="127.0.0.1",
         admin_port=8001,
+        admin_name=(),
+        admin_metrics="open",
         keepalive=75,
         max_connection_age=None,
         cors_origin=None,
@@ -221,7 +233,25 @@ def test_precedence(tmp_path: Path) -> None:
     del flags["config"]
     assert in_force() == ("redis://credential", "credential idagg_redis_url")
     del environ["CREDENTIALS_DIRECTORY"]
+    environ["IDAGG_DEFAULTS"] = "redis_url=redis://unit"
+    assert in_force() == ("redis://unit", "environment IDAGG_DEFAULTS")
+    del environ["IDAGG_DEFAULTS"]
     assert in_force() == (None, "default")
+
+
+def test_defaults_of_a_unit(tmp_path: Path) -> None:
+    """They may have spaces in quotes, and what is wrong with them is told like anything else."""
+    given = HOME | {"IDAGG_DEFAULTS": "log_file='/var/log/a b.log' drain=5"}
+    settings, _ = load(toml(tmp_path, "drain = 7"), given)
+    assert (settings.log_file, settings.drain) == (Path("/var/log/a b.log"), 7)
+    where = "environment IDAGG_DEFAULTS"
+    assert problems({}, HOME | {"IDAGG_DEFAULTS": "drian=5 port workers=0"}) == [
+        f"drian in {where} is no setting with a value; did you mean drain?",
+        f"port in {where} is no setting with a value; did you mean port?",
+        f"workers ({where}) cannot be '0': it is the number of worker processes, 1 to 256",
+    ]
+    [problem] = problems({}, HOME | {"IDAGG_DEFAULTS": "log_file='/var"})
+    assert problem == f"{where} cannot be read: No closing quotation"
 
 
 def test_sources_add_up(tmp_path: Path) -> None:
@@ -241,13 +271,14 @@ def test_every_setting_from_every_source(tmp_path: Path) -> None:
     text = {
         name: ",".join(value) if isinstance(value, tuple) else str(value) for name, value in GIVEN.items()
     }
-    # In TOML, numbers look as they do in Python.
+    # In TOML, numbers look as they do in Python, and booleans in lower case.
     keys = [
-        f"{name} = {value!r}" if isinstance(value, int | float) else f"{name} = '{text[name]}'"
+        f"{name} = {str(value).lower()}" if isinstance(value, int | float) else f"{name} = '{text[name]}'"
         for name, value in GIVEN.items()
     ]
     expected = Settings.model_validate(GIVEN)
-    assert load(text | {"callback_allow": list(expected.callback_allow)}, {})[0] == expected
+    repeated = {name: list(getattr(expected, name)) for name in ("callback_allow", "admin_name")}
+    assert load({**text, **repeated}, {})[0] == expected
     assert load({}, {variable(name): value for name, value in text.items()})[0] == expected
     assert load(toml(tmp_path, "\n".join(keys)), {})[0] == expected
 
@@ -374,7 +405,6 @@ def test_credential_that_cannot_be_read(tmp_path: Path) -> None:
         ("exact_limit", "-1"),
         ("keep_records", "-1"),
         ("rollups", "week"),
-        ("rollups", "hour,"),
         ("keep_records", "3651"),
         ("keep_records", "1.5"),
         ("callback_allow", "10.0.0.1/8"),
@@ -399,7 +429,7 @@ def test_credential_that_cannot_be_read(tmp_path: Path) -> None:
 )
 def test_bad_value(name: str, value: str) -> None:
     """What a setting cannot be is refused in one sentence: its name, its source, the value, what it takes."""
-    shown = "***" if name == "callback_secret" else value
+    shown = "***" if name in ("callback_secret", "admin_token") else value
     meaning = Settings.model_fields[name].description
     assert problems({}, HOME | {variable(name): value}) == [
         f"{name} (environment {variable(name)}) cannot be {shown!r}: it is the {meaning}"
@@ -481,6 +511,55 @@ def test_three_secrets() -> None:
     """A third secret is none of a rotation."""
     [problem] = problems({"callback_secret": ",".join(3 * [secret()])})
     assert problem.endswith("it has more than two secrets: give the new one and the previous one")
+
+
+TOKEN = "f" * 64
+
+
+@pytest.mark.parametrize(
+    "value", ["f" * 15, f"{TOKEN},", f"{TOKEN},,{TOKEN}", f"{TOKEN} x", "ü" * 16, "f=" * 16]
+)
+def test_bad_token(value: str) -> None:
+    """A token that could be guessed, or that no header field can carry, is refused, unseen."""
+    told = (
+        "admin_token (environment IDAGG_ADMIN_TOKEN) cannot be '***': each token has 16 or more letters, "
+        "digits and characters of ._~+/-: write the output of `openssl rand -hex 32`"
+    )
+    assert problems({}, HOME | {"IDAGG_ADMIN_TOKEN": value}) == [told]
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "10.0.0.7", "::", "::ffff:127.0.0.1", "admin.example", "a.localhost"]
+)
+def test_an_admin_listener_that_others_reach(host: str) -> None:
+    """It needs a token, or the operator's word that everybody may read it."""
+    reached = {"admin_host": host}
+    told = (
+        f"admin_host (flag --admin-host) cannot be '{host}': it is no loopback address, and whoever reaches "
+        "it could read all counts: give --admin-token, or --admin-open if that is wanted"
+    )
+    assert problems(reached) == [told]
+    load(reached | {"admin_token": TOKEN}, HOME)
+    load(reached | {"admin_open": "on"}, HOME)
+    with pytest.raises(SettingsError):
+        load(reached | {"admin_open": "off"}, HOME)
+    # One sentence about a bad token, not another one about its absence.
+    (problem,) = problems(reached | {"admin_token": "short"})
+    assert problem.startswith("admin_token ")
+    # A supervisor and workers that are at work go on with what another version let in.
+    held = Settings(state_dir=Path("/s")).model_copy(update=reached)
+    assert Settings.from_json(held.to_json()).admin_host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost", "LOCALHOST"])
+def test_an_admin_listener_on_loopback(host: str) -> None:
+    assert load({"admin_host": host}, HOME)[0].admin_host == host
+
+
+def test_metrics_by_token_need_a_token() -> None:
+    assert problems({"admin_metrics": "token"}) == [
+        "admin_metrics (flag --admin-metrics) cannot be 'token': it needs --admin-token"
+    ]
 
 
 def test_secrets_from_everywhere(tmp_path: Path) -> None:
@@ -778,6 +857,21 @@ def test_round_trip(monkeypatch: pytest.MonkeyPatch) -> None:
     again = Settings.from_json(settings.to_json())
     assert again == settings
     assert dict(again) == GIVEN
+    passed_on = InForce.from_json(settings.to_json())
+    assert passed_on == settings.in_force()
+    assert dataclasses.asdict(passed_on) == GIVEN
+    assert "hunter2" not in repr(passed_on)
+    assert "whsec_" not in repr(passed_on)
+
+
+def test_the_settings_in_force_have_no_other_names_types_and_defaults() -> None:
+    """Rules are written once, names, types and defaults twice."""
+    assert get_type_hints(InForce) == {
+        name: hint for name, hint in get_type_hints(Settings).items() if name in Settings.model_fields
+    }
+    defaults = {field.name: field.default for field in dataclasses.fields(InForce)}
+    for name, field in Settings.model_fields.items():
+        assert name == "workers" or defaults[name] == field.default
 
 
 def test_frozen() -> None:
@@ -800,8 +894,12 @@ def test_names_and_defaults_in_words() -> None:
     assert {name: default_text(name) for name in Settings.model_fields} == {
         "host": "127.0.0.1",
         "port": "8000",
+        "admin_token": "none",
+        "admin_open": "off",
         "admin_host": "127.0.0.1",
         "admin_port": "8001",
+        "admin_name": "none",
+        "admin_metrics": "open",
         "keepalive": "75",
         "max_connection_age": "none",
         "drain": "0",

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import asyncio
 
-from idagg.tasks import end
+import pytest
+
+from idagg.tasks import Tasks, end
 
 
 async def test_a_cancellation_that_is_lost_is_repeated() -> None:
@@ -31,3 +33,25 @@ async def test_a_cancellation_that_is_lost_is_repeated() -> None:
 async def test_nothing_to_end() -> None:
     """No tasks are ended at once."""
     await end()
+
+
+async def test_one_of_many_that_ends() -> None:
+    """It is told, whether it failed or not; one that is given up is not, and its error is nobody's."""
+    over, stopped = asyncio.Event(), asyncio.Event()
+    tasks = Tasks(over)
+    given_up = tasks.begin(_until(asyncio.Event()))
+    tasks.begin(_until(asyncio.Event()))
+    await tasks.give_up(given_up)
+    assert not over.is_set()
+    failing = tasks.begin(_until(stopped))
+    stopped.set()
+    async with asyncio.timeout(5):
+        await over.wait()
+    assert failing.done()
+    with pytest.raises(OSError, match="it ends"):
+        await tasks.end()
+
+
+async def _until(event: asyncio.Event) -> None:
+    await event.wait()
+    raise OSError("it ends")

@@ -25,6 +25,10 @@ earlier would need a list of the waiters that are repeats. Without one, pipeline
 
 With several shards, each has a group commit (``routing.py``).
 
+Probe: a worker in trouble is not ready, so a load balancer sends it no request whose success could end the
+trouble. So after a failed batch, if no request waits, an empty batch is sent now and then. It passes through
+everything that a batch with ids does: the connection, the script, its permissions, a write, the replicas.
+
 This module has the queue of batches and the waiters. It knows nothing of sockets, HTTP or Redis.
 """
 
@@ -33,12 +37,12 @@ from __future__ import annotations
 import asyncio
 import collections
 import logging
-import math
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 from idagg.accept.repeats import MAX_IDS, RepeatCache
+from idagg.batch import BatchResult, Cause
 from idagg.errors import StoreAwayError, StoreRefusedError
 from idagg.store.hits import Stored
 
@@ -53,9 +57,8 @@ _LONGEST_LINGER_S = 0.008
 # About one second of requests at full speed; about 100 bytes each.
 MAX_WAITING = 65_536
 _RETRY_S = 0.05
-
-# Why a batch was not stored: the store could not be reached, refused it, or did not answer in time.
-Cause = Literal["away", "refused", "slow"]
+# Interval at which an empty batch is sent while the last batch failed and no request waits.
+PROBE_S = 0.5
 
 
 def linger_s(workers: int) -> float:
@@ -81,24 +84,7 @@ class Hits(Protocol):
 class Observer(Protocol):
     """Is told of each batch after the store has answered, or has failed to."""
 
-    def batch(
-        self,
-        *,
-        requests: int,
-        ids: int,
-        repeats: int,
-        stored: bool,
-        took_s: float,
-        waited_s: float | None = None,
-        cause: Cause | None = None,
-    ) -> None:
-        """Record one batch.
-
-        ``requests`` calls of ``add`` and ``add_many`` have been answered, parts of a request not counted,
-        ``ids`` ids were sent, and ``repeats`` ids counted without being sent. ``waited_s`` is the time from
-        the arrival of the first request to its answer; None: the batch is not answered yet. ``cause``: why
-        it was not stored.
-        """
+    def batch(self, result: BatchResult, /) -> None: ...
 
 
 class Crowd:
@@ -218,9 +204,9 @@ class GroupCommit:
         self._lingering = False
         self._stopping = False
         self._took_s = 0.0  # the store's latency per batch; a slower past one decays by half per batch
-        self.trouble: str | None = None  # why the last batch was not stored
+        self.trouble: str | None = None  # why the last batch was not stored, and no later one since
         self._cause: Cause = "slow"  # the same in one word
-        self.failed_at = -math.inf  # when a batch was last not stored
+        self._probing: asyncio.Timeout | None = None
 
     def __repr__(self) -> str:
         collecting = self._open.weight if self._open else 0
@@ -299,8 +285,7 @@ class GroupCommit:
                 elif self._stopping:
                     return
                 else:
-                    self._wake = asyncio.get_running_loop().create_future()
-                    await self._wake
+                    await self._rest()
                     continue
             batch = self._next()
             is_settled = await self._settle(batch)
@@ -346,6 +331,40 @@ class GroupCommit:
         self._lingering = False
         self._expect(self._max_batch)
 
+    async def _rest(self) -> None:
+        """Wait for a request; in trouble, for so long that the store is to be asked again."""
+        loop = asyncio.get_running_loop()
+        self._wake = wake = loop.create_future()
+        if self.trouble is None:
+            await wake
+            return
+        timer = loop.call_later(PROBE_S, self._rouse)
+        await wake
+        timer.cancel()
+        if self._open is None and not self._closed and not self._stopping:
+            await self._probe()
+
+    async def _probe(self) -> None:
+        """Send an empty batch, once."""
+        probe = _Batch(self._now() + self._deadline_s)
+        self._seq += 1
+        sent_at = self._now()
+        try:
+            async with asyncio.timeout(self._deadline_s) as self._probing:
+                answer = await self._hits.add(self._seq, probe.ids)
+        except (StoreAwayError, StoreRefusedError) as error:
+            self.trouble = str(error)
+        except TimeoutError:
+            self.trouble = self._no_answer()
+        else:
+            self._is_well(sent_at)
+            # The store may have applied batches whose answers were lost, or may be another one.
+            self.repeats.learn(probe.ids, probe.repeats, answer)
+            if not answer.continues:
+                self._distrust(probe)
+        finally:
+            self._probing = None
+
     async def _join_crowd(self, crowd: Crowd) -> None:
         """Linger together with other group commits."""
         self._wake = wake = asyncio.get_running_loop().create_future()
@@ -355,6 +374,8 @@ class GroupCommit:
     def stop(self) -> None:
         """Let ``run`` return once every waiter is answered."""
         self._stopping = True
+        if self._probing is not None and not self._probing.expired():
+            self._probing.reschedule(0)  # nobody wants to know any more
         self._rouse()
 
     def _begin(self) -> _Batch:
@@ -403,19 +424,20 @@ class GroupCommit:
         if answer is not None:
             self.repeats.learn(batch.ids, batch.repeats, answer)
             if not answer.continues and self._distrust(batch):
-                self._observer.batch(requests=0, ids=sent, repeats=0, stored=True, took_s=took_s)
+                self._observer.batch(BatchResult(0, sent, 0, True, took_s))
                 return False
-        else:
-            self.failed_at = self._now()
-        self._answer(batch, answer is not None)
+        stored = answer is not None
+        self._answer(batch, stored)
         self._observer.batch(
-            requests=batch.requests,
-            ids=sent,
-            repeats=len(batch.repeats) if answer is not None else 0,
-            stored=answer is not None,
-            took_s=took_s,
-            waited_s=self._now() + self._deadline_s - batch.expires_at,
-            cause=None if answer is not None else self._cause,
+            BatchResult(
+                requests=batch.requests,
+                ids=sent,
+                repeats=len(batch.repeats) if stored else 0,
+                stored=stored,
+                took_s=took_s,
+                waited_s=self._now() + self._deadline_s - batch.expires_at,
+                cause=None if stored else self._cause,
+            )
         )
         return True
 
@@ -460,13 +482,19 @@ class GroupCommit:
                         self._cause = "away"
                         await asyncio.sleep(_RETRY_S)
                     else:
-                        self.trouble = None
-                        self._took_s = max(self._now() - sent_at, self._took_s / 2)
+                        self._is_well(sent_at)
                         return answer
         except StoreRefusedError as error:
             self.trouble = str(error)
             self._cause = "refused"
         except TimeoutError:
             self._took_s = self._deadline_s
-            self.trouble = trouble or f"the store did not answer within {self._deadline_s:g} s"
+            self.trouble = trouble or self._no_answer()
         return None
+
+    def _is_well(self, sent_at: float) -> None:
+        self.trouble = None
+        self._took_s = max(self._now() - sent_at, self._took_s / 2)
+
+    def _no_answer(self) -> str:
+        return f"the store did not answer within {self._deadline_s:g} s"

@@ -30,9 +30,6 @@ from idagg.store.shards import Regime, shard_of
 
 log = logging.getLogger("idagg.accept")
 
-# Time for which a shard counts as away after a failed batch. Its clients may hold back until it is not.
-TROUBLE_LASTS_S = 2.0
-
 
 class _Joint:
     """A bulk request in several parts, answered once all are."""
@@ -234,18 +231,5 @@ class Router:
         return sum(commit.waiting for commit in self._live)
 
     def trouble(self) -> dict[int, str]:
-        """Why shards have lately not stored a batch, by their index.
-
-        A failed batch counts for TROUBLE_LASTS_S only: while a worker is not ready, the load balancer sends
-        no request whose success could end the trouble.
-        """
-        since = self._now() - TROUBLE_LASTS_S
-        return {
-            shard: commit.trouble
-            for shard, commit in enumerate(self.commits)
-            if commit.trouble and commit.failed_at > since
-        }
-
-    def failing(self) -> set[int]:
-        """The shards that have not stored their last batch, however long ago that was."""
-        return {shard for shard, commit in enumerate(self.commits) if commit.trouble}
+        """Why shards have not stored their last batch, by their index."""
+        return {shard: commit.trouble for shard, commit in enumerate(self.commits) if commit.trouble}

@@ -35,8 +35,8 @@ from idagg.deliver.outcome import Outcome
 from idagg.deliver.post import Poster, PostError, Target, in_words
 from idagg.deliver.route import Route, Router
 from idagg.deliver.schedule import Schedule, Sleepers, Spacing
-from idagg.deliver.signing import Signer
 from idagg.deliver.silence import Silence
+from idagg.signing import Signer
 from idagg.window import PendingCallback, Record
 
 log = logging.getLogger("idagg.deliver")
@@ -52,6 +52,8 @@ TOGETHER_S = 0.02
 MOST_TOGETHER = 50
 # Share of one CPU. Without a limit, 10,000 calls with TLS keep one busy for 10 s, at any priority.
 MOST_BUSY = 0.5
+# Reasons that are told; a receiver has a say in their text.
+MOST_REASONS = 7
 # The resolution of the event loop's timers.
 SHORTEST_S = 0.001
 
@@ -197,6 +199,17 @@ class Callbacks:
             for task in delivery.tasks:
                 task.cancel()
             await asyncio.gather(*delivery.tasks, return_exceptions=True)
+
+    def waiting(self) -> dict[str, int]:
+        """How many endpoints are still to be called, by what became of their last attempt; the most frequent
+        reasons. Takes 20 ms where there are 100,000."""
+        reasons = collections.Counter(
+            "not tried yet" if call.outcome is _NOT_MADE else call.outcome.text
+            for call in itertools.chain(self._unroutable, self._asleep, self._schedule)
+        )
+        most = dict(reasons.most_common(MOST_REASONS))
+        others = reasons.total() - sum(most.values())
+        return most | ({"other": others} if others else {})
 
     # The steps of a callback, in their order.
 

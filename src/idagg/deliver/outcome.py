@@ -45,6 +45,11 @@ class Outcome:
         return self.answer is not None and self.answer.status == _GONE_STATUS
 
     @property
+    def text(self) -> str:
+        """A few words."""
+        return f"status {self.answer.status}" if self.answer is not None else (self.error or "")[:60]
+
+    @property
     def result(self) -> str:
         """The metric's label: ok (2xx), refused (other status), error, blocked, expired, silenced, limit."""
         if self.answer is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -63,6 +63,10 @@ class Schedule(Generic[T]):
     def wakes_at(self) -> float | None:
         """The time at which `take` may return an item again, if nothing is added or released before."""
         return next(iter(self._pausing.values()), None) if self._waiting and self._slots else None
+
+    def __iter__(self) -> Iterator[T]:
+        """The waiting items."""
+        return itertools.chain.from_iterable(self._waiting.values())
 
     def release(self, destination: Destination) -> None:
         self._slots += 1
@@ -124,6 +128,9 @@ class Sleepers(Generic[T]):
 
     def wakes_at(self) -> float | None:
         return self._heap[0][0] if self._heap else None
+
+    def __iter__(self) -> Iterator[T]:
+        return (item for *_, item in self._heap)
 
     def due(self, now: float) -> list[T]:
         """Remove and return the items whose time has come."""

@@ -1,1 +1,1 @@
-"""What reads counts back."""
+"""What reads counts and the state of machines back."""

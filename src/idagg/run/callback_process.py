@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import resource
@@ -28,14 +29,14 @@ from idagg.deliver.logfile import LogFile
 from idagg.deliver.post import Poster, Proxy, tls_context
 from idagg.deliver.resolve import Resolver
 from idagg.deliver.route import Router
-from idagg.deliver.signing import Signer
 from idagg.errors import Exit
 from idagg.flush.caller import Caller
 from idagg.metrics import Metrics
 from idagg.run import stores
 from idagg.run.logs import take_dropped
 from idagg.run.messages import HEARTBEAT_S, CallbackStart, Heartbeat, Leads
-from idagg.run.process import begin, first_message, later_messages
+from idagg.run.process import begin, first_message, later_messages, send
+from idagg.signing import Signer
 from idagg.store.shards import shard_tag
 from idagg.store.windows import WindowStore
 from idagg.tasks import end
@@ -52,6 +53,8 @@ OOM_SCORE = 500
 # MAX_CALLBACKS endpoints of maximum length, and the memory of their calls.
 MAX_BYTES = 1 << 30
 MAX_FILES = CONCURRENCY + 256
+# Heartbeats from one count of the waiting endpoints to the next: 2 s.
+_COUNTED_EVERY = 4
 
 
 class Assigned:
@@ -148,11 +151,13 @@ class CallbackProcess:
         await asyncio.Event().wait()
 
     async def _beat(self) -> None:
-        while True:
+        waiting: dict[str, int] = {}
+        for count in itertools.count():
+            if count % _COUNTED_EVERY == 0:
+                waiting = self._callbacks.waiting()
             self._metrics.tasks(len(asyncio.all_tasks()))
             self._metrics.log_lines_dropped(take_dropped())
-            with contextlib.suppress(BlockingIOError):  # the supervisor is busy: skip this heartbeat
-                os.write(self._heartbeats, Heartbeat(pid=os.getpid()).line())
+            send(self._heartbeats, Heartbeat(pid=os.getpid(), waiting=waiting))
             await asyncio.sleep(HEARTBEAT_S)
 
 

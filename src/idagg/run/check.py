@@ -81,9 +81,9 @@ class _Check:
             settings.namespace,
             timeout_s=TIMEOUT_S,
             replicas=settings.replicas,
-            shards=stores.shards(settings),
+            shards=stores.shards(settings.in_force()),
         )
-        ours = Agreed(settings.window, settings.exact_limit, stores.shards(settings))
+        ours = Agreed(settings.window, settings.exact_limit, stores.shards(settings.in_force()))
         sent_s = time.time()
         trouble, now_s = await agreement(settings.redis_url, settings.namespace, ours, timeout_s=TIMEOUT_S)
         self._skew_s = (sent_s + time.time()) / 2 - now_s
@@ -93,7 +93,7 @@ class _Check:
 
     async def _broker(self) -> str:
         settings = self._settings
-        broker = sinks.broker(settings)
+        broker = sinks.broker(settings.in_force())
         return await broker.check() if broker else f"none configured, counts go to {shown(settings.log_file)}"
 
     async def _log_file(self) -> str:

@@ -70,8 +70,10 @@ class Child(Generic[T]):
         self.writer = held.writer
         self.pass_fds = held.pass_fds
         self.said: T | None = None  # last
+        self.said_at = time.monotonic()  # that
         self.code: int | None = None  # exit code; None after its end: it could not be started
         self.on_change: Callable[[], None] = lambda: None  # called once it listens, and when it has died
+        self.on_said: Callable[[T], None] = lambda said: None  # called with each heartbeat
         self._held = held
         self._hung_s = held.hung_s or HUNG_S
         self._parse = parse
@@ -220,6 +222,8 @@ class Child(Generic[T]):
         *lines, self._unread = (self._unread + data).split(b"\n")
         for line in lines:
             self.said, self._last = self._parse(line), line
+            self.said_at = time.monotonic()
+            self.on_said(self.said)
         if lines and self._listens_since is None:
             self._listens_since = time.monotonic()
             self.on_change()

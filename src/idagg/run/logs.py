@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import logging
+import math
 import os
 import queue
 import select
@@ -11,8 +13,13 @@ import sys
 import threading
 import time
 
+from idagg.run.messages import LogLine
+
 # About 1 MB at most. A supervisor with 256 workers that all die at once says less.
 MOST_LINES = 5000
+# Warnings and errors that are kept, and the length that a text is cut to.
+_MOST_RECENT = 50
+MAX_TEXT = 300
 # syslog's priorities, by the lowest level of each.
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 _DEBUG = 7
@@ -30,7 +37,40 @@ def log_to_stderr(process: str) -> None:
         formatter.converter = time.gmtime
     handler = logging.NullHandler() if sys.stderr is None else Writer(sys.stderr.fileno())
     handler.setFormatter(formatter)
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.basicConfig(level=logging.INFO, handlers=[handler, _recent])
+
+
+class Recent(logging.Handler):
+    """Keeps the newest warnings and errors until they are taken. For a process that nobody takes them from,
+    they are some KB."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._records: collections.deque[logging.LogRecord] = collections.deque(maxlen=_MOST_RECENT)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._records.append(record)
+
+    def take(self, most_bytes: float = math.inf) -> list[LogLine]:
+        """The oldest ones, of so many bytes of JSON in all."""
+        taken: list[LogLine] = []
+        while self._records:
+            record = self._records[0]
+            line = LogLine(record.created, record.levelname.lower(), record.getMessage()[:MAX_TEXT])
+            most_bytes -= len(line.line())
+            if most_bytes < 0:
+                break
+            self._records.popleft()
+            taken.append(line)
+        return taken
+
+
+_recent = Recent()
+
+
+def take_recent(most_bytes: float = math.inf) -> list[LogLine]:
+    """The warnings and errors that this process has logged since the last call, the oldest first."""
+    return _recent.take(most_bytes)
 
 
 def take_dropped() -> int:

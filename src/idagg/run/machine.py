@@ -18,12 +18,14 @@ import orjson
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from idagg import __version__
+from idagg.credentials import SECRETS
 from idagg.run.messages import Heartbeat, Lead
 from idagg.run.usage import Usage, usage
-from idagg.settings import SECRETS, Settings
+from idagg.settings import Settings
 
 # Settings that differ between the machines of a namespace for good reasons.
-_OWN = {"host", "port", "admin_host", "admin_port", "workers", "log_file", "state_dir", "callback_ca"}
+_OWN = {"host", "port", "workers", "log_file", "state_dir", "callback_ca"}
+_OWN |= {"admin_host", "admin_port", "admin_open", "admin_name", "admin_metrics"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Machine:
 
     ``workers`` are the last heartbeats by slot, None where no worker runs. ``pids`` are all running
     processes by name. ``deaths`` are those of processes that had to be started again, by kind, since the
-    supervisor's start. ``store_folder`` is the embedded store's.
+    supervisor's start. ``store_folder`` is the embedded store's. ``ages_s``: how old the heartbeats are.
+    ``waiting`` are numbers of endpoints still to be called, by their last attempt.
     """
 
     settings: Settings
@@ -40,6 +43,8 @@ class Machine:
     pids: Mapping[str, int] = dataclasses.field(default_factory=dict)
     deaths: Mapping[str, int] = dataclasses.field(default_factory=dict)
     store_folder: Path | None = None
+    ages_s: Sequence[float | None] = ()
+    waiting: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def running(self) -> list[Heartbeat]:

@@ -11,11 +11,12 @@ has its default.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any, Self
 
 import orjson
 
-from idagg.settings import Settings
+from idagg.in_force import InForce
 
 HEARTBEAT_S = 0.5
 # Parts whose trouble does not stop the counting. The process that has it logs it itself.
@@ -27,7 +28,7 @@ class Message:
     """Base of all messages: reads and writes one line."""
 
     def line(self) -> bytes:
-        return orjson.dumps(self, default=_settings_as_json) + b"\n"
+        return orjson.dumps(self, default=_as_json) + b"\n"
 
     @classmethod
     def parse(cls, line: bytes) -> Self:
@@ -38,10 +39,17 @@ class Message:
         known = {field.name for field in dataclasses.fields(cls)}
         fields = {name: value for name, value in given.items() if name in known}
         if "settings" in fields:
-            fields["settings"] = Settings.from_json(orjson.dumps(fields["settings"]))
-        if fields.get("lead") is not None:
-            fields["lead"] = Lead.parse(orjson.dumps(fields["lead"]))
+            fields["settings"] = cls.settings_from(orjson.dumps(fields["settings"]))
+        for name, kind in _nested().items():
+            if fields.get(name) is not None:
+                fields[name] = kind.parse(orjson.dumps(fields[name]))
+        if "lines" in fields:
+            fields["lines"] = [LogLine.parse(orjson.dumps(line)) for line in fields["lines"]]
         return cls(**fields)
+
+    @staticmethod
+    def settings_from(data: bytes) -> object:
+        return InForce.from_json(data)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,7 +60,7 @@ class CallbackStart(Message):
     descriptor of the supervisor's standard output, since the process's own carries heartbeats.
     """
 
-    settings: Settings
+    settings: InForce
     redis_url: str
     writer: int
     stdout: int
@@ -90,8 +98,8 @@ class Assignment(Message):
 class Lead(Message):
     """What the leader alone knows, None where it has not seen it yet.
 
-    The start, count, hits and exactness of the newest window that was sealed; the ids so far of the open one;
-    numbers of windows with something pending, and of those that are quarantined.
+    Start, count, hits, exactness, estimate and length of the newest window that was sealed; the ids so far of
+    the open one, and its start; numbers of windows with something pending, and of those that are quarantined.
     """
 
     start_s: int | None = None
@@ -103,6 +111,33 @@ class Lead(Message):
     messages: int | None = None
     callbacks: int | None = None
     quarantined: int | None = None
+    estimate: int | None = None
+    length_s: int | None = None
+    open_s: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Traffic(Message):
+    """What a worker did in the last seconds, None where there was nothing.
+
+    Requests a second by status of the answer; ids a second that were sent to the store; ids in a batch on
+    average; the time from sending a batch to the store's answer, median and 99th percentile.
+    """
+
+    by_status: dict[str, float] = dataclasses.field(default_factory=dict)
+    ids_per_s: float = 0.0
+    batch_ids: float | None = None
+    commit_p50_ms: float | None = None
+    commit_p99_ms: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LogLine(Message):
+    """A warning or an error that the process has logged; ``at_s`` is Unix time."""
+
+    at_s: float
+    level: str
+    text: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -113,6 +148,9 @@ class Heartbeat(Message):
     or None; ``risk`` is one about how the store's servers can lose what they have acknowledged.
     ``answered`` is the number of requests since the process's start. ``skew_s`` is this machine's clock minus
     the store's. ``late_s``: for so long a window that has ended is not sealed. Both are None where unknown.
+    ``spread`` is the number of shards that ids are spread over, ``away`` are those that store none.
+    ``waiting`` are numbers of endpoints that the callback process has still to call, by their last attempt.
+    ``lines`` are those that were logged since the last heartbeat.
     """
 
     epoch: int = 0
@@ -126,6 +164,11 @@ class Heartbeat(Message):
     skew_s: float | None = None
     late_s: float | None = None
     lead: Lead | None = None
+    traffic: Traffic | None = None
+    spread: int = 1
+    away: list[int] = dataclasses.field(default_factory=list)
+    waiting: dict[str, int] = dataclasses.field(default_factory=dict)
+    lines: list[LogLine] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -135,6 +178,10 @@ class Leads(Message):
     epoch: int = 0
 
 
-def _settings_as_json(value: Any) -> orjson.Fragment:
-    assert isinstance(value, Settings)
-    return orjson.Fragment(value.to_json())
+def _nested() -> dict[str, type[Message]]:
+    """Fields that are messages themselves."""
+    return {"lead": Lead, "traffic": Traffic}
+
+
+def _as_json(value: Any) -> object:
+    return str(value) if isinstance(value, Path) else orjson.Fragment(value.to_json())

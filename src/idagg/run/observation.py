@@ -9,10 +9,11 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from idagg.accept.commit import Cause
+from idagg.batch import BatchResult
 from idagg.errors import StoreError
 from idagg.metrics import Metrics
 from idagg.run.messages import Lead
+from idagg.run.traffic import Tally
 from idagg.store.current import Look
 from idagg.window import Counts, Record
 
@@ -36,11 +37,12 @@ class Observation:
         """``ask`` raises StoreError."""
         self._metrics = metrics
         self._ask = ask
-        self.answered = 0  # requests
+        self.tally = Tally()
         self._leads = asyncio.Event()
         self._last: Record | None = None  # window that was sealed
         self._counts: Counts | None = None  # of what is pending
         self._so_far: int | None = None  # ids of the open window
+        self._open_s: int | None = None  # its start
         self.skew_s: float | None = None  # this machine's clock minus the store's
         self.late_s: float | None = None  # by which the oldest window is not sealed
 
@@ -54,10 +56,16 @@ class Observation:
         if not self._leads.is_set():
             return None
         last, counts = self._last, self._counts
-        lead = Lead(so_far=self._so_far)
+        lead = Lead(so_far=self._so_far, open_s=self._open_s)
         if last:
             lead = dataclasses.replace(
-                lead, start_s=last.start_s, unique_ids=last.unique_ids, hits=last.hits, exact=last.exact
+                lead,
+                start_s=last.start_s,
+                unique_ids=last.unique_ids,
+                hits=last.hits,
+                exact=last.exact,
+                estimate=last.estimate,
+                length_s=last.length_s,
             )
         return dataclasses.replace(lead, **counts._asdict()) if counts else lead
 
@@ -78,34 +86,17 @@ class Observation:
             seen = await self._ask()
         except StoreError as error:  # the trouble is told by those who need the store
             log.debug("the open window cannot be looked at: %s", error)
-            self._so_far = self.late_s = None
+            self._so_far = self._open_s = self.late_s = None
             return
         self._so_far, self.late_s = seen.ids, seen.late_s
+        self._open_s = seen.start_s or None
         took_s = time.time() - sent_s
         if 0 <= took_s < _PROMPT_S:
             self.skew_s = sent_s + took_s / 2 - seen.now_s
 
-    def batch(
-        self,
-        *,
-        requests: int,
-        ids: int,
-        repeats: int,
-        stored: bool,
-        took_s: float,
-        waited_s: float | None = None,
-        cause: Cause | None = None,
-    ) -> None:
-        self.answered += requests
-        self._metrics.batch(
-            requests=requests,
-            ids=ids,
-            repeats=repeats,
-            stored=stored,
-            took_s=took_s,
-            waited_s=waited_s,
-            cause=cause,
-        )
+    def batch(self, result: BatchResult) -> None:
+        self.tally.batch(result)
+        self._metrics.batch(result)
 
     def leads(self, epoch: int) -> None:
         self._metrics.leads(epoch)

@@ -17,9 +17,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from idagg.credentials import SECRETS
 from idagg.errors import CannotStartError
 from idagg.run import sockets
-from idagg.settings import SECRETS, Settings
+from idagg.settings import Settings
 
 # Less room is told; it is filled in minutes to hours.
 SCARCE_BYTES = 500e6

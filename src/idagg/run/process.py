@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import faulthandler
 import os
+import select
 import signal
 import sys
 from collections.abc import AsyncGenerator, Callable
 from typing import TypeVar
 
 from idagg import metrics
-from idagg.run.logs import log_to_stderr
+from idagg.run.logs import log_to_stderr, take_recent
+from idagg.run.messages import Heartbeat
 from idagg.run.parent import die_with_supervisor
 
 T = TypeVar("T")
@@ -35,6 +38,14 @@ async def later_messages() -> AsyncGenerator[bytes, None]:
     with contextlib.closing(transport):
         while line := await reader.readline():
             yield line
+
+
+def send(heartbeats: int, heartbeat: Heartbeat) -> None:
+    """Send a heartbeat, with what was logged since the last one. Raises BrokenPipeError."""
+    # No more than a pipe takes whole or not at all. The rest comes with the next heartbeat.
+    lines = take_recent(select.PIPE_BUF - len(heartbeat.line()))
+    with contextlib.suppress(BlockingIOError):  # the supervisor is busy: skip this heartbeat
+        os.write(heartbeats, dataclasses.replace(heartbeat, lines=lines).line())
 
 
 def begin(name: str, *, writer: int, stdout: int) -> int:

@@ -64,6 +64,10 @@ class Inherited(Message):
     version: str = ""
     outlives_terminal: bool = False
 
+    @staticmethod
+    def settings_from(data: bytes) -> object:
+        return Settings.from_json(data)
+
     def descriptors(self) -> list[int]:
         found = [*self.listeners, self.admin, *self.waiting]
         for held in (*self.workers, self.callbacks, *self.rest):

@@ -17,21 +17,20 @@ class ShardNews:
         self._new: dict[int, str] = {}
         self._new_at = 0.0
 
-    def look(self, now: float, away: Mapping[int, str], failing: Collection[int]) -> tuple[str, bool] | None:
-        """A sentence, and whether it is good news. ``away`` says why shards store no ids while others do.
+    def look(self, now: float, some: Mapping[int, str], away: Collection[int]) -> tuple[str, bool] | None:
+        """A sentence, and whether it is good news.
 
-        ``failing`` are those whose last batch failed, however long ago: a shard that is sent nothing is not
-        back.
+        ``away`` are the shards that store no ids. ``some`` says why, and is empty if no shard stores any.
         """
         if not self._new:
             self._new_at = now
         # Where none is away, or all are, there is nothing to be told of some.
-        self._new = self._new | {s: away[s] for s in away.keys() - self._told} if away else {}
+        self._new = self._new | {s: some[s] for s in some.keys() - self._told} if some else {}
         if self._new and now - self._new_at >= GATHER_S:
             new, self._new = self._new, {}
             self._told |= new.keys()
             return f"{_named(new)} no ids, they are answered 503: {new[min(new)]}", False
-        if self._told and self._told.isdisjoint(failing):
+        if self._told and self._told.isdisjoint(away):
             back, self._told = self._told, set()
             return f"{_named(back)} ids again", True
         return None

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from idagg.deliver.amqp_route import Route
-from idagg.deliver.broker import Broker
-from idagg.settings import Settings
+from typing import TYPE_CHECKING
+
+from idagg.in_force import InForce
+
+if TYPE_CHECKING:
+    from idagg.deliver.broker import Broker
 
 
-def broker(settings: Settings) -> Broker | None:
+def broker(settings: InForce) -> Broker | None:
     """A Broker for RabbitMQ; None if the settings name none."""
     if settings.amqp_url is None:
         return None
+    # Imported late: without RabbitMQ, its library would take 2 MB of each worker.
+    from idagg.deliver.amqp_route import Route
+    from idagg.deliver.broker import Broker
+
     return Broker(
         settings.amqp_url,
         Route(

@@ -1,4 +1,4 @@
-"""The supervisor: holds the listening sockets and the embedded store, and keeps all processes running.
+"""The supervisor: composes the parts that hold this machine's sockets and processes, and runs them.
 
 Workers accept requests. One worker of all machines is the leader. Each machine has one callback process,
 which calls endpoints while a worker of its machine leads. It is a separate process so that no endpoint can
@@ -8,10 +8,7 @@ delay an accept request.
 from __future__ import annotations
 
 import asyncio
-import collections
-import contextlib
 import dataclasses
-import itertools
 import logging
 import math
 import os
@@ -19,30 +16,30 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 import uvloop
 
 from idagg import __version__, metrics
-from idagg.deliver.logfile import is_stdout, shown
-from idagg.errors import CannotStartError, Exit, IdaggError
+from idagg.deliver.logfile import is_stdout
+from idagg.errors import CannotStartError, Exit
 from idagg.metrics import SupervisorMetrics
-from idagg.run import sockets, terminal
+from idagg.run import sockets
 from idagg.run.admin import AdminListener
+from idagg.run.callback_keeper import CallbackKeeper
 from idagg.run.child import Child, end
-from idagg.run.control import Control, Request
+from idagg.run.children import Children
+from idagg.run.fleet import Fleet
+from idagg.run.greeting import greeting
 from idagg.run.logs import log_to_stderr
 from idagg.run.machine import Machine
-from idagg.run.messages import READY_WITHOUT, Assignment, CallbackStart, Heartbeat, Leads, WorkerStart
+from idagg.run.messages import READY_WITHOUT
 from idagg.run.reload import (
     Inherited,
     RehearsalError,
-    environment,
     execute,
-    held_from,
     hold_signals,
     inherited,
     let_signals,
@@ -50,101 +47,77 @@ from idagg.run.reload import (
     rehearse,
     take_over,
 )
-from idagg.run.restart import YOUNG_S, Restarts
+from idagg.run.reload_requests import ReloadRequests
 from idagg.run.runtime import RuntimeFolder
 from idagg.run.starts import FailedStarts, delay_s
 from idagg.run.status import Rate
 from idagg.run.status import line as status_line
 from idagg.run.systemd import notify, watchdog_s
+from idagg.run.terminal import Hangup
 from idagg.run.troubles import Troubles
+from idagg.run.workers import CrashLoopError, Workers
 from idagg.settings import Settings
-from idagg.store.address import shown as shown_url
 from idagg.store.embedded import EmbeddedStore
-from idagg.tasks import end as tasks_end
-
-T = TypeVar("T")
+from idagg.tasks import Tasks
 
 log = logging.getLogger("idagg.supervisor")
 
-CALLBACK_MODULE = "idagg.run.callback_process"
-# A callback process that has been silent for so long hangs. At its niceness it is slow on a busy machine:
-# with 8 busy processes on 2 CPUs, its start was seen to take more than 10 s.
-CALLBACKS_HUNG_S = 60.0
-# A callback process that has run this long is considered stable. For one that dies earlier, the restart delay
-# grows, up to this value.
-CALM_S = 30.0
-# Interval at which the callback process is told of a new leader.
-TELL_S = 0.25
 # Time for a signal that has come to be handled, before later ones wait for the next program.
 SIGNALLED_S = 0.01
-# Time for which replaced workers keep idle connections. nginx closes them at once.
-IDLE_S = 5.0
-# Time for workers to hear that a listener is not theirs any more, before it is closed.
-ASSIGNED_S = 0.5
 # A worker may be without a heartbeat for so long: until it is killed for that, and its successor has asked
 # the store. If it takes longer, this process does not do its work.
 SILENT_S = 30.0
-# From SIGHUP to the question whether the terminal is still there.
-HANGUP_S = 0.2
 # Interval at which systemd's status line is renewed.
 STATUS_S = 1.0
-
-
-class CrashLoopError(IdaggError):
-    """A worker died right after its start too often in a row."""
 
 
 class Supervisor:
     """Starts, watches, replaces and stops the processes of this machine.
 
-    After a reload, ``inherited`` is what the program executed before has left.
+    After a reload, ``left`` is what the program executed before has left.
     """
 
-    def __init__(self, settings: Settings, inherited: Inherited | None = None) -> None:
-        self._settings = settings  # in force; a reload changes them at its end
+    def __init__(self, settings: Settings, left: Inherited | None = None) -> None:
         self._leave = asyncio.Event()  # a stop signal has come
         self._hurry = asyncio.Event()  # and another one
-        self._stop = asyncio.Event()  # all processes are to end
         self._over = asyncio.Event()  # a stop signal has come, or a part has ended
-        self._parts: list[asyncio.Task[None]] = []
-        self._keepers: list[asyncio.Task[None]] = []  # those of the workers, by slot
-        self._workers: list[Child[Heartbeat] | None] = [None] * settings.workers  # by their slots
-        self._callbacks: Child[Heartbeat] | None = None
-        self._deaths = collections.Counter[str]()  # by kind of process
-        self._calling: asyncio.Task[None] | None = None  # keeps the callback process
-        self._alive: set[Child[Any]] = set()  # those, and processes that are starting or stopping
-        self._drain_s: float | None = None
-        self._reload_wanted = asyncio.Event()
-        self._requests: list[Request] = []  # for a reload
-        self._reload_failed: str | None = None  # a sentence, until the next one goes well
-        self._stdout = standard_output(settings)
-        self._runtime = RuntimeFolder(None if inherited is None else Path(inherited.metrics_folder).parent)
+        self._parts = Tasks(self._over)
+        self._left = left
+        stdout = standard_output(settings)
+        self._runtime = RuntimeFolder(None if left is None else Path(left.metrics_folder).parent)
         self.metrics_folder = self._runtime.metrics
         self._store: EmbeddedStore | None = None
-        self._ending: list[asyncio.Task[None]] = []  # the ends of workers that are replaced
-        if inherited is None:
-            self._listeners = sockets.listen(settings.host, settings.port, settings.workers)
+        store_url = (settings.redis_url if left is None else left.redis_url) or ""
+        self.fleet = Fleet(self)
+        self._children = Children(settings, store_url, self.metrics_folder, stdout, on_said=self.fleet.heard)
+        callbacks = None
+        if left is None:
+            listeners = sockets.listen(settings.host, settings.port, settings.workers)
             self._admin_listener = listen_admin(settings)
-            self._redis_url = settings.redis_url or ""  # or the embedded store's, once it runs
+            self._workers = Workers(self._children, self._parts, listeners, [None] * settings.workers)
         else:
-            take_over(inherited)
-            self._listeners = [socket.socket(fileno=number) for number in inherited.listeners]
-            self._admin_listener = socket.socket(fileno=inherited.admin)
-            self._redis_url = inherited.redis_url
-            self._workers = [self._adopted(held) for held in inherited.workers]
-            self._callbacks = self._adopted(inherited.callbacks)
-            for held in inherited.rest:
-                child = self._watched(Child(held_from(held), Heartbeat.parse))
-                self._ending.append(asyncio.create_task(end(child)))
-            if inherited.store:
-                self._store = EmbeddedStore.adopt(inherited.store)
-            self._requests = [Request(socket.socket(fileno=number)) for number in inherited.waiting]
-        self._inherited = inherited
-        self._control = Control(self._on_request, inherited.control if inherited else None)
+            take_over(left)
+            listeners = [socket.socket(fileno=number) for number in left.listeners]
+            self._admin_listener = socket.socket(fileno=left.admin)
+            slots = [self._children.adopted(held) for held in left.workers]
+            self._workers = Workers(self._children, self._parts, listeners, slots)
+            callbacks = self._children.adopted(left.callbacks)
+            for held in left.rest:
+                self._workers.end_adopted(held)
+            if left.store:
+                self._store = EmbeddedStore.adopt(left.store)
+        self._callbacks = CallbackKeeper(self._children, self._parts, self._workers, callbacks)
         self._admin = AdminListener(self)
-        os.environ.update(self._environment(metrics.SUPERVISOR))
+        os.environ.update(self._children.environment(metrics.SUPERVISOR))
         metrics.write_as(metrics.SUPERVISOR)
-        self._metrics = SupervisorMetrics()
+        self._reloads = ReloadRequests(
+            SupervisorMetrics(),
+            control=left.control if left else None,
+            waiting=left.waiting if left else (),
+        )
+        self._hangup = Hangup(
+            self._reloads.want, self._on_stop_signal, left.outlives_terminal if left else None
+        )
 
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT. Raises CannotStartError or CrashLoopError."""
@@ -153,57 +126,36 @@ class Supervisor:
             loop.add_signal_handler(number, self._on_stop_signal)
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)  # of no use here, and their default is to kill
-        self._outlives_terminal = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # nohup
-        if self._inherited is not None:
-            self._outlives_terminal = self._inherited.outlives_terminal
-        self._had_terminal = terminal.is_there()
-        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        self._hangup.begin()
         let_signals()
         try:
             await self._admin.start(self._admin_listener)
-            if not self._redis_url:
+            if not self._children.store_url:
                 await self._start_store()
-            self._keepers = [self._begin(self._keep(slot)) for slot in range(len(self._workers))]
-            self._begin(self._tell_trouble())
-            self._keep_calling()
+            self._workers.begin()
+            self._parts.begin(self._tell_trouble())
+            self._callbacks.begin()
             if self._store:
-                self._begin(self._store.watch())
+                self._parts.begin(self._store.watch())
             if interval_s := watchdog_s():
-                self._begin(self._feed_watchdog(interval_s))
-            reloading = self._begin(self._reload_when_wanted())
+                self._parts.begin(self._feed_watchdog(interval_s))
+            reloading = self._parts.begin(self._reload_when_wanted())
             await self._over.wait()
             notify("STOPPING=1")
             if self._leave.is_set():
                 await self._drain()
-            self._stop.set()
+            self._children.stopping.set()
             reloading.cancel()
-            for listener in self._listeners:
-                listener.close()
-            await end(*self._alive)
-            for task in self._parts:
-                task.cancel()
-            results = await asyncio.gather(*self._parts, return_exceptions=True)
-            for result in results:
-                if isinstance(result, Exception):
-                    raise result
+            self._workers.close()
+            await end(*self._children.running)
+            await self._parts.end()
         finally:
-            self._control.close()
+            self._reloads.close()
             await self._admin.close()
             self._admin_listener.close()
             if self._store:
                 await self._store.stop()
             self._runtime.remove()
-
-    def _begin(self, part: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run a part of the supervisor. If it ends, the supervisor does."""
-        task = asyncio.create_task(part)
-        self._parts.append(task)
-        task.add_done_callback(lambda task: self._over.set() if task in self._parts else None)
-        return task
-
-    async def _give_up(self, part: asyncio.Task[None]) -> None:
-        self._parts.remove(part)
-        await tasks_end(part)
 
     def _on_stop_signal(self) -> None:
         if self._leave.is_set():
@@ -211,38 +163,38 @@ class Supervisor:
         self._leave.set()
         self._over.set()
 
-    def _on_request(self, request: Request) -> None:
-        self._requests.append(request)
-        self._reload_wanted.set()
-
     async def _drain(self) -> None:
         """Let load balancers notice that this machine stops, while it accepts and answers every request.
 
         Another stop signal ends this, and so does the end of a part. Precedent: nats-server's lame duck mode.
         """
-        self._drain_s = self._settings.drain
-        if not self._drain_s:
+        drain_s = self._children.settings.drain
+        self._workers.drain(drain_s, others=[self._callbacks.child])
+        if not drain_s:
             return
-        log.info("stopping in %g s: until then /readyz answers 503, and requests are accepted", self._drain_s)
-        for worker in self._alive - {self._callbacks}:
-            worker.send(Assignment(drain_s=self._drain_s).line())
+        log.info("stopping in %g s: until then /readyz answers 503, and requests are accepted", drain_s)
         hurry = asyncio.create_task(self._hurry.wait())
-        await asyncio.wait([hurry, *self._parts], timeout=self._drain_s, return_when=asyncio.FIRST_COMPLETED)
+        await self._parts.one_ends(hurry, timeout_s=drain_s)
         hurry.cancel()
+
+    @property
+    def settings(self) -> Settings:
+        """Those in force now."""
+        return self._children.settings
 
     def trouble(self) -> dict[str, str]:
         """Present trouble, one sentence for each part; empty if there is none."""
         found: dict[str, str] = {}
         if self._leave.is_set():
             found["drain"] = "idagg stops here: load balancers have to send requests to other machines"
-        if self._settings.callbacks != "off" and not self._callbacks:
+        if self._callbacks.is_missing:
             found["callbacks"] = "the callback process has died: no endpoint is called until it runs again"
-        for slot, worker in enumerate(self._workers):
-            heartbeat = worker.said if worker else None
+        said = self._workers.said
+        for slot, heartbeat in enumerate(said):
             if heartbeat is None:
                 found[f"worker-{slot}"] = (
                     "it is not running: the other workers accept its new connections"
-                    if any(other and other.said for other in self._workers)
+                    if any(said)
                     else "it is not running: its new connections wait until it runs again"
                 )
                 continue
@@ -255,228 +207,69 @@ class Supervisor:
 
     def machine(self) -> Machine:
         """The present moment, for metrics and the status line."""
-        workers = [worker.said if worker else None for worker in self._workers]
-        callbacks = self._callbacks.said if self._callbacks else None
+        workers = self._workers.said
+        callbacks = self._callbacks.child.said if self._callbacks.child else None
         pids = {f"worker-{slot}": worker.pid for slot, worker in enumerate(workers) if worker}
         if callbacks:
             pids["callbacks"] = callbacks.pid
         if self._store and self._store.pid:
             pids["store"] = self._store.pid
         return Machine(
-            self._settings,
+            self._children.settings,
             workers,
             pids | {"supervisor": os.getpid()},
-            self._deaths,
+            self._children.deaths,
             self._store.data if self._store else None,
+            self._workers.ages_s,
+            callbacks.waiting if callbacks else {},
         )
-
-    async def _start_store(self) -> None:
-        assert self._settings.state_dir is not None  # the settings see to that
-        self._store = EmbeddedStore(self._settings.state_dir, self._runtime.path)
-        self._redis_url = self._store.url
-        await self._store.start()
-
-    def _start_worker(
-        self, slot: int, settings: Settings, workers: int, opened: Sequence[socket.socket] = ()
-    ) -> Child[Heartbeat]:
-        """Start a worker for a slot of so many. ``opened`` are listeners that it serves later."""
-        own = [listener.fileno() for listener in self._listeners[slot::workers]]
-        held = [listener.fileno() for listener in (*self._listeners, *opened)]
-        start = WorkerStart(
-            settings,
-            self._url(settings),
-            self._free_writer(),
-            self._stdout,
-            slot,
-            own[0] if own else held[0],
-            held,
-        )
-        assignment = Assignment(own, self._drain_s)
-        return self._watched(
-            Child.start(
-                f"worker-{slot}",
-                "idagg.run.worker",
-                start.line() + assignment.line(),
-                Heartbeat.parse,
-                writer=start.writer,
-                environment=self._environment(start.writer),
-                pass_fds=[*held, self._stdout],
-            )
-        )
-
-    def _start_callbacks(self) -> Child[Heartbeat]:
-        settings = self._settings
-        start = CallbackStart(settings, self._url(settings), self._free_writer(), self._stdout)
-        return self._watched(
-            Child.start(
-                "the callback process",
-                CALLBACK_MODULE,
-                start.line(),
-                Heartbeat.parse,
-                writer=start.writer,
-                environment=self._environment(start.writer),
-                pass_fds=[self._stdout],
-                hung_s=CALLBACKS_HUNG_S,
-            )
-        )
-
-    def _adopted(self, held: Mapping[str, Any] | None) -> Child[Heartbeat] | None:
-        return None if held is None else self._watched(Child(held_from(held), Heartbeat.parse))
-
-    def _url(self, settings: Settings) -> str:
-        return settings.redis_url or self._redis_url
-
-    def _free_writer(self) -> int:
-        taken = {child.writer for child in self._alive}
-        return next(number for number in itertools.count() if number not in taken)
 
     def writers(self) -> list[int]:
         """The numbers of the running processes' metrics files."""
-        return [child.writer for child in self._alive]
+        return [child.writer for child in self._children.running]
 
-    def _environment(self, writer: int) -> dict[str, str]:
-        variables = {**os.environ, metrics.FOLDER_VARIABLE: str(self.metrics_folder)}
-        try:
-            metrics.reserve(self.metrics_folder, writer)
-        except OSError as error:
-            log.error("a process runs without metrics: %s in %s", error.strerror, self.metrics_folder)
-            del variables[metrics.FOLDER_VARIABLE]
-        return variables
-
-    def _watched(self, child: Child[T]) -> Child[T]:
-        def ended(life: asyncio.Task[None]) -> None:
-            self._alive.discard(child)
-            metrics.forget(self.metrics_folder, child.writer)
-
-        self._alive.add(child)
-        child.life.add_done_callback(ended)
-        child.on_change = self._assign
-        return child
-
-    def _assign(self) -> None:
-        """Tell each worker at which listeners it accepts, after one has begun to listen, or died."""
-        running = [worker if worker and worker.said else None for worker in self._workers]
-        shares = sockets.spread(
-            [listener.fileno() for listener in self._listeners],
-            [worker.pass_fds if worker else None for worker in running],
-        )
-        for worker, share in zip(running, shares, strict=True):
-            if worker:
-                worker.send(Assignment(share, self._drain_s).line())
-
-    async def _keep(self, slot: int) -> None:
-        """Keep a worker running in this slot until the supervisor stops."""
-        restarts = Restarts()
-        while not self._stop.is_set():
-            worker = self._workers[slot]
-            if worker is None:
-                worker = self._workers[slot] = self._start_worker(slot, self._settings, len(self._workers))
-            await asyncio.wait([worker.life])  # awaited by itself, it would be cancelled with this task
-            if self._stop.is_set() or self._workers[slot] is not worker:
-                continue
-            self._workers[slot] = None
-            if worker.code == Exit.CANNOT_START:
-                raise CannotStartError(f"worker-{slot} cannot start: its log lines above give the reason")
-            delay_s = restarts.after(worker.served_s)
-            if delay_s is None:
-                raise CrashLoopError(
-                    f"worker-{slot} died {restarts.young_deaths} times in a row as soon as it had "
-                    "started: idagg stops and counts nothing here, its log lines above give the reason"
-                )
-            self._deaths["worker"] += 1
-            log.error(
-                "worker-%d died (%s), starting it again: ids that it had not answered may not be counted",
-                slot,
-                worker.died_of,
-            )
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(delay_s):
-                    await self._stop.wait()
-
-    async def _keep_callbacks(self) -> None:
-        """Keep the callback process running until the supervisor stops, and tell it when this machine leads.
-
-        It is restarted without a limit: no endpoint may end the callbacks for good.
-        """
-        restarts = Restarts(young_s=CALM_S, longest_delay_s=CALM_S, limit=math.inf)
-        while not self._stop.is_set():
-            child = self._callbacks = self._callbacks or self._start_callbacks()
-            told = -1  # an adopted process may have been told anything
-            while not child.life.done():
-                epoch = max(
-                    (worker.said.epoch for worker in self._workers if worker and worker.said), default=0
-                )
-                if epoch != told and child.served_s:
-                    child.send(Leads(epoch).line())
-                    told = epoch
-                await asyncio.wait([child.life], timeout=TELL_S)
-            self._callbacks = None
-            if self._stop.is_set():
-                return
-            self._deaths["callbacks"] += 1
-            delay_s = restarts.after(child.served_s) or 0
-            log.error(
-                "the callback process died (%s), starting it again in %g s: no endpoint is called until then",
-                child.died_of,
-                delay_s,
-            )
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(delay_s):
-                    await self._stop.wait()
-
-    def _keep_calling(self) -> None:
-        self._calling = None if self._settings.callbacks == "off" else self._begin(self._keep_callbacks())
-
-    def _on_hangup(self) -> None:
-        """Reload, or, if the terminal was closed, stop as every program does."""
-        if not self._had_terminal:
-            self._reload_wanted.set()
-            return
-        # A shell may send the signal shortly before it closes the terminal.
-        asyncio.get_running_loop().call_later(HANGUP_S, self._judge_hangup)
-
-    def _judge_hangup(self) -> None:
-        if terminal.is_there():
-            self._reload_wanted.set()
-        elif not self._outlives_terminal:
-            self._on_stop_signal()
+    async def _start_store(self) -> None:
+        state_dir = self._children.settings.state_dir
+        assert state_dir is not None  # the settings see to that
+        self._store = EmbeddedStore(state_dir, self._runtime.path)
+        self._children.store_url = self._store.url
+        await self._store.start()
 
     async def _feed_watchdog(self, interval_s: float) -> None:
         """Tell systemd in time that this process and each worker are alive, as long as they are."""
         heard: dict[int, float] = {}
         while True:
-            now = time.monotonic()
-            heard = {slot: at for slot, at in heard.items() if slot < len(self._workers)}
-            for slot, worker in enumerate(self._workers):
-                if slot not in heard or (worker and worker.said):
+            now, said = time.monotonic(), self._workers.said
+            heard = {slot: at for slot, at in heard.items() if slot < len(said)}
+            for slot, heartbeat in enumerate(said):
+                if slot not in heard or heartbeat:
                     heard[slot] = now
             if all(now - at < SILENT_S for at in heard.values()):
                 notify("WATCHDOG=1")
             await asyncio.sleep(interval_s / 4)
 
     async def _reload_when_wanted(self) -> None:
-        """Reload at each SIGHUP and each request. Those that come during a reload count as one more.
+        """Reload when it is wanted.
 
         The first half is this program's: it has the installed one rehearse, and executes it. There, the
         second half replaces all other processes.
         """
+        reloads, slots = self._reloads, self._workers.slots
         try:
-            if self._inherited is not None:
-                wanted = Settings.from_json(orjson.dumps(self._inherited.wanted))
-                self._reloaded(await self._replace_all(wanted))
+            if self._left is not None:
+                wanted = Settings.from_json(orjson.dumps(self._left.wanted))
+                reloads.tell(await self._replace_all(wanted), len(slots))
             while True:
-                await self._reload_wanted.wait()
-                self._reload_wanted.clear()
-                self._reloaded(await self._become_anew())
+                await reloads.next()
+                reloads.tell(await self._become_anew(), len(slots))
         finally:
-            self._answer("idagg is being stopped", Exit.TROUBLE)
+            reloads.refuse("idagg is being stopped")
 
     async def _become_anew(self) -> str:
         """Execute the program that is installed now. Returns only if that fails: why."""
         notify("RELOADING=1", monotonic_usec())
         log.info("reloading: the installed program checks itself and its settings")
-        given = [request.environment for request in self._requests if request.environment is not None]
-        variables = environment(given[-1] if given else None)
+        variables = self._reloads.variables()
         try:
             wanted = await rehearse(self._inheritance(None), variables)
         except RehearsalError as error:
@@ -498,171 +291,75 @@ class Supervisor:
             await self._admin.start(self._admin_listener)
 
     def _inheritance(self, wanted: dict[str, Any] | None) -> Inherited:
-        def held(child: Child[Any] | None) -> dict[str, Any] | None:
-            return dataclasses.asdict(child.held) if child is not None and child in self._alive else None
+        children, slots, callbacks = self._children, self._workers.slots, self._callbacks.child
 
-        rest = self._alive - {self._callbacks, *self._workers}
+        def held(child: Child[Any] | None) -> dict[str, Any] | None:
+            return dataclasses.asdict(child.held) if child is not None and child in children.running else None
+
+        rest = children.running - {callbacks, *slots}
         return Inherited(
-            self._settings,
-            self._redis_url,
+            children.settings,
+            children.store_url,
             str(self.metrics_folder),
-            [listener.fileno() for listener in self._listeners],
+            [listener.fileno() for listener in self._workers.listeners],
             self._admin_listener.fileno(),
-            [held(worker) for worker in self._workers],
-            held(self._callbacks),
+            [held(worker) for worker in slots],
+            held(callbacks),
             [dataclasses.asdict(child.held) for child in rest],
             self._store.held() if self._store else None,
-            self._control.descriptor,
-            [request.client.fileno() for request in self._requests],
+            self._reloads.control,
+            self._reloads.waiting,
             wanted,
             __version__,
-            self._outlives_terminal,
+            self._hangup.outlives_terminal,
         )
-
-    def _reloaded(self, trouble: str | None) -> None:
-        """Tell everybody what came of the reload; ``trouble``: why it failed."""
-        workers = f"{len(self._workers)} workers listen"
-        if trouble is None:
-            self._reload_failed = None
-            self._metrics.reloaded("done")
-            log.info("reloaded: idagg %s, %s", __version__, workers)
-            notify("READY=1", f"STATUS={workers}")
-            self._answer(f"reloaded: idagg {__version__}, {workers}", Exit.OK)
-        else:
-            sentence = f"the reload failed, idagg serves on as before: {trouble}"
-            self._reload_failed = sentence
-            self._metrics.reloaded("failed")
-            log.error("%s", sentence)
-            notify("READY=1", f"STATUS={sentence}")
-            self._answer(sentence, Exit.TROUBLE)
-
-    def _notes(self) -> list[str]:
-        """What else the status line has to say."""
-        stopping = ["stopping"] if self._leave.is_set() else []
-        return [*stopping, self._reload_failed] if self._reload_failed else stopping
-
-    def _answer(self, sentence: str, code: Exit) -> None:
-        requests, self._requests = self._requests, []
-        for request in requests:
-            request.tell(sentence, exit_code=code)
 
     async def _replace_all(self, wanted: Settings) -> str | None:
         """Replace all processes by ones with these settings; or return why not."""
-        old = self._settings
-        before = len(self._workers)
-        has_moved = (wanted.host, wanted.port) != (old.host, old.port)
-        admin_has_moved = (wanted.admin_host, wanted.admin_port) != (old.admin_host, old.admin_port)
-        count = wanted.workers if has_moved else max(0, wanted.workers - len(self._listeners))
-        # They listen once all workers are there to accept.
-        opened: list[socket.socket] = []
-        admin_listener = self._admin_listener
+        old = self._children.settings
+        has_moved = (wanted.admin_host, wanted.admin_port) != (old.admin_host, old.admin_port)
         try:
-            opened += (
-                sockets.bind(wanted.host, wanted.port, count)
-                if has_moved
-                else (sockets.bind_more(self._listeners[0], count))
-            )
-            if admin_has_moved:
-                admin_listener = listen_admin(wanted)
-        except (CannotStartError, OSError) as error:
-            close_all(opened)
+            admin_listener = listen_admin(wanted) if has_moved else self._admin_listener
+        except CannotStartError as error:
             return str(error)
-        log.info("replacing the workers one by one")
-        for slot in range(wanted.workers):
-            trouble = await self._replace_one(slot, wanted, opened)
-            if trouble:
-                log.error("worker-%d and all later ones go on, they are not replaced: %s", slot, trouble)
-                await self._shrink(before)
-                await self._all_ended()
-                close_all(opened)
-                if admin_has_moved:
-                    admin_listener.close()
-                return f"worker-{slot} and all later ones are not replaced: {trouble}"
-        self._settings = wanted
-        await self._shrink(wanted.workers)
-        for listener in opened:
-            listener.listen(sockets.BACKLOG)
-        left = self._listeners if has_moved else []
-        self._listeners = [*([] if has_moved else self._listeners), *opened]
-        self._assign()
-        if left:
-            await asyncio.sleep(ASSIGNED_S)
-            for listener in left:
-                listener.shutdown(socket.SHUT_RDWR)  # workers hold it, too
-            close_all(left)
-        if admin_has_moved:
+        trouble = await self._workers.replace_all(wanted)
+        if trouble:
+            if has_moved:
+                admin_listener.close()
+            return trouble
+        if has_moved:
             await self._admin.close()
             self._admin_listener.close()
             self._admin, self._admin_listener = AdminListener(self), admin_listener
             await self._admin.start(admin_listener)
-        if self._calling:
-            await self._give_up(self._calling)
-        if self._callbacks:
-            callbacks, self._callbacks = self._callbacks, None
-            await end(callbacks)
-        self._keep_calling()
-        await self._all_ended()
+        await self._callbacks.replace()
+        await self._workers.all_ended()
         log.info("all workers are replaced")
         return None
 
-    async def _replace_one(self, slot: int, wanted: Settings, opened: Sequence[socket.socket]) -> str | None:
-        """Replace the worker once a new one has served beside it for YOUNG_S; or return why not."""
-        successor = self._start_worker(slot, wanted, wanted.workers, opened)
-        while not (successor.life.done() or (successor.said and successor.served_s >= YOUNG_S)):  # noqa: ASYNC110  it grows by itself
-            await asyncio.sleep(0.02)
-        heartbeat = successor.said
-        if heartbeat is None:
-            return f"the new worker died ({successor.died_of})"
-        if heartbeat.store:
-            await end(successor)
-            return f"the new worker is not ready: {heartbeat.store}"
-        if slot == len(self._workers):
-            self._workers.append(successor)
-            self._keepers.append(self._begin(self._keep(slot)))
-            return None
-        worker, self._workers[slot] = self._workers[slot], successor
-        self._assign()
-        if worker:
-            self._end_soon(worker)
-        return None
-
-    def _end_soon(self, worker: Child[Heartbeat]) -> None:
-        """End a worker that others have replaced. There is time for each idle connection's last request."""
-        worker.send(Assignment([], idle_s=IDLE_S).line())
-        self._ending.append(asyncio.create_task(end(worker)))
-
-    async def _all_ended(self) -> None:
-        await asyncio.gather(*self._ending)
-        self._ending.clear()
-
-    async def _shrink(self, workers: int) -> None:
-        """End the workers of the slots from this one on. The others accept at their listeners."""
-        left = self._workers[workers:]
-        for keeper in self._keepers[workers:]:
-            await self._give_up(keeper)
-        del self._workers[workers:], self._keepers[workers:]
-        self._assign()
-        for worker in left:
-            if worker:
-                self._end_soon(worker)
-
     async def _tell_trouble(self) -> None:
         """Print the greeting once all workers listen. Then log each trouble, and its end."""
-        if self._inherited is None:
-            while not all(worker and worker.said for worker in self._workers):  # noqa: ASYNC110  any of many sets it
+        if self._left is None:
+            while not all(self._workers.said):  # noqa: ASYNC110  any of many sets it
                 await asyncio.sleep(0.02)
-            notify("READY=1", f"STATUS={len(self._workers)} workers listen")
+            notify("READY=1", f"STATUS={len(self._workers.slots)} workers listen")
             FailedStarts().none()
+            settings = self._children.settings
+            text = greeting(
+                settings,
+                public=sockets.shown(settings.host, self._workers.listeners[0].getsockname()[1]),
+                admin=sockets.shown(settings.admin_host, self._admin_listener.getsockname()[1]),
+                embedded=f"{self._store.binary}, data in {self._store.data}" if self._store else None,
+            )
             # The greeting is for the terminal. If records go to standard output, it must not mix with them.
-            aside = sys.stderr if is_stdout(self._settings.log_file) else sys.stdout
-            print(self._greeting(), file=aside, flush=True)
+            print(text, file=sys.stderr if is_stdout(settings.log_file) else sys.stdout, flush=True)
         await self._report()
 
     async def _report(self) -> None:
         """Log each trouble, reminders while it lasts, and its end. Keep systemd's status line true."""
         troubles, rate = Troubles(told_elsewhere=READY_WITHOUT), Rate()
         shown_line, shown_at = "", -math.inf
-        while not self._stop.is_set():
+        while not self._children.stopping.is_set():
             now = time.monotonic()
             found = self.trouble()
             if not self._leave.is_set():
@@ -670,40 +367,13 @@ class Supervisor:
                     log.log(level, "%s", sentence)
             if now - shown_at >= STATUS_S:
                 machine = self.machine()
-                text = status_line(
-                    machine, rate.of(machine.running, now), troubles.lasts_s(now), self._notes()
-                )
+                notes = ["stopping"] if self._leave.is_set() else []
+                notes += [self._reloads.failed] if self._reloads.failed else []
+                text = status_line(machine, rate.of(machine.running, now), troubles.lasts_s(now), notes)
                 if text != shown_line:
                     notify(f"STATUS={text}")
                 shown_line, shown_at = text, now
             await asyncio.sleep(0.25)
-
-    def _greeting(self) -> str:
-        settings, log_file = self._settings, shown(self._settings.log_file)
-        public = sockets.shown(settings.host, self._listeners[0].getsockname()[1])
-        admin = sockets.shown(settings.admin_host, self._admin_listener.getsockname()[1])
-        if settings.amqp_url:
-            queue = f"queue {settings.amqp_queue}"
-            way = f"exchange {settings.amqp_exchange}" if settings.amqp_exchange else queue
-            sink = f"to RabbitMQ's {way}, or to {log_file} while RabbitMQ is away"
-        else:
-            sink = f"to {log_file} (for RabbitMQ: --amqp-url)"
-        if self._store:
-            store = (
-                f"embedded {self._store.binary}, data in {self._store.data}; for one VM (more: --redis-url)"
-            )
-        else:
-            store = f"Redis at {shown_url(settings.redis_url or '')}"
-        return "\n".join(
-            (
-                f"idagg {__version__} counts unique ids in windows of {settings.window} s",
-                f"  try      curl 'http://{public}/api/verve/accept?id=123'",
-                f"  counts   {sink}",
-                f"  store    {store}",
-                f"  workers  {len(self._workers)}",
-                f"  admin    http://{admin}/metrics",
-            )
-        )
 
 
 def listen_admin(settings: Settings) -> socket.socket:
@@ -711,11 +381,6 @@ def listen_admin(settings: Settings) -> socket.socket:
     flags = "--admin-host or --admin-port"
     (listener,) = sockets.listen(settings.admin_host, settings.admin_port, 1, flags=flags)
     return listener
-
-
-def close_all(listeners: Iterable[socket.socket]) -> None:
-    for listener in listeners:
-        listener.close()
 
 
 def standard_output(settings: Settings) -> int:

@@ -39,7 +39,7 @@ from idagg.run import sinks, stores
 from idagg.run.logs import take_dropped
 from idagg.run.messages import HEARTBEAT_S, Assignment, Heartbeat, WorkerStart
 from idagg.run.observation import Observation
-from idagg.run.process import begin, first_message, later_messages
+from idagg.run.process import begin, first_message, later_messages, send
 from idagg.run.shard_news import ShardNews
 from idagg.store.address import kind_of
 from idagg.store.client import Client
@@ -93,6 +93,7 @@ class Worker:
                 regime=regime,
                 window_s=settings.window,
                 exact_limit=settings.exact_limit,
+                on_lost=functools.partial(self._on_lost, shard),
             )
 
         tally = collections.Counter[int]()
@@ -269,9 +270,18 @@ class Worker:
         away = self._shards_away()
         some = away if self._shard_trouble() else {}
         now = asyncio.get_running_loop().time()
-        if news := self._shard_news.look(now, some, self._router.failing() | away.keys()):
+        if news := self._shard_news.look(now, some, away.keys()):
             sentence, is_good = news
             log.log(logging.INFO if is_good else logging.WARNING, "%s", sentence)
+
+    def _on_lost(self, shard: int) -> None:
+        self._metrics.lost()
+        log.error(
+            "%s, shard %d, does not have the last ids that it had acknowledged: windows since then come out "
+            "too small; look for FLUSHALL, a failover or an old snapshot there",
+            self._shard_clients[shard].address,
+            shard,
+        )
 
     async def _last_requests(self) -> None:
         """Wait for idle clients to send one more request."""
@@ -294,7 +304,7 @@ class Worker:
                 next_second += 1
                 self._public.second(time.time())
                 tally = self._fallback.take_tally()
-                self._seen.answered += sum(tally.values())
+                self._seen.tally.others(tally)
                 self._metrics.traffic(
                     tally,
                     self._fallback.take_reasons(),
@@ -346,6 +356,7 @@ class Worker:
         await self._leadership.answered.wait()
         while True:
             broker = self._broker.trouble if self._broker and self._leadership.epoch else None
+            away = self._shards_away()
             heartbeat = Heartbeat(
                 self._leadership.epoch,
                 self._store_trouble(),
@@ -354,19 +365,20 @@ class Worker:
                 self._watch.risk if self._watch else None,
                 shards=self._shard_trouble() or self._leadership.notice,
                 pid=os.getpid(),
-                answered=self._seen.answered,
+                answered=self._seen.tally.answered,
                 skew_s=self._seen.skew_s,
                 late_s=self._seen.late_s,
                 lead=self._seen.lead,
+                traffic=self._seen.tally.traffic(time.monotonic()),
+                spread=self._router.regime.shards,
+                away=sorted(away),
             )
             self._metrics.tasks(len(asyncio.all_tasks()))
             self._metrics.log_lines_dropped(take_dropped())
             self._metrics.differs(self._leadership.differs)
-            self._metrics.shards_away(len(self._shards_away()))
+            self._metrics.shards_away(len(away))
             try:
-                os.write(self._heartbeats, heartbeat.line())
-            except BlockingIOError:
-                pass  # the supervisor is busy: skip this heartbeat
+                send(self._heartbeats, heartbeat)
             except BrokenPipeError:
                 self._stop.set()
             await asyncio.sleep(HEARTBEAT_S)

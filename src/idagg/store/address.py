@@ -1,7 +1,8 @@
 """Where the store is: what a URL says. Nothing is dialled here.
 
-The library reads URLs, as its documentation describes them. It is not loaded before there is one to be read.
-It has no URLs of groups, so these are split here into one URL for each host, for it to read:
+URLs of one server are read as redis-py reads them (a test compares the two). That library would take 9 MB of
+each process for these few lines. It has no URLs of groups, so these are split here into one URL for each
+host:
 
     redis[s]+sentinel://[USER:PASSWORD@]HOST[:26379],HOST…/SERVICE[/DB]
     redis[s]+cluster://[USER:PASSWORD@]HOST[:6379],HOST…
@@ -16,12 +17,13 @@ from typing import Literal, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from idagg.errors import UnfitError
+from idagg.store import tls
 
 Kind = Literal["server", "sentinel", "cluster"]
 
 # What may stand in the query: the rest could undo our time limits, or be refused late.
 _LOGIN = "db|username|password"
-_TLS = "ssl_.+"
+_TLS = "|".join(sorted(tls.OPTIONS))
 _SENTINEL_LOGIN = {"sentinel_username": "username", "sentinel_password": "password"}
 _GROUP_URL = re.compile(r"(rediss?)\+(sentinel|cluster)://(?:([^/?#]*)@)?([^/?#@]+)(/[^?#]*)?(?:\?([^#]*))?")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(?::([0-9]{1,5}))?", re.ASCII)
@@ -42,24 +44,29 @@ class Address(NamedTuple):
 
     @classmethod
     def parse(cls, url: str) -> Address:
-        """Raises ValueError, in the library's words; OSError where a file that it names cannot be read."""
-        from redis.asyncio.connection import ConnectionPool, SSLConnection, UnixDomainSocketConnection
-        from redis.exceptions import RedisError
-
-        try:
-            plan = ConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]  # untyped there
-            tls = plan.ssl_context.get() if isinstance(plan, SSLConnection) else None
-        except (RedisError, TypeError) as error:
-            raise ValueError(str(error)) from error
-        is_unix = isinstance(plan, UnixDomainSocketConnection)
+        """Raises ValueError; OSError where a file that it names cannot be read."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("redis", "rediss", "unix"):
+            raise ValueError("not a URL of this kind")
+        given = dict(reversed(parse_qsl(parts.query)))  # of two alike, the first
+        login = (
+            unquote(parts.username or "") or given.get("username"),
+            unquote(parts.password or "") or given.get("password"),
+        )
+        database = int(given.get("db", 0))
+        if parts.scheme == "unix":
+            return cls(unquote(parts.path), "", 0, None, *login, database)
+        if "db" not in given and (place := unquote(parts.path).strip("/")):
+            if not place.isdecimal():
+                raise ValueError("the path of the URL is no database")
+            database = int(place)
         return cls(
-            plan.path if is_unix else None,
-            "" if is_unix else plan.host,
-            0 if is_unix else plan.port,
-            tls,
-            plan.username,
-            plan.password,
-            int(plan.db),
+            None,
+            unquote(parts.hostname or "localhost"),
+            parts.port or 6379,
+            tls.context(given) if parts.scheme == "rediss" else None,
+            *login,
+            database,
         )
 
     @property
@@ -151,7 +158,7 @@ def _urls(url: str) -> tuple[list[str], str, str]:
     def one(login: str | None, host: str, database: str, query: list[tuple[str, str]]) -> str:
         return f"{scheme}://{login + '@' if login else ''}{host}/{database}?{urlencode(query)}"
 
-    tls = [(name, value) for name, value in pairs if re.fullmatch(_TLS, name)]
+    options = [(name, value) for name, value in pairs if name in tls.OPTIONS]
     theirs = [(name, value) for name, value in pairs if name not in _SENTINEL_LOGIN]
     ours = [(_SENTINEL_LOGIN[name], value) for name, value in pairs if name in _SENTINEL_LOGIN]
     seeds = []
@@ -161,7 +168,7 @@ def _urls(url: str) -> tuple[list[str], str, str]:
             raise ValueError("not a host")
         port = found[2] or _PORTS["sentinel" if kind == "sentinel" else "cluster"]
         seeds.append(
-            one(None, f"{found[1]}:{port}", "", tls + ours)
+            one(None, f"{found[1]}:{port}", "", options + ours)
             if kind == "sentinel"
             else one(login, f"{found[1]}:{port}", "", theirs)
         )

@@ -89,13 +89,14 @@ def examine(state_dir: Path) -> str | None:
     return aof.trouble(state_dir.absolute() / "store", binary.path, binary.name)
 
 
-# Becomes the server, which then gets SIGTERM when this process dies, however it dies. setpriv(1) does not
-# serve: it also sets capabilities, which the unit's filter of system calls refuses.
+# Becomes the server, which then gets SIGKILL when this process dies, however it dies: a hung or stopped
+# server would not react to SIGTERM, and its folder would stay locked. What was answered ok is on disk.
+# setpriv(1) does not serve: it also sets capabilities, which the unit's filter of system calls refuses.
 _TIED = """
 import ctypes, os, signal, sys
 parent, server = sys.argv[1:3]
 PR_SET_PDEATHSIG = 1
-if ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) or os.getppid() != int(parent):
+if ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) or os.getppid() != int(parent):
     sys.exit("the embedded store cannot be tied to its supervisor")
 os.execv(server, sys.argv[2:])
 """

@@ -21,8 +21,9 @@ OPENINGS = {
 # and `look` do when they are asked to.
 READS = frozenset(
     {
-        *("agreed", "callbacks", "counts", "current", "endpoints", "inspect"),
+        *("agreed", "callbacks", "counts", "current", "endpoints", "fleet", "inspect"),
         *("kept", "sketched", "sketches", "rolled", "rolling", "rollups"),
-        "union",  # writes scratch alone
     }
 )
+# What these write stays for seconds only, and need not outlive a failover.
+UNWAITED = READS | {"publish", "union"}

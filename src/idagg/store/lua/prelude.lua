@@ -53,6 +53,8 @@
 --                                 hours_through (s) has passed it
 --   TAG:rollups           zset    pending roll-ups by their end: "KIND START UNIQUE HITS SUSPECT EPOCH" of hours and days
 --   TAG:rollups:late      zset    those of them that are in the log file and not in the queue
+--   TAG:fleet             zset    ids of the machines that have published their state lately, by when (ms)
+--   TAG:machine:ID        string  that state, packed; expires after some seconds
 --
 -- Its state says in addition: shards, which all processes agree on, too; span (how many shards may hold anything that is
 -- not merged), merged_through (s), proposal (a plan that not all shards have heard of). The state of another shard says

@@ -1,0 +1,134 @@
+"""What a machine tells of itself: a `Report`, made of the supervisor's knowledge. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import itertools
+from collections.abc import Mapping, Sequence
+
+from idagg import __version__
+from idagg.read import fleet
+from idagg.run.machine import Machine, fingerprint
+from idagg.run.messages import READY_WITHOUT, Heartbeat, Lead, Traffic
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Identity:
+    """What stays the same while an instance runs."""
+
+    id: str
+    name: str
+    pid: int
+    started_s: float  # Unix time
+
+
+def moment(epoch_s: float) -> datetime.datetime:
+    """To the millisecond."""
+    return datetime.datetime.fromtimestamp(round(epoch_s, 3), datetime.UTC)
+
+
+def report(
+    identity: Identity,
+    machine: Machine,
+    trouble: Mapping[str, fleet.Trouble],
+    recent: Sequence[fleet.Line] = (),
+) -> fleet.Report:
+    leader = machine.leader
+    lead = (leader.lead if leader else None) or Lead()
+    spread = max(machine.running, key=lambda worker: worker.spread, default=Heartbeat())
+    late = [worker.late_s for worker in machine.running if worker.late_s is not None]
+    skew = max(
+        (worker.skew_s for worker in machine.running if worker.skew_s is not None), key=abs, default=None
+    )
+    return fleet.Report(
+        machine=fleet.Machine(
+            id=identity.id,
+            name=identity.name,
+            version=__version__,
+            settings=fingerprint(machine.settings),
+            started=moment(identity.started_s),
+            pid=identity.pid,
+            ready=not trouble.keys() - READY_WITHOUT,
+            is_leader=leader is not None,
+            epoch=leader.epoch if leader else 0,
+            clock_skew_s=None if skew is None else round(skew, 4),
+            late_s=max(late, default=None),
+            trouble=dict(trouble),
+            workers=[
+                _worker(slot, heartbeat, age_s)
+                for slot, (heartbeat, age_s) in enumerate(
+                    itertools.zip_longest(machine.workers, machine.ages_s)
+                )
+            ],
+            shards=fleet.Shards(
+                count=spread.spread,
+                away=sorted({shard for worker in machine.running for shard in worker.away}),
+            ),
+        ),
+        recent=list(recent),
+        current=fleet.Current(window_start=moment(lead.open_s), unique_ids=lead.so_far)
+        if lead.open_s
+        else None,
+        last=_last(lead),
+        pending=_pending(lead, trouble, machine.waiting),
+    )
+
+
+def _last(lead: Lead) -> fleet.Last | None:
+    """The worker may be of a version that does not tell all of it."""
+    if lead.start_s is None or lead.length_s is None:
+        return None
+    return fleet.Last(
+        window_start=moment(lead.start_s),
+        window_end=moment(lead.start_s + lead.length_s),
+        unique_ids=lead.unique_ids or 0,
+        estimate=lead.estimate or 0,
+        hits=lead.hits or 0,
+        exact=bool(lead.exact),
+    )
+
+
+def _worker(slot: int, heartbeat: Heartbeat | None, age_s: float | None) -> fleet.Worker:
+    if heartbeat is None:
+        return fleet.Worker(slot=slot)
+    traffic = heartbeat.traffic or Traffic()
+    return fleet.Worker(
+        slot=slot,
+        pid=heartbeat.pid,
+        heartbeat_age_s=None if age_s is None else round(age_s, 2),
+        is_leader=bool(heartbeat.epoch),
+        trouble=heartbeat.store,
+        answered=heartbeat.answered,
+        requests_per_s=round(sum(traffic.by_status.values()), 1),
+        by_status=traffic.by_status,
+        ids_per_s=traffic.ids_per_s,
+        batch_ids=traffic.batch_ids,
+        commit_p50_ms=traffic.commit_p50_ms,
+        commit_p99_ms=traffic.commit_p99_ms,
+    )
+
+
+def _pending(
+    lead: Lead, trouble: Mapping[str, fleet.Trouble], waiting: Mapping[str, int]
+) -> fleet.Pending | None:
+    if lead.deliveries is None:
+        return None
+
+    def reason(*parts: str) -> str | None:
+        return next((trouble[part].text for part in parts if part in trouble), None)
+
+    return fleet.Pending(
+        deliveries=fleet.PendingWindows(
+            windows=lead.deliveries, reason=reason("delivery", "shards", "store") if lead.deliveries else None
+        ),
+        messages=fleet.PendingWindows(
+            windows=lead.messages or 0, reason=reason("broker") if lead.messages else None
+        ),
+        callbacks=fleet.PendingCallbacks(
+            windows=lead.callbacks or 0,
+            reason=reason("callbacks") if lead.callbacks else None,
+            endpoints=dict(waiting) if lead.callbacks else {},
+        ),
+        quarantined=lead.quarantined or 0,
+    )

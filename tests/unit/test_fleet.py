@@ -1,0 +1,110 @@
+"""The models of a machine's state and of the fleet's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from idagg.read.fleet import Current, Leader, Line, Report, Status, Trouble, status
+from idagg.run.machine import Machine
+from idagg.run.messages import Heartbeat, Lead, Traffic
+from idagg.run.report import Identity, moment, report
+from idagg.settings import Settings
+from kit.waiting import NOON
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "status.json"
+
+
+def test_the_example_is_a_whole_status() -> None:
+    """Other tests use the example: it has every field, and reads and writes to the same."""
+    given = EXAMPLE.read_bytes()
+    status = Status.model_validate_json(given)
+    assert orjson.loads(status.model_dump_json()) == orjson.loads(given)
+
+
+def test_another_version_is_understood() -> None:
+    """Fields that this version does not know are ignored, and those that it misses have their defaults."""
+    document = orjson.loads(EXAMPLE.read_bytes())
+    document["machines"][0]["mood"] = "good"
+    del document["machines"][1]["shards"]
+    status = Status.model_validate_json(orjson.dumps(document))
+    assert [machine.shards.count for machine in status.machines] == [1, 1]
+
+
+SETTINGS = Settings(state_dir=Path("/nonexistent"), log_file=Path("/nonexistent/log"))
+IDENTITY = Identity("a1", "web-1", 7, NOON)
+SINCE = moment(NOON)
+
+
+def machine_of(**heartbeat: Any) -> Machine:
+    return Machine(
+        SETTINGS, [Heartbeat(pid=8, **heartbeat), None], ages_s=[0.25, None], waiting={"timeout": 3}
+    )
+
+
+def test_the_report_of_a_leading_machine() -> None:
+    lead = Lead(NOON - 60, 40, 50, True, 7, 1, 2, 3, 0, estimate=41, length_s=60, open_s=NOON)
+    traffic = Traffic({"200": 9.5, "503": 0.5}, 8.0, 4.0, 1.5, 9.9)
+    trouble = {part: Trouble(text=f"{part} is away", since=SINCE) for part in ("broker", "shards")}
+    made = report(
+        IDENTITY,
+        machine_of(epoch=5, lead=lead, traffic=traffic, skew_s=-0.00123, late_s=0.5, spread=4, away=[2, 1]),
+        trouble,
+    )
+    machine = made.machine
+    assert (machine.id, machine.name, machine.pid, machine.started) == ("a1", "web-1", 7, SINCE)
+    assert (machine.ready, machine.is_leader, machine.epoch) == (True, True, 5)
+    assert (machine.clock_skew_s, machine.late_s) == (-0.0012, 0.5)
+    assert (machine.shards.count, machine.shards.away) == (4, [1, 2])
+    running, dead = machine.workers
+    assert (running.pid, running.heartbeat_age_s, running.is_leader) == (8, 0.25, True)
+    assert (running.requests_per_s, running.by_status["503"]) == (10.0, 0.5)
+    assert (running.batch_ids, running.commit_p50_ms, running.commit_p99_ms) == (4.0, 1.5, 9.9)
+    assert (dead.pid, dead.heartbeat_age_s) == (None, None)
+    assert made.current == Current(window_start=SINCE, unique_ids=7)
+    assert made.last is not None
+    assert (made.last.window_start, made.last.window_end) == (moment(NOON - 60), SINCE)
+    assert (made.last.unique_ids, made.last.estimate, made.last.hits, made.last.exact) == (40, 41, 50, True)
+    assert made.pending is not None
+    assert (made.pending.deliveries.windows, made.pending.deliveries.reason) == (1, "shards is away")
+    assert (made.pending.messages.windows, made.pending.messages.reason) == (2, "broker is away")
+    assert (made.pending.callbacks.windows, made.pending.callbacks.endpoints) == (3, {"timeout": 3})
+
+
+def test_what_nobody_knows_is_null() -> None:
+    """On a machine that does not lead, right after a start, or with workers of another version."""
+    for machine in (machine_of(), machine_of(epoch=5), machine_of(epoch=5, lead=Lead(NOON, 1, 1, True))):
+        made = report(IDENTITY, machine, {})
+        assert (made.current, made.last, made.pending) == (None, None, None)
+        assert made.machine.workers[0].batch_ids is None
+    assert not report(IDENTITY, machine_of(), {"store": Trouble(text="away", since=SINCE)}).machine.ready
+
+
+def of(name: str, *, epoch: int = 0, last_s: int = 0, unique_ids: int = 0) -> Report:
+    lead = Lead(last_s, unique_ids, 1, True, 7, 0, 0, 0, 0, estimate=1, length_s=60, open_s=NOON)
+    return report(
+        Identity(f"id of {name}", name, 7, NOON),
+        machine_of(epoch=epoch, lead=lead if epoch else None),
+        {},
+        [Line(time=moment(NOON + len(name)), level="error", machine=name, process="supervisor", text="x")],
+    )
+
+
+def fleet_of(own: Report, *others: Report) -> Status:
+    return status(own, others, now=SINCE, namespace="idagg", window_s=60)
+
+
+def test_machines_agree() -> None:
+    """Whoever answers, the leader is the same; its epoch decides where one that was cut off still says so."""
+    first, second, third = of("aa", epoch=4, last_s=NOON), of("b", epoch=5, last_s=60), of("cccc")
+    for own, *others in ([first, second, third], [third, first, second], [second, third, first]):
+        seen = fleet_of(own, *others)
+        assert seen.leader == Leader(machine="id of b", name="b", worker=0, epoch=5)
+        assert seen.last is not None
+        assert seen.last.window_start == SINCE  # the newest that anybody knows
+        assert [line.machine for line in seen.recent] == ["cccc", "aa", "b"]
+        assert seen.machines[0].name == own.machine.name
+    assert [machine.name for machine in fleet_of(second, third, first).machines] == ["b", "aa", "cccc"]
+    assert fleet_of(third).leader is None
