@@ -39,11 +39,11 @@ class Queue:
             self.ready.set()
         self.tried = 0
         self.got: list[Record] = []
+        self.rollups: list[Rollup] = []
         self.refusal: str | None = None
         self.confirms = 10**9  # messages; then it is silent
 
     async def publish(self, record: Record | Rollup) -> None:
-        assert isinstance(record, Record)
         self.tried += 1
         if not self.ready.is_set():
             raise BrokerAwayError("it is away")
@@ -53,7 +53,10 @@ class Queue:
             while not self.confirms:  # noqa: ASYNC110  sooner than a leader, who looks every 10 ms, hears of another
                 await asyncio.sleep(0.001)
         self.confirms -= 1
-        self.got.append(record)
+        if isinstance(record, Rollup):
+            self.rollups.append(record)
+        else:
+            self.got.append(record)
 
 
 class Figures:
@@ -90,7 +93,13 @@ class Process:
         bidding, flushing = map(window_store, clients)
         self.leadership = Leadership(bidding.election, bidding.election.agreed)
         self.figures = Figures()
-        self.flusher = Flusher(flushing, self.leadership, broker=broker, lines=lines, observer=self.figures)
+        self.flusher = Flusher(
+            *(flushing, self.leadership),
+            broker=broker,
+            lines=lines,
+            observer=self.figures,
+            rollups=("hour",),
+        )
         self.bid = asyncio.create_task(self.leadership.run())
         self.flush = asyncio.create_task(self.flusher.run())
 
@@ -400,6 +409,29 @@ async def test_a_backlog_does_not_hold_up_the_next_window(
     await until(lambda: len(queue.got) == 7)
 
 
+# Hours
+
+
+async def test_an_hour_is_delivered_as_a_window_is(bench: Bench) -> None:
+    """To the log file while the broker is away, and then to the queue, once each, with the same count."""
+    queue = Queue(there=False)
+    process = await bench.start(queue)
+    await bench.add(1, 2, 2)
+    await bench.at(3600)
+    await until(lambda: bench.path.exists() and "event=rollup" in bench.path.read_text())
+    hour = Rollup("hour", NOON, 2, 3, False, process.leadership.epoch)
+    (line,) = (line for line in bench.path.read_text().splitlines() if "event=rollup" in line)
+    assert line.endswith(
+        f"event=rollup period=hour start={iso(hour.start_s)} unique_ids=2 estimate=2 hits=3 exact=false "
+        'sink=log reason="it is away"'
+    )
+    queue.ready.set()
+    await until(lambda: queue.rollups)
+    await some_looks(process)
+    assert queue.rollups == [hour]
+    assert bench.path.read_text().count("event=rollup") == 1
+
+
 # Trouble
 
 
@@ -429,9 +461,6 @@ class Disk(LogFile):
     """A log file that takes no line while it is told to be full."""
 
     full = False
-
-    async def rollup(self, rollup: Rollup, *, reason: str | None) -> None:
-        raise AssertionError("none was asked for")
 
     async def window(self, record: Record, *, reason: str | None) -> None:
         if self.full:
@@ -724,13 +753,13 @@ class DoomedLines:
         self._lines = lines
         self._fate = fate
 
-    async def rollup(self, rollup: Rollup, *, reason: str | None) -> None:
-        raise AssertionError("none was asked for")
-
     async def window(self, record: Record, *, reason: str | None) -> None:
         if self._fate.strikes():
             raise LogFileError("full")
         await self._lines.window(record, reason=reason)
+
+    async def rollup(self, rollup: Rollup, *, reason: str | None) -> None:
+        await self._lines.rollup(rollup, reason=reason)
 
 
 class DoomedPublisher:
@@ -742,7 +771,6 @@ class DoomedPublisher:
         self.ready = queue.ready
 
     async def publish(self, record: Record | Rollup) -> None:
-        assert isinstance(record, Record)
         lost = self._fate.strikes()
         await self._queue.publish(record)
         if lost:

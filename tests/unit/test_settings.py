@@ -405,7 +405,6 @@ def test_credential_that_cannot_be_read(tmp_path: Path) -> None:
         ("exact_limit", "-1"),
         ("keep_records", "-1"),
         ("rollups", "week"),
-        ("rollups", "hour,"),
         ("keep_records", "3651"),
         ("keep_records", "1.5"),
         ("callback_allow", "10.0.0.1/8"),

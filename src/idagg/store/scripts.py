@@ -23,8 +23,7 @@ READS = frozenset(
     {
         *("agreed", "callbacks", "counts", "current", "endpoints", "fleet", "inspect"),
         *("kept", "sketched", "sketches", "rolled", "rolling", "rollups"),
-        "union",  # writes scratch alone
     }
 )
 # What these write stays for seconds only, and need not outlive a failover.
-UNWAITED = READS | {"publish"}
+UNWAITED = READS | {"publish", "union"}
