@@ -22,12 +22,12 @@ class InForce:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    admin_host: str = "127.0.0.1"
-    admin_port: int = 8001
     admin_token: str | None = dataclasses.field(default=None, repr=False)
     admin_open: bool = False
-    admin_metrics: Literal["open", "token"] = "open"
+    admin_host: str = "127.0.0.1"
+    admin_port: int = 8001
     admin_name: tuple[str, ...] = ()
+    admin_metrics: Literal["open", "token"] = "open"
     keepalive: int = 75
     max_connection_age: int | None = None
     drain: float = 0

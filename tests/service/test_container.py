@@ -145,7 +145,7 @@ async def test_the_services_of_the_compose_file(
     given["IDAGG_AMQP_URL"] = given["IDAGG_AMQP_URL"].replace("@rabbitmq", f"@127.0.0.1:{rabbit.port}")
     assert "127.0.0.1" in given["IDAGG_REDIS_URL"]
     assert "127.0.0.1" in given["IDAGG_AMQP_URL"]
-    given |= {"IDAGG_WINDOW": "1", "IDAGG_AMQP_QUEUE": rabbit_queue}
+    given |= {"IDAGG_WINDOW": "1", "IDAGG_AMQP_QUEUE": rabbit_queue, "IDAGG_ADMIN_TOKEN": "0" * 32}
     with Container(**given) as one, Container(**given) as other:
         status = one.status()
         assert re.search(r"^NSpid:.*\t1$", status, re.MULTILINE)

@@ -23,7 +23,7 @@ from idagg.flush.leader import Leadership
 from idagg.store.client import Client
 from idagg.store.election import Agreed, Lease, Successor
 from idagg.store.windows import WindowStore
-from idagg.window import Counts, Record, iso
+from idagg.window import Counts, Record, Rollup, iso
 from kit import servers
 from kit.cranked import CrankedClient
 from kit.staging import StoreStage, end, seal, window_store
@@ -42,7 +42,8 @@ class Queue:
         self.refusal: str | None = None
         self.confirms = 10**9  # messages; then it is silent
 
-    async def publish(self, record: Record) -> None:
+    async def publish(self, record: Record | Rollup) -> None:
+        assert isinstance(record, Record)
         self.tried += 1
         if not self.ready.is_set():
             raise BrokerAwayError("it is away")
@@ -68,6 +69,9 @@ class Figures:
 
     def delivered(self, record: Record, *, sink: str, lag_s: float) -> None:
         self.deliveries.append((record, sink, lag_s))
+
+    def rolled(self, *, lag_s: float, gone: int) -> None:
+        pass
 
     def pending(self, counts: Counts) -> None:
         self.counts.append((counts.deliveries, counts.messages))
@@ -426,6 +430,9 @@ class Disk(LogFile):
 
     full = False
 
+    async def rollup(self, rollup: Rollup, *, reason: str | None) -> None:
+        raise AssertionError("none was asked for")
+
     async def window(self, record: Record, *, reason: str | None) -> None:
         if self.full:
             raise LogFileError("the disk hangs")
@@ -717,6 +724,9 @@ class DoomedLines:
         self._lines = lines
         self._fate = fate
 
+    async def rollup(self, rollup: Rollup, *, reason: str | None) -> None:
+        raise AssertionError("none was asked for")
+
     async def window(self, record: Record, *, reason: str | None) -> None:
         if self._fate.strikes():
             raise LogFileError("full")
@@ -731,7 +741,8 @@ class DoomedPublisher:
         self._fate = fate
         self.ready = queue.ready
 
-    async def publish(self, record: Record) -> None:
+    async def publish(self, record: Record | Rollup) -> None:
+        assert isinstance(record, Record)
         lost = self._fate.strikes()
         await self._queue.publish(record)
         if lost:

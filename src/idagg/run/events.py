@@ -66,7 +66,7 @@ class Events:
     async def close(self) -> None:
         """End all streams. Listeners connect again, to the next program after a reload."""
         self._is_over = True
-        self._news.set()
+        self._wake()
         if self._producing is not None:
             await end(self._producing)
 
@@ -91,9 +91,8 @@ class Events:
         while True:
             made_at, told = time.monotonic(), self._fleet.essence()
             status = await self._fleet.status()
-            self._event = b"event: status\ndata: %b\n\n" % status.model_dump_json().encode()
-            news, self._news = self._news, asyncio.Event()
-            news.set()
+            self._event = b"data: %b\n\n" % status.model_dump_json().encode()
+            self._wake()
             while time.monotonic() - made_at < PAUSE_S:
                 await asyncio.sleep(LOOK_S)
                 if self._fleet.essence() != told:
@@ -107,4 +106,9 @@ class Events:
             exc_info=producing.exception(),
         )
         self._producing = None
-        self._news.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        """Have all listeners look for what is new."""
+        news, self._news = self._news, asyncio.Event()
+        news.set()
