@@ -169,11 +169,12 @@ def _line(window: Window) -> str:
 def _delivered(window: Window) -> str:
     if window.delivered_to is None:
         return "pending"
+    sink: str = window.delivered_to
     if window.delivered_at is None:
-        return window.delivered_to
+        return sink
     at = window.delivered_at.astimezone(datetime.UTC)
     is_same_day = at.date() == window.window_start.astimezone(datetime.UTC).date()
-    return f"{window.delivered_to} {at:%H:%M:%S}" if is_same_day else f"{window.delivered_to} {times.iso(at)}"
+    return f"{sink} {at:%H:%M:%S}" if is_same_day else f"{sink} {times.iso(at)}"
 
 
 def _tell_estimate(client: Client, span: dict[str, str], form: str, tell: Tell) -> None:
