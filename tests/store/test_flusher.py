@@ -94,7 +94,8 @@ class Process:
         self.leadership = Leadership(bidding.election, bidding.election.agreed)
         self.figures = Figures()
         self.flusher = Flusher(
-            *(flushing, self.leadership),
+            flushing,
+            self.leadership,
             broker=broker,
             lines=lines,
             observer=self.figures,

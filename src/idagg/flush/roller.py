@@ -1,6 +1,6 @@
 """Rolling up: the leader merges windows' sketches into those of hours and days before they expire.
 
-Windows are merged in steps of at most AT_ONCE sketches, some 2 ms of Redis' time each, with a pause after
+Windows are merged in steps of at most AT_ONCE sketches, some 5 ms of Redis' time each, with a pause after
 each. So neither a batch nor a flush waits for it, whatever has piled up. A step is one script on the home
 shard, and can be repeated: the windows in it leave the queue with it, and to merge a sketch twice is to merge
 it once. So the next leader goes on where the last one was killed.

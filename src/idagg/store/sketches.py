@@ -11,7 +11,7 @@ from idagg.window import Period, Rollup
 
 # For how long seal.lua keeps a window's sketch.
 SKETCH_KEPT_S = 172_800
-# Sketches in one step: each takes Redis some 15 to 40 us (docs/reading).
+# Sketches in one step: a dense one takes Redis 7.0.15 up to 66 us (measured).
 AT_ONCE = 64
 # Windows in one look at which of them have sketches: some 1 ms of Redis' time.
 _LISTED_AT_ONCE = 2_000
