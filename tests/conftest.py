@@ -6,17 +6,21 @@ import secrets
 import signal
 import subprocess
 import uuid
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
+import pytest_asyncio
 import uvloop
 
 from kit import engines, servers
 from kit.figures import Figures
 from kit.turns import turn
+
+if TYPE_CHECKING:
+    from playwright.async_api import Browser
 
 # Machines that run tests are shared: an example that took long says nothing.
 hypothesis.settings.register_profile("idagg", deadline=None)
@@ -139,6 +143,15 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={request.param}", "tmpfs", disk], check=True)
     yield disk
     subprocess.run(["umount", disk], check=True)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def browser() -> AsyncIterator[Browser]:
+    """The session's Chromium: tests that use it run in the session's loop."""
+    from kit.browser import chromium  # its packages take a third of a second to import
+
+    async with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import doctest
 import hashlib
 import json
 import re
@@ -26,12 +27,13 @@ import tables
 from bench.report import headline
 from bench.samples import Findings
 from documents import PAGES, ROOT, Command, blocks, literal_lines, page, session
+from idagg import records
 from idagg.deliver.amqp_route import Route
 from idagg.deliver.broker import Broker
 from idagg.deliver.logfile import CallbackLine, window_line
-from idagg.deliver.signing import Signer
 from idagg.metrics import Metrics
 from idagg.settings import Settings, flag, load
+from idagg.signing import Signer
 from idagg.window import Record
 from kit.servers import RabbitServer, free_port
 from kit.serving import Serving
@@ -48,6 +50,7 @@ OTHERS_FLAGS = {
     "--uninstall",  # of deploy/install.sh
     "--pid",  # of idagg reload
     "--example",  # of idagg config
+    "--no-deps",  # of pip
     *("--config", "--version", "--help", "--data-binary", "--data-urlencode", "--now", "--quick"),
     *("--minutes", "--seed", "--rate", "--out"),  # the soak's
     "--store-server",  # the tests'
@@ -257,17 +260,37 @@ def _kept(database: Path) -> list[tuple[int]]:
     return []  # it has no table yet
 
 
-def test_a_receiver_that_verifies() -> None:
-    (code,) = (block for block in blocks(page("docs/consumers.rst"), "python") if "Webhook(" in block)
-    (secret,) = re.findall(r'"(whsec_[^"]+)"', code)
+def test_receivers_that_verify() -> None:
+    """By our own library and by the standard's."""
+    ours, standards = (block for block in blocks(page("docs/consumers.rst"), "python") if "whsec_" in block)
     body = RECORD.as_json()
-    found: dict[str, object] = {
-        "body": body,
-        "headers": Signer([secret]).headers("idagg:1:2", int(time.time()), body),
-    }
-    exec(code, found)  # noqa: S102  it is an example of our own documents
-    assert found["record"] == json.loads(body)
-    assert found["Webhook"] is Webhook
+    webhook_id = f"{RECORD.message_id('idagg')}:0b0962010370112d"
+    for code in (ours, standards):
+        (secret,) = re.findall(r'"(whsec_[^"]+)"', code)
+        headers = Signer([secret]).headers(webhook_id, int(time.time()), body)
+        found: dict[str, object] = {"body": body, "headers": headers}
+        exec(code, found)  # noqa: S102  it is an example of our own documents
+        if code is ours:
+            assert found["callback"] == records.parse_callback(body, headers)
+        else:
+            assert found["record"] == json.loads(body)
+            assert found["Webhook"] is Webhook
+
+
+def test_the_examples_of_the_library() -> None:
+    """Typed one after another, they print what the page shows."""
+    text = "\n".join(blocks(page("docs/reference/records.rst"), "pycon"))
+    session = doctest.DocTestParser().get_doctest(text, {}, "records.rst", "records.rst", 0)
+    said: list[str] = []
+    result = doctest.DocTestRunner(verbose=False).run(session, out=said.append)
+    assert result.attempted
+    assert not result.failed, "".join(said)
+
+
+def test_the_page_of_the_library_is_whole() -> None:
+    """It describes every name that is public."""
+    described = re.findall(r"^\.\. auto\w+:: (\w+)", page("docs/reference/records.rst"), re.MULTILINE)
+    assert sorted(described) == sorted(records.__all__)
 
 
 def test_every_python_example_is_python() -> None:

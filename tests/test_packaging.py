@@ -10,6 +10,7 @@ import tarfile
 import tomllib
 import zipfile
 from email.parser import BytesParser
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from idagg.settings import Settings, default_text, example, load
 
 _ROOT = Path(__file__).parents[1]
 _BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
+_PACKAGED = (".py", ".lua", ".typed", ".html", ".css", ".js")
 _LEFT_OUT = shutil.ignore_patterns(
     ".*", "build", "*.egg-info", "__pycache__", "results", "http_cases", "generated", "_build"
 )
@@ -49,7 +51,7 @@ def test_a_module_that_was_deleted_is_not_installed(source: Path) -> None:
         (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
         assert BytesParser().parsebytes(wheel.read(metadata))["Version"] == idagg.__version__
     package = source / "src/idagg"
-    there = {path for path in package.rglob("*") if path.suffix in (".py", ".lua", ".typed")}
+    there = {path for path in package.rglob("*") if path.suffix in _PACKAGED}
     assert names == {f"idagg/{path.relative_to(package)}" for path in there}
 
 
@@ -152,6 +154,23 @@ def test_the_unit_is_understood(unit: Path) -> None:
     """systemd finds nothing to say about it."""
     done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_unit_outlives_the_loss_of_a_process(unit: Path) -> None:
+    """If memory runs out, the kernel kills one process, and systemd leaves the others alone."""
+    lines = unit.read_text().splitlines()
+    assert "OOMPolicy=continue" in lines
+    assert "StartLimitIntervalSec=0" in lines
+
+
+def test_the_unit_may_use_all_addresses_but_multicast_and_broadcast(unit: Path) -> None:
+    (allowed,) = re.findall(r"^IPAddressAllow=(.*)$", unit.read_text(), re.MULTILINE)
+    old = [IPv4Network(one) for one in allowed.split() if ":" not in one]
+    new = [IPv6Network(one) for one in allowed.split() if ":" in one]
+    assert set(collapse_addresses(old)) == set(
+        IPv4Network("0.0.0.0/0").address_exclude(IPv4Network("224.0.0.0/3"))
+    )
+    assert set(collapse_addresses(new)) == set(IPv6Network("::/0").address_exclude(IPv6Network("ff00::/8")))
 
 
 def test_the_unit_is_confined(unit: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from idagg import __version__
-from idagg.errors import CannotStartError, Exit
+from idagg.errors import CannotStartError, Exit, NoAnswerError
 from idagg.settings import (
     INHERITED_VARIABLE,
     Settings,
@@ -26,6 +27,8 @@ from idagg.settings import (
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
+    from idagg.ask.client import Client
+
 _EPILOG = (
     "Each setting is also an environment variable IDAGG_NAME and a key of the TOML file. Precedence: flag, "
     "environment variable, file, systemd credential. Every user of this machine can read flags: give secrets "
@@ -33,12 +36,25 @@ _EPILOG = (
     "idagg_callback_secret and idagg_callback_proxy."
 )
 
+_CLIENTS_EPILOG = (
+    "The settings admin_host, admin_port and admin_token are read as `idagg serve` reads them: environment, "
+    "file, systemd credential. For the installed service, root needs no option. Exit codes: 0 done; 2 wrong "
+    "arguments; 5 no admin listener of idagg answers; 6 it refuses the token or the name; 7 it cannot read "
+    "the counts now."
+)
+_TIMES = (
+    "2026-11-25T10:53:00+01:00; '2026-11-25 10:53' or 2026-11-25, in UTC; 1h, for so long ago, also with s, "
+    "m, d or w; now, today or yesterday, in UTC"
+)
+# argparse would take it for a flag.
+_AGO = re.compile(r"-[0-9]+[smhdw]")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     try:
         with _printing():
-            arguments = parser.parse_args(argv)
+            arguments = parser.parse_args(_joined(sys.argv[1:] if argv is None else argv))
         if arguments.run is None:
             parser.print_help(sys.stderr)
             return Exit.USAGE
@@ -48,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return Exit.OK
         if arguments.run is _reload:
             return int(_reload(arguments.pid))
+        if arguments.run in (_counts, _status, _top):
+            return int(arguments.run(arguments))
         is_rehearsal = bool(vars(arguments).get("rehearse"))
         if arguments.run is _serve and INHERITED_VARIABLE in os.environ and not is_rehearsal:
             return _resume()
@@ -59,8 +77,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(Exit.USAGE, *error.problems)
     except CannotStartError as error:
         return _complain(Exit.CANNOT_START, str(error))
+    except NoAnswerError as error:
+        return _complain(error.code, str(error))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """``--from -1h`` as ``--from=-1h``."""
+    joined: list[str] = []
+    for argument in argv:
+        if joined and joined[-1] in ("--from", "--to") and _AGO.fullmatch(argument):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 class _Parser(argparse.ArgumentParser):
@@ -113,7 +144,57 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--pid", type=int, help="process id of `idagg serve` (default: the one that runs on this machine)"
     )
+    _add_clients(commands)
     return parser
+
+
+def _add_clients(commands: argparse._SubParsersAction[_Parser]) -> None:
+    """The commands that ask a running idagg. They take settings of its admin listener, and no others."""
+    for name, run, summary in (
+        ("counts", _counts, "print the counts of windows, oldest first; times are in UTC"),
+        ("status", _status, "print how all machines are; exit with 1 if something is wrong"),
+        ("top", _top, "show how all machines are, live; q or Ctrl-C ends it"),
+    ):
+        command = commands.add_parser(
+            name, help=summary, description=summary, epilog=_CLIENTS_EPILOG, allow_abbrev=False
+        )
+        command.set_defaults(run=run)
+        command.add_argument(
+            "--config",
+            metavar="FILE",
+            help="TOML file of settings (default: $IDAGG_CONFIG, else that of the installed service)",
+        )
+        command.add_argument(
+            "--admin-url",
+            metavar="URL",
+            help="the admin listener, http://HOST:PORT (default: that of the settings)",
+        )
+        command.add_argument(
+            "--admin-token",
+            metavar="TOKEN",
+            help="its token; every user of this machine can read flags: prefer $IDAGG_ADMIN_TOKEN",
+        )
+        if run is _status:
+            command.add_argument("--json", action="store_true", help="print what the API answers")
+        if run is _counts:
+            command.add_argument(
+                "--from", dest="since", metavar="TIME", help=f"start of the first window: {_TIMES}"
+            )
+            command.add_argument("--to", dest="until", metavar="TIME", help="end of the range (default: now)")
+            command.add_argument(
+                "--limit",
+                type=int,
+                metavar="N",
+                help="print the newest N windows of the range (default: 60 without --from, all with it)",
+            )
+            command.add_argument(
+                "--format", choices=("table", "csv", "json"), default="table", help="default: table"
+            )
+            command.add_argument(
+                "--estimate",
+                action="store_true",
+                help="estimate how many different ids the whole range had, in place of its windows",
+            )
 
 
 # Imported late: `config` and `--help` do not need these modules, and they take long to load.
@@ -142,6 +223,34 @@ def _reload(pid: int | None) -> int:
     from idagg.run.control import reload
 
     return reload(pid, os.environ)
+
+
+def _client(arguments: argparse.Namespace) -> Client:
+    from idagg.ask import client, unit
+
+    settings = unit.settings(vars(arguments), os.environ)
+    return client.Client(client.base_url(arguments.admin_url, settings), settings.admin_token)
+
+
+def _counts(arguments: argparse.Namespace) -> int:
+    from idagg.ask import counts
+
+    asked = counts.Asked(
+        arguments.since, arguments.until, arguments.limit, arguments.format, arguments.estimate
+    )
+    return counts.run(_client(arguments), asked, _print)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from idagg.ask import status
+
+    return status.run(_client(arguments), _print, as_json=arguments.json)
+
+
+def _top(arguments: argparse.Namespace) -> int:
+    from idagg.ask import top
+
+    return top.run(_client(arguments))
 
 
 def _check(settings: Settings, origin: Mapping[str, str], as_json: bool = False) -> int:

@@ -12,10 +12,15 @@ class Exit(enum.IntEnum):
     """Exit codes of the ``idagg`` command."""
 
     OK = 0
-    TROUBLE = 1  # `idagg check` found a dependency that cannot be used
+    TROUBLE = (
+        1  # `idagg check` found a dependency that cannot be used; `idagg status` that something is wrong
+    )
     USAGE = 2  # settings or arguments are wrong; nothing was started
     CANNOT_START = 3  # port taken, state folder in use, no program for the embedded store
     CRASH_LOOP = 4  # workers died again and again
+    NO_ANSWER = 5  # no admin listener of idagg answers there
+    REFUSED = 6  # it wants another token, or another name
+    NOT_NOW = 7  # it cannot read the counts now
 
 
 class IdaggError(Exception):
@@ -28,6 +33,14 @@ class UnfitError(ValueError):
 
 class CannotStartError(IdaggError):
     """This instance cannot start until the operator changes something."""
+
+
+class NoAnswerError(IdaggError):
+    """A running idagg did not tell what a command asked for. ``code`` is the command's exit code."""
+
+    def __init__(self, said: str, code: Exit = Exit.NO_ANSWER) -> None:
+        super().__init__(said)
+        self.code = code
 
 
 class StoreError(IdaggError):

@@ -221,6 +221,11 @@ class Metrics:
             "LOSS: windows whose ids and sketch differ by more than chance, since the store has lost writes",
             registry=registry,
         )
+        self._lost = Counter(
+            "idagg_store_lost",
+            "LOSS: times a worker found that the store does not have the last ids that it had acknowledged",
+            registry=registry,
+        )
         self._dropped = Counter(
             "idagg_endpoints_dropped",
             "LOSS: hits whose endpoint was over the window's limit and is not called",
@@ -308,6 +313,9 @@ class Metrics:
         self._sealed.inc()
         self._dropped.inc(dropped_endpoints)
         self._suspect.inc(record.suspect)
+
+    def lost(self) -> None:
+        self._lost.inc()
 
     def delivered(self, record: Record, *, sink: str, lag_s: float) -> None:
         self._delivered.labels(sink).inc()

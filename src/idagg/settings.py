@@ -17,6 +17,7 @@ import shlex
 import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -52,7 +53,7 @@ MAX_DEADLINE_S = 10
 INHERITED_VARIABLE = "_IDAGG_INHERITED"
 """Names the descriptor from which a supervisor reads what its predecessor left (``run/reload.py``)."""
 
-_CONFIG_VARIABLE = "IDAGG_CONFIG"
+CONFIG_VARIABLE = "IDAGG_CONFIG"
 # Other defaults, as NAME=VALUE separated by spaces. They are for a unit or an image: whatever it sets as
 # environment variables would take precedence over the operator's file.
 _DEFAULTS_VARIABLE = "IDAGG_DEFAULTS"
@@ -585,10 +586,13 @@ def example() -> str:
     return "\n".join(lines) + "\n"
 
 
-def load(flags: Mapping[str, object], environ: Mapping[str, str]) -> tuple[Settings, dict[str, str]]:
+def load(
+    flags: Mapping[str, object], environ: Mapping[str, str], *, only: AbstractSet[str] | None = None
+) -> tuple[Settings, dict[str, str]]:
     """The settings in force and the source of each. Raises SettingsError with every problem at once.
 
-    ``flags`` has settings by name, and ``config``. None means not given.
+    ``flags`` has settings by name, and ``config``. None means not given. ``only`` names the settings that
+    matter to a command that does not serve: the others have their defaults, whatever the sources say.
     """
     problems: list[str] = []
     path = flags.get("config")
@@ -596,10 +600,12 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str]) -> tuple[Setti
         _from_default(environ)
         | _from_defaults(environ, problems)
         | _from_credentials(environ, problems)
-        | _from_file(environ.get(_CONFIG_VARIABLE) if path is None else str(path), problems)
+        | _from_file(environ.get(CONFIG_VARIABLE) if path is None else str(path), problems)
         | _from_environment(environ, problems)
         | _from_flags(flags)
     )
+    if only is not None:
+        found = {name: found[name] for name in only & found.keys()} | {"state_dir": ("/", "default")}
     origin = {name: found[name][1] if name in found else "default" for name in Settings.model_fields}
     try:
         settings = Settings.model_validate({name: value for name, (value, _) in found.items()})
@@ -694,7 +700,7 @@ def _from_environment(environ: Mapping[str, str], problems: list[str]) -> _Found
         for given in environ
         if given.startswith("IDAGG_")
         and given not in names
-        and given not in (_CONFIG_VARIABLE, _DEFAULTS_VARIABLE, failpoints.VARIABLE)
+        and given not in (CONFIG_VARIABLE, _DEFAULTS_VARIABLE, failpoints.VARIABLE)
     ]
     if problem := failpoints.problem(environ.get(failpoints.VARIABLE)):
         problems.append(problem)

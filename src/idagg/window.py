@@ -6,7 +6,6 @@ own clock which window an id falls into (``store/lua/accept.lua``). Nothing here
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 from typing import Literal, NamedTuple
 
@@ -20,8 +19,7 @@ def iso(epoch_s: int) -> str:
     return datetime.datetime.fromtimestamp(epoch_s, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A sealed window's count, the same in each of its deliveries.
 
     If ``exact`` is true, ``unique_ids`` is exact; else it equals ``estimate``, the HyperLogLog's count, which

@@ -25,6 +25,7 @@ from kit.faults import (
     worker,
 )
 from kit.figures import Row
+from kit.memory import MemoryGroup
 from kit.oracle import Consumer, Load, epoch_s, grid, lines, open_windows
 from kit.proxy import Proxy
 from kit.servers import RabbitServer, RedisServer
@@ -48,6 +49,27 @@ async def test_1_workers_killed(any_server: RedisServer, row: Row) -> None:
         assert row.wrong_ids(load, await open_windows(any_server.url)) == []
         assert load.failed == set()
         assert row.late(load, SUCCESSOR_S) == []  # those in a dead worker's backlog wait for the next
+        serving.stop()
+
+
+@pytest.mark.fault("1", "worker killed by the kernel, out of memory in its cgroup")
+async def test_1_out_of_memory(any_server: RedisServer, row: Row) -> None:
+    """One worker is killed and replaced, and no other process."""
+    with (
+        MemoryGroup() as group,
+        Serving("--redis-url", any_server.url, window=long_window(), prefix=group.prefix) as serving,
+    ):
+        async with Load(serving) as load:
+            async for number in row.inject(2):
+                victim, before = serving.workers()[number % 2], serving.processes()
+                since_s = time.monotonic()
+                await asyncio.to_thread(group.kill, victim)
+                await serving.replaces(victim)
+                await load.goes_on()
+                assert row.not_recovered(load, since_s, within_s=RECOVERS_S) == []
+                assert before - serving.processes() == {victim}
+        assert row.wrong_ids(load, await open_windows(any_server.url)) == []
+        assert load.failed == set()
         serving.stop()
 
 

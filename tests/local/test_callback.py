@@ -25,15 +25,15 @@ from idagg.deliver.post import Poster, Proxy, Target
 from idagg.deliver.resolve import Resolver
 from idagg.deliver.retry import ATTEMPTS
 from idagg.deliver.route import Router
-from idagg.deliver.signing import Signer
 from idagg.deliver.silence import FAILING_S, FAILING_WINDOWS, GONE_S
 from idagg.errors import FencedError, LogFileError
+from idagg.signing import Signer
 from idagg.window import PendingCallback, Record
 
 RECORD = Record(
     start_s=1763808780, length_s=60, unique_ids=4000, estimate=3988, hits=10000, exact=True, epoch=7
 )
-LATER = dataclasses.replace(RECORD, start_s=RECORD.end_s)
+LATER = RECORD._replace(start_s=RECORD.end_s)
 LOOPBACK = ["127.0.0.0/8"]
 LIMIT_S = 30.0  # no test waits this long unless it fails
 FOR_EVER = 1e9
@@ -795,7 +795,7 @@ async def test_failing_over_windows() -> None:
     log = Log()
     async with serving(failing) as one, serving(mended) as other, calling(log) as callbacks:
         for n in range(FAILING_WINDOWS + 2):
-            record = dataclasses.replace(RECORD, start_s=RECORD.start_s + 60 * n)
+            record = RECORD._replace(start_s=RECORD.start_s + 60 * n)
             await deliver(callbacks, [one, other], record=record)
     assert len(failing.received) == FAILING_WINDOWS * ATTEMPTS
     assert len(mended.received) == FAILING_WINDOWS + 2

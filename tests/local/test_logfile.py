@@ -59,7 +59,7 @@ def test_window_line() -> None:
         "time=2026-11-22T10:54:00.012Z level=INFO event=window window=2026-11-22T10:53:00Z"
         " unique_ids=4000 estimate=3988 hits=10000 exact=true sink=log"
     )
-    suspect = dataclasses.replace(RECORD, exact=False, suspect=True)
+    suspect = RECORD._replace(exact=False, suspect=True)
     assert " exact=false suspect=true sink=log" in window_line(suspect, time_s=TIME_S)
 
 

@@ -18,11 +18,11 @@ from idagg.deliver.logfile import LogFile
 from idagg.deliver.post import Poster
 from idagg.deliver.resolve import Resolver
 from idagg.deliver.route import Router
-from idagg.deliver.signing import Signer
 from idagg.errors import LogFileError
 from idagg.flush import caller, leader
 from idagg.flush.caller import Caller, Ledger
 from idagg.flush.leader import Leadership
+from idagg.signing import Signer
 from idagg.window import PendingCallback, Record, iso
 from kit import servers
 from kit.cranked import CrankedClient

@@ -181,6 +181,19 @@ async def test_names_that_nodes_leave_to_us() -> None:
         await client.close()
 
 
+async def test_check_with_a_replica_away(cluster: RedisCluster) -> None:
+    """The nodes remember it, and a failover could promote it."""
+    replica = await asyncio.to_thread(lambda: cluster.replica_of(cluster.master_of(TAG)))
+    replica.stop()
+    try:
+        said = await probe(cluster.url, "t", timeout_s=5)
+        with pytest.raises(StoreError, match=r"has 0 of the 1 replicas that --replicas asks for"):
+            await probe(cluster.url, "t", timeout_s=5, replicas=1)
+    finally:
+        await asyncio.to_thread(cluster.restart, replica)
+    assert "none of its 1 replicas follows it now: an ok is on this machine alone" in said
+
+
 async def test_check(cluster: RedisCluster) -> None:
     """All masters with shards are asked; what is the same with all is said once."""
     said = await probe(cluster.url, "t", timeout_s=5, replicas=1, shards=16)

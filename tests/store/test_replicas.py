@@ -169,6 +169,17 @@ async def test_what_an_ok_is_worth(group: SentinelGroup, replicas: int, worth: s
     assert f"appendfsync always: an ok is on disk; {worth}" in said
 
 
+async def test_a_replica_that_is_away_counts(group: SentinelGroup) -> None:
+    """As many as `--replicas` are there, but a failover can still promote the one that is away."""
+    away = group.nodes[2]
+    away.stop()
+    try:
+        said = await probe(group.url, "t", timeout_s=5, replicas=1)
+    finally:
+        await asyncio.to_thread(group.restart, away)
+    assert "--replicas 1 of 2 (1 of them away now): an ok survives a failover, unless the replica" in said
+
+
 async def test_check_with_more_replicas_than_there_are(group: SentinelGroup) -> None:
     with pytest.raises(StoreError, match=r"has 2 of the 3 replicas that --replicas asks for, and no id is"):
         await probe(group.url, "t", timeout_s=5, replicas=3)

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -330,6 +331,42 @@ async def test_a_batch_cannot_come_after_its_successor(client: CrankedClient) ->
     with pytest.raises(StoreRefusedError, match="STALE 2"):
         await hits.add(1, [b"1"])
     assert await client.command("SMEMBERS", f"{{t:0}}:w:{NOON}:ids") == [b"2"]
+
+
+async def test_a_store_that_lost_what_it_had_acknowledged(client: CrankedClient) -> None:
+    """It is told once. A batch whose answer did not come is no such sign, and neither is another window."""
+    lost: list[str] = []
+
+    class Scripts:
+        """Those of the client, whose answer may get lost."""
+
+        is_heard = True
+
+        async def script(self, *args: Any) -> Any:
+            answer = await client.script(*args)
+            if not self.is_heard:
+                raise StoreAwayError("lost")
+            return answer
+
+    scripts = Scripts()
+    hits = HitStore(
+        scripts, namespace="t", window_s=60, exact_limit=1000, on_lost=lambda: lost.append("lost")
+    )
+    await hits.add(1, [b"1"])
+    await client.at(NOON + 60)
+    await hits.add(2, [b"2"])
+    scripts.is_heard = False
+    with pytest.raises(StoreAwayError):
+        await hits.add(3, [b"3"])
+    scripts.is_heard = True
+    await hits.add(4, [b"4"])
+    await hits.add(5, [b"5"])
+    assert lost == []
+    await client.command("FLUSHALL")
+    await client.at(NOON + 60)
+    await hits.add(6, [b"6"])
+    await hits.add(7, [b"7"])
+    assert lost == ["lost"]
 
 
 async def test_workers_number_their_batches_apart(client: CrankedClient) -> None:

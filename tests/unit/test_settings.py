@@ -16,9 +16,9 @@ from idagg import failpoints
 from idagg.credentials import SECRETS
 from idagg.deliver.guard import Guard
 from idagg.deliver.post import Proxy, tls_context
-from idagg.deliver.signing import Signer
 from idagg.in_force import InForce
 from idagg.settings import Settings, SettingsError, default_text, flag, load, variable
+from idagg.signing import Signer
 
 HOME = {"HOME": "/home/ida"}
 CA = Path(__file__).with_name("ca.pem")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from idagg.deliver.signing import Signer, signature, signing_key
+from idagg.signing import Signer, signature, signing_key
 
 OLD, NEW = (f"whsec_{base64.b64encode(size * b'k').decode()}" for size in (24, 64))
 OTHER = f"whsec_{base64.b64encode(24 * b'o').decode()}"

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
-
 import orjson
 
 from idagg.window import Record, iso
@@ -36,7 +34,7 @@ def test_record_as_json() -> None:
 
 def test_a_suspect_record_says_so() -> None:
     """Only there is the field named."""
-    suspect = dataclasses.replace(RECORD, exact=False, suspect=True)
+    suspect = RECORD._replace(exact=False, suspect=True)
     exact = orjson.loads(RECORD.as_json())
     assert orjson.loads(suspect.as_json()) == exact | {"exact": False, "suspect": True}
 

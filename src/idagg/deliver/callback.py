@@ -35,8 +35,8 @@ from idagg.deliver.outcome import Outcome
 from idagg.deliver.post import Poster, PostError, Target, in_words
 from idagg.deliver.route import Route, Router
 from idagg.deliver.schedule import Schedule, Sleepers, Spacing
-from idagg.deliver.signing import Signer
 from idagg.deliver.silence import Silence
+from idagg.signing import Signer
 from idagg.window import PendingCallback, Record
 
 log = logging.getLogger("idagg.deliver")

@@ -29,7 +29,6 @@ from idagg.deliver.logfile import LogFile
 from idagg.deliver.post import Poster, Proxy, tls_context
 from idagg.deliver.resolve import Resolver
 from idagg.deliver.route import Router
-from idagg.deliver.signing import Signer
 from idagg.errors import Exit
 from idagg.flush.caller import Caller
 from idagg.metrics import Metrics
@@ -37,6 +36,7 @@ from idagg.run import stores
 from idagg.run.logs import take_dropped
 from idagg.run.messages import HEARTBEAT_S, CallbackStart, Heartbeat, Leads
 from idagg.run.process import begin, first_message, later_messages, send
+from idagg.signing import Signer
 from idagg.store.shards import shard_tag
 from idagg.store.windows import WindowStore
 from idagg.tasks import end

@@ -93,6 +93,7 @@ class Worker:
                 regime=regime,
                 window_s=settings.window,
                 exact_limit=settings.exact_limit,
+                on_lost=functools.partial(self._on_lost, shard),
             )
 
         tally = collections.Counter[int]()
@@ -271,6 +272,15 @@ class Worker:
         if news := self._shard_news.look(now, some, away.keys()):
             sentence, is_good = news
             log.log(logging.INFO if is_good else logging.WARNING, "%s", sentence)
+
+    def _on_lost(self, shard: int) -> None:
+        self._metrics.lost()
+        log.error(
+            "%s, shard %d, does not have the last ids that it had acknowledged: windows since then come out "
+            "too small; look for FLUSHALL, a failover or an old snapshot there",
+            self._shard_clients[shard].address,
+            shard,
+        )
 
     async def _last_requests(self) -> None:
         """Wait for idle clients to send one more request."""

@@ -25,7 +25,7 @@ from idagg.failpoints import reach
 from idagg.store.address import Address, shown
 from idagg.store.connection import Argument, Connection, open_connection
 from idagg.store.replies import not_permitted, refusal, unreachable
-from idagg.store.scripts import OPENINGS, READS
+from idagg.store.scripts import OPENINGS, UNWAITED
 from idagg.store.topology import Nodes, Source, nodes
 from idagg.tasks import end
 
@@ -102,6 +102,11 @@ class Client:
         self._leaving: asyncio.Task[None] | None = None
         self._is_permitted = False  # what scripts need
 
+    @property
+    def known_replicas(self) -> int:
+        """See ``Nodes``."""
+        return self._nodes.known_replicas
+
     async def script(self, name: str, tag: str, *args: Argument) -> Any:
         """Run ``store/lua/NAME.lua`` on the shard TAG.
 
@@ -161,7 +166,7 @@ class Client:
     async def _run(self, name: str, tag: str, *args: Argument) -> Any:
         """The script's answer, an error reply included."""
         script = self._script(name)
-        waits_for = name if self._replicas and name not in READS else ""
+        waits_for = name if self._replicas and name not in UNWAITED else ""
         answer = await self._ask("EVALSHA", script.sha, 1, tag, *args, waits_for=waits_for)
         if isinstance(answer, hiredis.ReplyError) and str(answer).startswith("NOSCRIPT"):
             answer = await self._ask("EVAL", script.text, 1, tag, *args, waits_for=waits_for)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from idagg.store.parts import exact_share
@@ -46,7 +46,8 @@ class _Acknowledged(NamedTuple):
 class HitStore:
     """Counts batches for one worker on one shard, under a name that no other has or had.
 
-    ``regime`` is the one by which the ids of the batches were found to be this shard's.
+    ``regime`` is the one by which the ids of the batches were found to be this shard's. ``on_lost`` is called
+    if the store does not have the last batch that it had acknowledged.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class HitStore:
         window_s: int,
         exact_limit: int,
         endpoint_limit: int = MAX_ENDPOINTS,
+        on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         self._scripts = scripts
         self._tag = shard_tag(namespace, shard)
@@ -67,6 +69,7 @@ class HitStore:
             *(f"{regime.number} {regime.shards}", secrets.token_hex(8)),
         )
         self._acknowledged = _Acknowledged()
+        self._on_lost = on_lost
 
     async def add(
         self, seq: int, ids: Sequence[bytes], endpoints: Collection[bytes] = (), repeats: int = 0
@@ -84,4 +87,7 @@ class HitStore:
             "accept", self._tag, *self._fixed, seq, b"%d %d %d" % last, repeats, array, *endpoints
         )
         self._acknowledged = _Acknowledged(seq, start_s, since)
+        # If a batch between has failed, the store may have that one instead.
+        if since != last.since and seq == last.seq + 1:
+            self._on_lost()
         return Stored(start_s, new_ids, continues=(start_s, since) == (last.start_s, last.since))

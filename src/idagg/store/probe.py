@@ -16,17 +16,26 @@ from idagg.store.shards import shard_tag
 
 
 class Seen(NamedTuple):
-    """What a server says of itself. ``config`` lacks what it does not tell, as many hosted ones do."""
+    """What a server says of itself. ``config`` lacks what it does not tell, as many hosted ones do.
+
+    ``known`` is how many replicas its sentinels, or its cluster, know of, those that are away included.
+    """
 
     where: str
     info: Mapping[str, str]
     config: Mapping[str, str]
+    known: int = 0
 
     @property
     def replicas(self) -> int:
         """Those that follow it now."""
         names = (f"slave{number}" for number in range(int(self.info.get("connected_slaves", "0"))))
         return sum("state=online" in self.info.get(name, "") for name in names)
+
+    @property
+    def away(self) -> int:
+        """Replicas that are known, but do not follow it now."""
+        return max(self.known, int(self.info.get("connected_slaves", "0"))) - self.replicas
 
     @property
     def version(self) -> str:
@@ -43,7 +52,19 @@ async def look(client: Client, *, asks_config: bool = False) -> Seen:
             told = [word.decode() for word in await client.command("CONFIG", "GET", pattern)]
             config |= dict(zip(told[::2], told[1::2], strict=True))
     lines = (line.partition(":") for line in info.splitlines() if not line.startswith("#"))
-    return Seen(client.address, {name: value for name, _, value in lines}, config)
+    fields = {name: value for name, _, value in lines}
+    known = client.known_replicas
+    if asks_config and fields.get("cluster_enabled") == "1":
+        with contextlib.suppress(StoreError):
+            known = _replicas_of_myself((await client.command("CLUSTER", "NODES")).decode())
+    return Seen(client.address, fields, config, known)
+
+
+def _replicas_of_myself(nodes: str) -> int:
+    """Of the answer to CLUSTER NODES; each line is ID ADDRESS FLAGS MASTER …"""
+    lines = [line.split(" ") for line in nodes.splitlines()]
+    (own,) = (words[0] for words in lines if "myself" in words[2].split(","))
+    return sum(words[3] == own for words in lines)
 
 
 def risks(seen: Seen, *, kind: Kind, replicas: int) -> list[str]:
@@ -171,16 +192,18 @@ def _durability(seen: Seen) -> str:
 def _survival(seen: Seen, replicas: int) -> str:
     there = seen.replicas
     if not there:
-        return ""
+        none = f"none of its {seen.away} replicas follows it now: an ok is on this machine alone"
+        return none if seen.away else ""
     if replicas == 0:
         cut_off = seen.config.get("min-replicas-to-write") == "0"
         return f"{there} replicas and --replicas 0: a failover loses the last ids that were answered ok" + (
             ", and those of a primary that is cut off (min-replicas-to-write 0)" if cut_off else ""
         )
-    if replicas < there:
+    if replicas < there + seen.away:
+        away = f" ({seen.away} of them away now)" if seen.away else ""
         return (
-            f"--replicas {replicas} of {there}: an ok survives a failover, unless the replica that is "
-            "promoted is one that was behind"
+            f"--replicas {replicas} of {there + seen.away}{away}: an ok survives a failover, unless the "
+            "replica that is promoted is one that was behind"
         )
     return f"--replicas {replicas} of {there}: an ok survives the loss of any machine"
 

@@ -18,4 +18,6 @@ OPENINGS = {
 }
 # Scripts that write nothing, so that no replica has anything to acknowledge. All others write; `pending`
 # and `look` do when they are asked to.
-READS = frozenset({"agreed", "callbacks", "counts", "current", "endpoints", "inspect", "kept"})
+READS = frozenset({"agreed", "callbacks", "counts", "current", "endpoints", "fleet", "inspect", "kept"})
+# What these write stays for seconds only, and need not outlive a failover.
+UNWAITED = READS | {"publish"}

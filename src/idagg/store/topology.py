@@ -41,6 +41,7 @@ class Nodes(Protocol):
     """Where the servers are that hold shards. Raises StoreAwayError."""
 
     elects: bool  # another server may get a shard while the one that had it is silent
+    known_replicas: int  # of the server that was found last, those that are away included; 0: nobody says
 
     async def locate(self, tag: str) -> Address:
         """The server to connect to for the shard TAG."""
@@ -100,6 +101,7 @@ class OneServer:
     """The server of the URL."""
 
     elects = False
+    known_replicas = 0
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -124,6 +126,7 @@ class Sentinels:
     """The primary of a service that sentinels watch. They are asked for each connection."""
 
     elects = True
+    known_replicas = 0
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -153,7 +156,7 @@ class Sentinels:
 
     async def _primary(self) -> Address:
         place, where = self._source.place, shown(self._source.url)
-        found: list[tuple[int, bytes, bytes]] = []
+        found: list[tuple[int, bytes, bytes, int]] = []
         trouble: list[StoreAwayError] = []
         # The second names the successor as soon as it is elected, the first once all replicas follow it.
         commands = [("SENTINEL", what, place.service) for what in ("MASTER", "GET-MASTER-ADDR-BY-NAME")]
@@ -169,12 +172,13 @@ class Sentinels:
                 trouble.append(_sentinels_refusal(name, place.service, refused))
             else:
                 fields = dict(zip(outcome[0][::2], outcome[0][1::2], strict=True))
-                found.append((int(fields[b"config-epoch"]), *outcome[1]))
+                replicas = int(fields.get(b"num-slaves", 0))
+                found.append((int(fields[b"config-epoch"]), *outcome[1], replicas))
         if not found:
             # What one says of the URL is of more use than that others are away. Always the same one: each
             # change is logged.
             raise min(trouble, key=lambda error: (str(error).startswith("no sentinel"), str(error)))
-        _, host, port = max(found)
+        _, host, port, self.known_replicas = max(found)
         return place.node._replace(host=host.decode(), port=int(port))
 
 
@@ -197,6 +201,7 @@ class Cluster:
     """
 
     elects = True
+    known_replicas = 0
 
     def __init__(self, source: Source) -> None:
         self._source = source

@@ -42,6 +42,8 @@
 --                                 unique, estimate, hits, exact, suspect, dropped, epoch, logged, published]; the last two
 --                                 say how many ms after the window's end its line was in the log file, and its message in
 --                                 the queue, null if it is not; expires after --keep-records
+--   TAG:fleet             zset    ids of the machines that have published their state lately, by when (ms)
+--   TAG:machine:ID        string  that state, packed; expires after some seconds
 --
 -- Its state says in addition: shards, which all processes agree on, too; span (how many shards may hold anything that is
 -- not merged), merged_through (s), proposal (a plan that not all shards have heard of). The state of another shard says

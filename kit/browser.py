@@ -1,0 +1,58 @@
+"""A headless Chromium, Debian's, and tabs of it in which nothing may go wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from playwright.async_api import Browser, Page, async_playwright
+
+_FLAGS = ["--disable-dev-shm-usage", "--no-proxy-server", "--disable-background-networking"]
+PHONE = {"width": 400, "height": 800}
+DESK = {"width": 1280, "height": 900}
+
+
+@contextlib.asynccontextmanager
+async def chromium() -> AsyncIterator[Browser]:
+    program = shutil.which("chromium")
+    assert program is not None, "Chromium is missing"
+    async with async_playwright() as playwright:
+        # Root may not have a sandbox; only pages of our own are opened.
+        browser = await playwright.chromium.launch(
+            executable_path=program, chromium_sandbox=False, args=_FLAGS
+        )
+        try:
+            yield browser
+        finally:
+            await browser.close()
+
+
+@contextlib.asynccontextmanager
+async def tab(
+    browser: Browser, url: str, *, may_say: str | None = None, may_ask: str = "data:", **options: Any
+) -> AsyncIterator[Page]:
+    """A tab with a context of its own, at ``url``.
+
+    At the end nothing was said on its console but with the words ``may_say``, no script has failed, and
+    nobody was asked but the URL's own origin, and what begins with ``may_ask``.
+    """
+    said: list[str] = []
+    elsewhere: list[str] = []
+    async with await browser.new_context(**{"viewport": DESK} | options) as context:
+        page = await context.new_page()
+        page.set_default_timeout(5000)
+        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: said.append(str(error)))
+
+        def requested(asked: str) -> None:
+            if urlsplit(asked)[:2] != urlsplit(url)[:2] and not asked.startswith(("data:", may_ask)):
+                elsewhere.append(asked)
+
+        page.on("request", lambda request: requested(request.url))
+        await page.goto(url)
+        yield page
+    unexpected = [line for line in said if may_say is None or may_say not in line]
+    assert (unexpected, elsewhere) == ([], [])

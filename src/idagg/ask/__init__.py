@@ -1,0 +1,1 @@
+"""Commands that ask a running idagg: its admin listener answers them."""
