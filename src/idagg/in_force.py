@@ -50,6 +50,7 @@ class InForce:
     deadline: float = 2
     exact_limit: int = 10_000_000
     keep_records: int = 35
+    rollups: tuple[Literal["hour", "day"], ...] = ()
     callback_allow: tuple[str, ...] = ()
     callbacks: Literal["public", "listed", "off"] = "public"
     callback_rate: int = 50
@@ -69,6 +70,6 @@ class InForce:
         for name in ("log_file", "callback_ca", "state_dir"):
             if values.get(name) is not None:
                 values[name] = Path(values[name])
-        for name in ("callback_allow", "admin_name"):
+        for name in ("callback_allow", "admin_name", "rollups"):
             values[name] = tuple(values.get(name, ()))
         return cls(**values)

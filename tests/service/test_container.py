@@ -140,7 +140,7 @@ async def test_the_services_of_the_compose_file(
     redis: RedisServer, rabbit: RabbitServer, rabbit_queue: str
 ) -> None:
     """Two instances count together, healthy; they write nowhere, and leave at SIGTERM within their time."""
-    given = dict(re.findall(r"^ +(IDAGG_\w+): (\S+)$", COMPOSE, re.MULTILINE))
+    given = dict(re.findall(r'^ +(IDAGG_\w+): "?([^\s"]+)"?$', COMPOSE, re.MULTILINE))
     given["IDAGG_REDIS_URL"] = given["IDAGG_REDIS_URL"].replace("redis:6379", f"127.0.0.1:{redis.port}")
     given["IDAGG_AMQP_URL"] = given["IDAGG_AMQP_URL"].replace("@rabbitmq", f"@127.0.0.1:{rabbit.port}")
     assert "127.0.0.1" in given["IDAGG_REDIS_URL"]

@@ -174,7 +174,7 @@ class Stale(Model):
     """The store cannot be asked for the other machines: what they said last is shown."""
 
     since: Moment
-    """When the other machines were seen last"""
+    """When the other machines were seen last; if they were not seen yet, when this one began to look"""
     text: str
     """Why, in a sentence"""
 

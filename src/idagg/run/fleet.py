@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import contextlib
 import datetime
 import hashlib
+import math
 import os
 import socket
 import time
@@ -13,16 +15,36 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
+from idagg.errors import StoreError
 from idagg.read import fleet
+from idagg.run import stores
 from idagg.run.logs import take_recent
 from idagg.run.machine import Machine
 from idagg.run.messages import Heartbeat, LogLine
-from idagg.run.report import Identity, moment, report
+from idagg.run.report import Identity, aged, moment, report, shortened
 from idagg.run.usage import usage
+from idagg.settings import Settings
+from idagg.store.client import Client
+from idagg.store.fleet import FleetStore
+from idagg.store.shards import shard_tag
+from idagg.tasks import end
 
 # Lines that are kept.
 MOST_RECENT = 50
+# The same line within this time, of another process as a rule, is the same event.
 _TOGETHER = datetime.timedelta(seconds=10)
+# Interval at which the state is published; of the leader, which has the counts, more often.
+PUBLISH_S = 3.0
+LEADER_PUBLISH_S = 1.0
+# A change is published at once, but not sooner than this after the last time.
+SOONEST_S = 0.5
+# Interval at which a change is looked for.
+LOOK_S = 0.25
+# Other machines' states are asked for again after this time. Whoever wants them waits no longer than that.
+FRESH_S = 0.9
+PATIENCE_S = 0.5
+# Limit of a command to the store.
+_TIMEOUT_S = 2.0
 _LEVELS: dict[str, fleet.Level] = {"warning": "warning", "error": "error", "critical": "critical"}
 
 
@@ -35,7 +57,10 @@ class Watched(Protocol):
 
 
 class Fleet:
-    """Makes this machine's report, and the status of all machines."""
+    """Makes this machine's report and publishes it, and makes the status of all machines.
+
+    The embedded store has no other machines: nothing is published there.
+    """
 
     def __init__(self, watched: Watched) -> None:
         self._watched = watched
@@ -43,30 +68,71 @@ class Fleet:
         self._trouble: dict[str, fleet.Trouble] = {}
         self._recent: collections.deque[fleet.Line] = collections.deque(maxlen=MOST_RECENT)
         self._last: fleet.Last | None = None
+        self._others = Others(self._identity.id)
 
     def heard(self, process: str, heartbeat: Heartbeat) -> None:
         """Take the log's lines out of a heartbeat."""
         if heartbeat.lines:
             self._note(process if process.startswith("worker-") else "callbacks", heartbeat.lines)
 
-    def status(self) -> fleet.Status:
+    async def run(self) -> None:
+        """Publish for ever."""
+        told: object = None
+        told_at = -math.inf
+        while True:
+            self._look()
+            machine, now, state = self._watched.machine(), time.monotonic(), self.essence()
+            pause_s = LEADER_PUBLISH_S if machine.leader else PUBLISH_S
+            if now - told_at >= pause_s or (state != told and now - told_at >= SOONEST_S):
+                told, told_at = state, now
+                self._others.serve(machine.settings)
+                with contextlib.suppress(StoreError):  # the trouble is told by those who count
+                    await self._others.publish(shortened(self._report(machine)))
+            await asyncio.sleep(LOOK_S)
+
+    async def withdraw(self) -> None:
+        """Tell the others that this machine stops. It is no use to wait long for that."""
+        with contextlib.suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(PATIENCE_S):
+                await self._others.withdraw()
+        await self._others.close()
+
+    async def status(self) -> fleet.Status:
+        """The fleet at this moment. A store that is away delays this by PATIENCE_S at most."""
         machine = self._watched.machine()
-        settings = machine.settings
+        self._others.serve(machine.settings)
+        reports, stale = await self._others.reports()
+        self._look()
         own = self._report(machine)
         return fleet.status(
             own,
+            reports,
             now=moment(time.time() - (own.machine.clock_skew_s or 0)),
-            namespace=settings.namespace,
-            window_s=settings.window,
+            namespace=machine.settings.namespace,
+            window_s=machine.settings.window,
+            stale=stale,
         )
 
-    def _report(self, machine: Machine) -> fleet.Report:
+    def essence(self) -> object:
+        """What others are told of at once when it changes."""
+        machine = self._watched.machine()
+        leader = machine.leader
+        lead = leader.lead if leader else None
+        return (
+            [(part, trouble.text) for part, trouble in self._trouble.items()],
+            [worker and (worker.pid, worker.epoch) for worker in machine.workers],
+            lead and lead.start_s,
+        )
+
+    def _look(self) -> None:
         now, before = moment(time.time()), self._trouble
         self._note("supervisor", take_recent())
         self._trouble = {
             part: fleet.Trouble(text=text, since=before[part].since if part in before else now)
             for part, text in self._watched.trouble().items()
         }
+
+    def _report(self, machine: Machine) -> fleet.Report:
         made = report(self._identity, machine, self._trouble, list(self._recent))
         # A machine that has ceased to lead knows the last window of its time; the next leader none yet.
         self._last = made.last or self._last
@@ -87,6 +153,94 @@ class Fleet:
                     text=line.text,
                 )
             )
+
+
+class Others:
+    """The other machines, by the states that they have published."""
+
+    def __init__(self, own_id: str) -> None:
+        self._own_id = own_id
+        self._settings: Settings | None = None  # those that the client was made for
+        self._client: Client | None = None
+        self._store: FleetStore | None = None
+        self._known: dict[str, tuple[bytes, fleet.Report]] = {}  # by machine: as published, and read
+        self._ages_s: dict[str, float] = {}  # at the last look
+        self._began_at = time.monotonic()
+        self._seen_at = -math.inf  # the last look, by the monotonic clock
+        self._trouble: str | None = None  # of the store
+        self._asking: asyncio.Task[None] | None = None
+
+    def serve(self, settings: Settings) -> None:
+        """Use the store of these settings, which a reload may have changed."""
+        if settings is self._settings:
+            return
+        self._settings, left = settings, self._client
+        self._client = self._store = None
+        if left is not None:
+            self._ending = asyncio.create_task(left.close())
+        if settings.redis_url:
+            tag = shard_tag(settings.namespace)
+            servers = stores.servers(settings.redis_url, settings.in_force())
+            self._client = servers.client(tag, timeout_s=_TIMEOUT_S)
+            self._store = FleetStore(self._client, tag)
+
+    async def publish(self, own: fleet.Report) -> None:
+        if self._store is not None:
+            await self._store.publish(self._own_id, own.model_dump_json(exclude_defaults=True).encode())
+
+    async def withdraw(self) -> None:
+        if self._store is not None:
+            await self._store.withdraw(self._own_id)
+
+    async def close(self) -> None:
+        if self._asking is not None:
+            await end(self._asking)
+        if self._client is not None:
+            await self._client.close()
+
+    async def reports(self) -> tuple[list[fleet.Report], fleet.Stale | None]:
+        """What the others said last, and whether that is old because the store is away."""
+        store = self._store
+        if store is None:
+            return [], None
+        if time.monotonic() - self._seen_at >= FRESH_S:
+            if self._asking is None or self._asking.done():
+                self._asking = asyncio.create_task(self._ask(store))
+            await asyncio.wait([self._asking], timeout=PATIENCE_S)
+        since_s = time.monotonic() - self._seen_at
+        reports = [
+            aged(self._known[machine][1], age_s + since_s)
+            for machine, age_s in self._ages_s.items()
+            if machine in self._known
+        ]
+        if since_s < FRESH_S + PATIENCE_S:
+            return reports, None
+        began_s = time.monotonic() - self._began_at
+        since = moment(time.time() - min(since_s, began_s))
+        return reports, fleet.Stale(since=since, text=self._trouble or _SILENT)
+
+    async def _ask(self, store: FleetStore) -> None:
+        try:
+            published = await store.all()
+        except StoreError as error:
+            self._trouble = str(error)
+            return
+        known = {}
+        for machine in published:
+            if machine.id == self._own_id:
+                continue
+            before = self._known.get(machine.id)
+            if before is not None and before[0] == machine.state:
+                known[machine.id] = before
+            else:
+                with contextlib.suppress(ValueError):  # of a version that says something else by these names
+                    known[machine.id] = machine.state, fleet.Report.model_validate_json(machine.state)
+        self._known = known
+        self._ages_s = {machine.id: machine.age_s for machine in published}
+        self._seen_at, self._trouble = time.monotonic(), None
+
+
+_SILENT = f"the store did not answer within {PATIENCE_S:g} s"
 
 
 def identity() -> Identity:

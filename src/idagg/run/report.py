@@ -12,6 +12,11 @@ from idagg.read import fleet
 from idagg.run.machine import Machine, fingerprint
 from idagg.run.messages import READY_WITHOUT, Heartbeat, Lead, Traffic
 
+# What other machines are told: so many lines and troubles, and so many characters of each sentence.
+MOST_PUBLISHED = 5
+MOST_TROUBLES = 20
+MAX_TEXT = 200
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Identity:
@@ -131,4 +136,64 @@ def _pending(
             endpoints=dict(waiting) if lead.callbacks else {},
         ),
         quarantined=lead.quarantined or 0,
+    )
+
+
+def shortened(own: fleet.Report) -> fleet.Report:
+    """What is published: the newest lines only, and the beginnings of long sentences."""
+
+    def cut(text: str | None) -> str | None:
+        return None if text is None else text[:MAX_TEXT]
+
+    machine = own.machine
+    return own.model_copy(
+        update={
+            "recent": [
+                line.model_copy(update={"text": cut(line.text)}) for line in own.recent[-MOST_PUBLISHED:]
+            ],
+            "machine": machine.model_copy(
+                update={
+                    "trouble": {
+                        part: trouble.model_copy(update={"text": cut(trouble.text)})
+                        for part, trouble in list(machine.trouble.items())[:MOST_TROUBLES]
+                    },
+                    "workers": [
+                        worker.model_copy(update={"trouble": cut(worker.trouble)})
+                        for worker in machine.workers
+                    ],
+                }
+            ),
+            "pending": own.pending and _cut_reasons(own.pending),
+        }
+    )
+
+
+def _cut_reasons(pending: fleet.Pending) -> fleet.Pending:
+    parts = {
+        name: part.model_copy(update={"reason": part.reason and part.reason[:MAX_TEXT]})
+        for name in ("deliveries", "messages", "callbacks")
+        if (part := getattr(pending, name))
+    }
+    return pending.model_copy(update=parts)
+
+
+def aged(other: fleet.Report, age_s: float) -> fleet.Report:
+    """A report that is so old."""
+    machine = other.machine
+    return other.model_copy(
+        update={
+            "machine": machine.model_copy(
+                update={
+                    "age_s": round(age_s, 1),
+                    "workers": [
+                        worker.model_copy(
+                            update={"heartbeat_age_s": round(worker.heartbeat_age_s + age_s, 1)}
+                        )
+                        if worker.heartbeat_age_s is not None
+                        else worker
+                        for worker in machine.workers
+                    ],
+                }
+            )
+        }
     )

@@ -135,6 +135,7 @@ class Supervisor:
             self._workers.begin()
             self._parts.begin(self._tell_trouble())
             self._callbacks.begin()
+            self._parts.begin(self.fleet.run())
             if self._store:
                 self._parts.begin(self._store.watch())
             if interval_s := watchdog_s():
@@ -148,6 +149,7 @@ class Supervisor:
             reloading.cancel()
             self._workers.close()
             await end(*self._children.running)
+            await self.fleet.withdraw()
             await self._parts.end()
         finally:
             self._reloads.close()

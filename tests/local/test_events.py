@@ -1,0 +1,204 @@
+"""The stream of statuses, for many listeners at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import json
+import socket
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import pytest
+from aiohttp import web
+
+from idagg.read.fleet import Status
+from idagg.run import events
+from idagg.run.events import MAX_LISTENERS, Events
+from idagg.run.fleet import Fleet
+from idagg.run.http_server import HttpServer
+from kit.waiting import until
+from kit.wire import Wire, connect
+
+REQUEST = b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class Counted:
+    """A fleet that counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.state = 0
+        self.namespace = "idagg"
+        self.fails = False
+
+    def essence(self) -> object:
+        return self.state
+
+    async def status(self) -> Status:
+        if self.fails:
+            raise RuntimeError("no status")
+        self.made += 1
+        return Status(
+            now=datetime.datetime.now(datetime.UTC),
+            namespace=self.namespace,
+            window_s=self.made,
+            machine="a",
+            ready=True,
+            machines=[],
+        )
+
+
+class Served:
+    def __init__(self, fleet: Counted, stream: Events, port: int) -> None:
+        self.fleet = fleet
+        self.stream = stream
+        self.port = port
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    fleet = Counted()
+    stream = Events(cast(Fleet, fleet))
+    server = HttpServer([web.get("/events", stream.stream)], [])
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        await server.start(listening)
+        yield Served(fleet, stream, listening.getsockname()[1])
+        await stream.close()
+        await server.close()
+
+
+class Listener:
+    """A client that reads events."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self._rest = b""
+
+    @classmethod
+    async def of(cls, served: Served) -> Listener:
+        wire = await connect(served.port)
+        await wire.send(REQUEST)
+        return cls(wire)
+
+    async def event(self) -> dict[str, Any]:
+        """The next one. Raises ConnectionError at the end of the stream."""
+        while b"}\n\n" not in self._rest:
+            async with asyncio.timeout(5):
+                data = await asyncio.get_running_loop().sock_recv(self.wire.socket, 1 << 20)
+            self._rest += data
+            if not data or self._rest.endswith(b"\r\n0\r\n\r\n"):
+                raise ConnectionResetError
+        event, _, self._rest = self._rest.partition(b"}\n\n")
+        found = json.loads(event.partition(b"data: ")[2] + b"}")
+        return cast(dict[str, Any], found)
+
+    async def ended(self) -> None:
+        """Read to the end of the stream."""
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await self.event()
+
+
+async def test_one_producer_for_all(served: Served) -> None:
+    """Each listener is told at once; a status is made once, and none when nobody listens."""
+    listeners = [await Listener.of(served) for _ in range(5)]
+    assert {(await listener.event())["window_s"] for listener in listeners} == {1}
+    assert {(await listener.event())["window_s"] for listener in listeners} == {2}
+    late = await Listener.of(served)
+    assert (await late.event())["window_s"] == 2
+    for listener in (*listeners, late):
+        listener.wire.close()
+    await until(lambda: served.stream._producing is None)
+    made = served.fleet.made
+    again = await Listener.of(served)
+    assert (await again.event())["window_s"] == made + 1  # and not an old one
+    again.wire.close()
+
+
+async def test_a_change_is_told_at_once(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "PAUSE_S", 600)
+    listener = await Listener.of(served)
+    await listener.event()
+    served.fleet.state += 1
+    assert (await listener.event())["window_s"] == 2
+    listener.wire.close()
+
+
+async def test_the_stream_can_be_read_by_browsers(served: Served) -> None:
+    listener = await Listener.of(served)
+    said = b""
+    while b"}\n\n" not in said:
+        said += await asyncio.get_running_loop().sock_recv(listener.wire.socket, 65_536)
+    head, _, body = said.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"\r\nContent-Type: text/event-stream\r\n" in head
+    assert b"\r\nCache-Control: no-store" in head
+    lines = body.splitlines()
+    assert lines[1:3] == [b"retry: 1000", b""]
+    assert lines[3].startswith(b'data: {"now":"')
+    listener.wire.close()
+
+
+async def test_at_most_so_many(served: Served) -> None:
+    """One more is told so, and is served once another has gone."""
+    listeners = [await Listener.of(served) for _ in range(MAX_LISTENERS)]
+    for listener in listeners:
+        await listener.event()
+    refused = await connect(served.port)
+    await refused.send(REQUEST)
+    answer = await refused.answer()
+    assert answer is not None
+    assert (answer.status, answer.headers["Content-Type"]) == (503, "application/problem+json")
+    assert "Retry-After" in answer.headers
+    listeners.pop().wire.reset()
+    await until(lambda: served.stream._listeners == MAX_LISTENERS - 1)
+    listeners.append(await Listener.of(served))
+    await listeners[-1].event()
+    for wire in (refused, *(listener.wire for listener in listeners)):
+        wire.close()
+
+
+async def test_a_slow_listener_is_dropped(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its events are not kept, and others are not delayed."""
+    monkeypatch.setattr(events, "SLOW_S", 0.2)
+    monkeypatch.setattr(events, "PAUSE_S", 0.01)
+    monkeypatch.setattr(events, "LOOK_S", 0.01)
+    served.fleet.namespace = "x" * 1_000_000
+    slow, quick = await Listener.of(served), await Listener.of(served)
+    await until(lambda: served.stream._listeners == 2)
+    async with asyncio.timeout(10):
+        while served.stream._listeners == 2:
+            await quick.event()
+    assert (await quick.event())["namespace"]
+    await slow.ended()
+    quick.wire.close()
+    slow.wire.close()
+
+
+async def test_the_end(served: Served) -> None:
+    """All streams end properly, and nothing waits for a listener."""
+    listeners = [await Listener.of(served) for _ in range(3)]
+    for listener in listeners:
+        await listener.event()
+    async with asyncio.timeout(1):
+        await served.stream.close()
+    for listener in listeners:
+        await listener.ended()
+        listener.wire.close()
+
+
+async def test_a_status_that_cannot_be_made(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    """Listeners are sent away, the log says why, and the next one is served."""
+    listener = await Listener.of(served)
+    await listener.event()
+    served.fleet.fails = True
+    await listener.ended()
+    assert "no status can be made" in caplog.text
+    served.fleet.fails = False
+    again = await Listener.of(served)
+    await again.event()
+    for wire in (listener.wire, again.wire):
+        with contextlib.suppress(OSError):
+            wire.close()
