@@ -13,14 +13,18 @@ import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric as Family
 
 from idagg.credentials import SECRETS
 from idagg.metrics import Metrics, SupervisorMetrics, left_out_family
+from idagg.run.api import Api
 from idagg.run.machine import Machine
 from idagg.run.machine import families as machine_families
+from idagg.run.openapi import document
+from idagg.run.reading import Asked
 from idagg.settings import Settings, default_text, flag
 
 _HERE = Path(__file__).parent
@@ -32,6 +36,8 @@ RULES = _ROOT / "deploy/prometheus/idagg.rules.yml"
 ALERTS: dict[str, dict[str, str]] = tomllib.loads((_HERE / "alerts.toml").read_text(encoding="utf-8"))
 
 
+# Nothing is read for the documents.
+_NOBODY = cast(Asked, None)
 _MACHINE = Machine(Settings(state_dir=_HERE), [])
 
 
@@ -165,6 +171,7 @@ def write(folder: Path) -> None:
         "alert-up": _rule("up") + "\n\n" + ALERTS["up"]["advice"].strip() + "\n",
         "metrics-loss": "".join(_metric(metric) for metric in metrics() if metric.means_loss),
         "metrics-other": "".join(_metric(metric) for metric in metrics() if not metric.means_loss),
+        "api": _api(),
         "faults": _fault_table(),
         "measured": _measured(),
         "fault-tests": _fault_tests(),
@@ -178,6 +185,34 @@ def _settings() -> str:
         mark = " †" if name in SECRETS else ""
         rows.append((f"``{flag(name)}``{mark}", default_text(name), _plain(str(field.description))))
     return _table(("flag", "default", "meaning"), rows, (28, 22, 50))
+
+
+def _api() -> str:
+    """The operations of the API, as its OpenAPI document has them."""
+    parts = []
+    for path, methods in document(Api(_NOBODY).operations())["paths"].items():
+        one = methods["get"]
+        rows = [
+            (f"``{parameter['name']}``", _default(parameter["schema"]), _prose(parameter["description"]))
+            for parameter in one["parameters"]
+        ]
+        kinds = ", ".join(f"``{media}``" for media in one["responses"]["200"]["content"])
+        said = f"{one['summary']}. {_prose(one.get('description', ''))}".rstrip()
+        parts.append(f"``GET {path}``\n\n{_indented([said, '', f'As {kinds}.'])}")
+        if rows:
+            parts.append(
+                _indented(_table(("parameter", "default", "meaning"), rows, (15, 15, 70)).splitlines())
+            )
+    return "\n".join(parts)
+
+
+def _default(schema: dict[str, Any]) -> str:
+    return f"``{schema['default']}``" if "default" in schema else ""
+
+
+def _prose(text: str) -> str:
+    """Of Markdown's code."""
+    return " ".join(text.replace("`", "``").split())
 
 
 def _metric(metric: Metric) -> str:
