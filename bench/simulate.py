@@ -228,11 +228,38 @@ class _Replica(_Redis):
         return _Turn(cpu_s, lambda: self._sends(lambda: self._primary.acknowledge(batches)), self._fsync_s())
 
 
+class _Crowd:
+    """The clients that several group commits of a worker wait for together, as ``idagg.accept.commit``."""
+
+    def __init__(self, worker: _Worker, linger_s: float) -> None:
+        self._worker, self._linger_s = worker, linger_s
+        self._lingers: object | None = None
+        self.missing = 0
+
+    def answered(self, clients: int) -> None:
+        self.missing += clients
+        if self._lingers is None:
+            self._lingers = linger = object()
+            self._worker.clock.after(self._linger_s, lambda: self._end_linger(linger))
+
+    def back(self) -> None:
+        if self.missing:
+            self.missing -= 1
+            if not self.missing:
+                self._lingers = None
+
+    def _end_linger(self, linger: object) -> None:
+        if self._lingers is linger:
+            self._lingers = None
+            self.missing = 0
+            self._worker.has_some_due()
+
+
 class _Commit:
     """Group commit of a worker to a shard, as ``idagg.accept.commit``."""
 
-    def __init__(self, worker: _Worker, server: _Primary, plan: Plan) -> None:
-        self._worker, self._server, self._plan = worker, server, plan
+    def __init__(self, worker: _Worker, server: _Primary, plan: Plan, crowd: _Crowd | None) -> None:
+        self._worker, self._server, self._plan, self._crowd = worker, server, plan, crowd
         self._open: list[_Request] = []
         self._is_under_way = False
         self._lingers: object | None = None
@@ -243,10 +270,14 @@ class _Commit:
     def is_due(self) -> bool:
         if self._is_under_way or not self._open:
             return False
+        if self._crowd is not None:
+            return not self._crowd.missing
         return self._lingers is None or len(self._open) >= self._expected
 
     def add(self, request: _Request) -> None:
         self._open.append(request)
+        if self._crowd is not None:
+            self._crowd.back()
 
     def send(self) -> None:
         self._lingers = None
@@ -262,6 +293,9 @@ class _Commit:
     def end(self) -> list[_Request]:
         """Let those come who are answered now, for a while."""
         self._is_under_way = False
+        if self._crowd is not None:
+            self._crowd.answered(len(self._answered))
+            return self._answered
         self._expected = len(self._open) + len(self._answered)
         self._lingers = linger = object()
         self._worker.clock.after(self._plan.linger_s, lambda: self._end_linger(linger))
@@ -286,7 +320,10 @@ class _Worker(_Process):
     ) -> None:
         super().__init__(clock, cores)
         self._costs, self._clients = costs, clients
-        self._commits = [_Commit(self, servers[shard % len(servers)], plan) for shard in range(plan.shards)]
+        crowd = _Crowd(self, plan.linger_s) if plan.shards > 1 else None
+        self._commits = [
+            _Commit(self, servers[shard % len(servers)], plan, crowd) for shard in range(plan.shards)
+        ]
         self._came: collections.deque[_Request] = collections.deque()
         self._ended: collections.deque[_Commit] = collections.deque()
         self._due: collections.deque[_Commit] = collections.deque()
@@ -305,6 +342,10 @@ class _Worker(_Process):
         self._due.append(commit)
         self.wake()
 
+    def has_some_due(self) -> None:
+        self._due += (commit for commit in self._commits if commit.is_due)
+        self.wake()
+
     def next_turn(self) -> _Turn | None:
         costs = self._costs
         if self._unanswered:
@@ -320,8 +361,9 @@ class _Worker(_Process):
             return self._answers(costs.turn_s + costs.batch_s / 2)
         if self._ready:
             return self._reads(costs.turn_s)
-        due = [self._due.popleft()]
-        return _Turn(costs.turn_s + costs.batch_s / 2, lambda: self._sends(due))
+        due = list(self._due)
+        self._due.clear()
+        return _Turn(costs.turn_s + len(due) * costs.batch_s / 2, lambda: self._sends(due))
 
     def _answers(self, cpu_s: float) -> _Turn:
         part, self._unanswered = self._unanswered[:_SLICE], self._unanswered[_SLICE:]

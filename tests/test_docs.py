@@ -51,6 +51,7 @@ OTHERS_FLAGS = {
     "--pid",  # of idagg reload
     "--example",  # of idagg config
     "--no-deps",  # of pip
+    "--admin-url",  # of idagg counts, status and top
     *("--config", "--version", "--help", "--data-binary", "--data-urlencode", "--now", "--quick"),
     *("--minutes", "--seed", "--rate", "--out"),  # the soak's
     "--store-server",  # the tests'

@@ -27,8 +27,6 @@ from idagg.settings import (
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
-    from idagg.ask.client import Client
-
 _EPILOG = (
     "Each setting is also an environment variable IDAGG_NAME and a key of the TOML file. Precedence: flag, "
     "environment variable, file, systemd credential. Every user of this machine can read flags: give secrets "
@@ -225,32 +223,25 @@ def _reload(pid: int | None) -> int:
     return reload(pid, os.environ)
 
 
-def _client(arguments: argparse.Namespace) -> Client:
-    from idagg.ask import client, unit
-
-    settings = unit.settings(vars(arguments), os.environ)
-    return client.Client(client.base_url(arguments.admin_url, settings), settings.admin_token)
-
-
 def _counts(arguments: argparse.Namespace) -> int:
-    from idagg.ask import counts
+    from idagg.ask import counts, unit
 
     asked = counts.Asked(
         arguments.since, arguments.until, arguments.limit, arguments.format, arguments.estimate
     )
-    return counts.run(_client(arguments), asked, _print)
+    return counts.run(unit.client(vars(arguments), os.environ), asked, _print)
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from idagg.ask import status
+    from idagg.ask import status, unit
 
-    return status.run(_client(arguments), _print, as_json=arguments.json)
+    return status.run(unit.client(vars(arguments), os.environ), _print, as_json=arguments.json)
 
 
 def _top(arguments: argparse.Namespace) -> int:
-    from idagg.ask import top
+    from idagg.ask import top, unit
 
-    return top.run(_client(arguments))
+    return top.run(unit.client(vars(arguments), os.environ))
 
 
 def _check(settings: Settings, origin: Mapping[str, str], as_json: bool = False) -> int:

@@ -22,12 +22,12 @@ class InForce:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    admin_host: str = "127.0.0.1"
-    admin_port: int = 8001
     admin_token: str | None = dataclasses.field(default=None, repr=False)
     admin_open: bool = False
-    admin_metrics: Literal["open", "token"] = "open"
+    admin_host: str = "127.0.0.1"
+    admin_port: int = 8001
     admin_name: tuple[str, ...] = ()
+    admin_metrics: Literal["open", "token"] = "open"
     keepalive: int = 75
     max_connection_age: int | None = None
     drain: float = 0
@@ -50,6 +50,7 @@ class InForce:
     deadline: float = 2
     exact_limit: int = 10_000_000
     keep_records: int = 35
+    rollups: tuple[Literal["hour", "day"], ...] = ()
     callback_allow: tuple[str, ...] = ()
     callbacks: Literal["public", "listed", "off"] = "public"
     callback_rate: int = 50
@@ -69,6 +70,6 @@ class InForce:
         for name in ("log_file", "callback_ca", "state_dir"):
             if values.get(name) is not None:
                 values[name] = Path(values[name])
-        for name in ("callback_allow", "admin_name"):
+        for name in ("callback_allow", "admin_name", "rollups"):
             values[name] = tuple(values.get(name, ()))
         return cls(**values)

@@ -231,6 +231,19 @@ class Metrics:
             "LOSS: hits whose endpoint was over the window's limit and is not called",
             registry=registry,
         )
+        self._rollup_lag = Gauge(
+            "idagg_rollup_lag_seconds",
+            "Time since the end of the oldest hour that is not rolled up, if it has windows; of the leader, "
+            "else 0",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self._sketches_gone = Counter(
+            "idagg_sketches_gone",
+            "Sketches of windows that had expired or were lost before they were rolled up: estimates leave "
+            "their hours out; counts of windows are not concerned",
+            registry=registry,
+        )
         self._callbacks = Counter(
             "idagg_callbacks",
             "Endpoints by result; LOSS: limit (over --callback-limit), expired (waited too long) and "
@@ -321,8 +334,13 @@ class Metrics:
         self._delivered.labels(sink).inc()
         self._lag.observe(max(lag_s, 0))
 
+    def rolled(self, *, lag_s: float, gone: int) -> None:
+        self._rollup_lag.set(lag_s)
+        self._sketches_gone.inc(gone)
+
     def leads(self, epoch: int) -> None:
         self._leader.set(1 if epoch else 0)
+        self._rollup_lag.set(0)
 
     def differs(self, does: bool) -> None:
         self._differs.set(does)

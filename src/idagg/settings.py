@@ -235,6 +235,10 @@ def _split(value: object) -> object:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
+def _once_each(value: tuple[Literal["hour", "day"], ...]) -> tuple[Literal["hour", "day"], ...]:
+    return tuple(dict.fromkeys(value))
+
+
 def _default_workers() -> int:
     return min(cpus.usable(), _DEFAULT_WORKERS)
 
@@ -401,6 +405,13 @@ class Settings(BaseModel):
         ge=0,
         le=3650,
         description="time for which records of windows can be read back, 0 to 3650 whole days; 0: not at all",
+    )
+    rollups: Annotated[
+        tuple[Literal["hour", "day"], ...], BeforeValidator(_split), AfterValidator(_once_each)
+    ] = Field(
+        default=(),
+        description="estimates delivered beside the windows' counts: hour, day, or both, "
+        "separated by a comma; none: none",
     )
     callback_allow: Annotated[
         tuple[Annotated[str, AfterValidator(_host_or_network)], ...], BeforeValidator(_split)

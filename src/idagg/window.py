@@ -41,6 +41,10 @@ class Record(NamedTuple):
     def end_s(self) -> int:
         return self.start_s + self.length_s
 
+    @property
+    def message_type(self) -> str:
+        return "idagg.window"
+
     def message_id(self, namespace: str) -> str:
         """The message id, the same in every delivery of this window, so that a consumer can drop repeats."""
         return f"{namespace}:{self.start_s}"
@@ -79,3 +83,59 @@ class Counts(NamedTuple):
     messages: int
     callbacks: int
     quarantined: int
+
+
+# What windows are rolled up into, and their lengths.
+Period = Literal["hour", "day"]
+PERIOD_S: dict[Period, int] = {"hour": 3600, "day": DAY_S}
+
+
+class Rollup(NamedTuple):
+    """The estimate of an hour or a day (UTC), of the windows that begin in it; the same in each delivery.
+
+    ``suspect``: a window in it is, or the store had lost sketches of windows in it.
+    """
+
+    period: Period
+    start_s: int
+    unique_ids: int
+    hits: int
+    suspect: bool
+    epoch: int
+
+    @property
+    def end_s(self) -> int:
+        return self.start_s + PERIOD_S[self.period]
+
+    def message_id(self, namespace: str) -> str:
+        return f"{namespace}:{self.period}:{self.start_s}"
+
+    @property
+    def message_type(self) -> str:
+        return f"idagg.{self.period}"
+
+    def as_json(self) -> bytes:
+        """The body of the message, in the form of a window's."""
+        return orjson.dumps(
+            {
+                "window_start": iso(self.start_s),
+                "window_end": iso(self.end_s),
+                "unique_ids": self.unique_ids,
+                "estimate": self.unique_ids,
+                "hits": self.hits,
+                "exact": False,
+            }
+            | ({"suspect": True} if self.suspect else {})
+        )
+
+    def __str__(self) -> str:
+        """As the store has it."""
+        return " ".join(map(str, self._replace(suspect=int(self.suspect))))  # type: ignore[arg-type]  # a flag there
+
+    @classmethod
+    def parse(cls, text: str) -> Rollup:
+        period, *numbers = text.split(" ")
+        if period not in PERIOD_S:
+            raise ValueError(f"no roll-up: {text}")
+        start_s, unique_ids, hits, suspect, epoch = map(int, numbers)
+        return cls(period, start_s, unique_ids, hits, suspect == 1, epoch)

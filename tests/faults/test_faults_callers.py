@@ -58,7 +58,7 @@ async def test_26_callbacks_that_hang(any_server: RedisServer, row: Row) -> None
                 before, tasks = [Size.of(pid) for pid in serving.workers()], await serving.tasks()
                 async with Load(serving, callers=4) as load:
                     since = await next_window(1)
-                    async for number in row.inject(4):
+                    async for number in row.inject(2):
                         for name in ("tarpit", "endless", "loop"):
                             numbers = list(itertools.islice(ids, 20))
                             await send(serving, numbers, query=f"&endpoint={base}/{name}/{number}")
@@ -189,7 +189,7 @@ async def test_28_clients_vanish(any_server: RedisServer, row: Row) -> None:
         async with Load(serving) as load:
             load.unknown.add(1)
             before, tasks = [Size.of(pid) for pid in workers], await serving.tasks()
-            async for _ in row.inject(5):
+            async for _ in row.inject(3):
                 for sent in (whole, whole[:30], b"", whole + whole[:30], b"POST / HTTP/1.1\r\n") * 100:
                     wire = await connect(serving.port)
                     if sent:
@@ -239,7 +239,7 @@ async def test_37_hostile_endpoints(any_server: RedisServer, row: Row) -> None:
         sizes: list[Size] = []
         async with Load(serving, callers=4) as load:
             since = await next_window(2)
-            async for _ in row.inject(2):
+            async for _ in row.inject(1):
                 for url, number in zip(urls, ids, strict=False):
                     await send(serving, [number], query=f"&endpoint={url}")
                     load.ok.add(number)

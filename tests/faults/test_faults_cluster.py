@@ -108,7 +108,7 @@ async def test_32_master_killed(cluster: RedisCluster, row: Row) -> None:
     async with two(cluster, "--replicas", "1") as both:
         loads = {"ids": both.of_ids, "sums": both.of_sums}
         async with both.of_ids, both.of_sums:
-            async for number in row.inject(2):
+            async for number in row.inject(1):
                 old = (await asyncio.to_thread(lambda: cluster.masters))[number % 3]
                 its = {name: await asyncio.to_thread(shards_of, cluster, old, name) for name in loads}
                 before = {name: load.failed.copy() for name, load in loads.items()}

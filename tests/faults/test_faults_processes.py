@@ -39,7 +39,7 @@ async def test_1_workers_killed(any_server: RedisServer, row: Row) -> None:
     """Workers die in turn, the leader among them: every ok id is in the store, and others take over."""
     with Serving("--redis-url", any_server.url, window=long_window()) as serving:
         async with Load(serving) as load:
-            async for number in row.inject(4):
+            async for number in row.inject(2):
                 victim = serving.workers()[number % 2]
                 since_s = time.monotonic()
                 os.kill(victim, signal.SIGKILL)
@@ -98,7 +98,7 @@ async def test_3_supervisor_killed(row: Row) -> None:
     """Nobody stays behind, and a new instance on the same port and folder delivers the rest."""
     with Serving(window=1) as serving:
         async with Load(serving) as load:
-            async for _ in row.inject(2):
+            async for _ in row.inject(1):
                 serving.kill()
                 await until(lambda: not serving.processes(), within_s=10)
                 with pytest.raises(ConnectionRefusedError):
@@ -138,7 +138,7 @@ async def test_leader_stopped(any_server: RedisServer, row: Row) -> None:
     with Serving(*flags) as leading, Serving(*flags) as other:
         async with Load(leading) as load:
             since = await next_window(2)
-            async for _ in row.inject(2):
+            async for _ in row.inject(1):
                 stopped_s = time.monotonic()
                 stopping = asyncio.create_task(asyncio.to_thread(leading.stop))
                 await tells(other, "INFO leading: epoch")
@@ -178,7 +178,7 @@ async def test_5_to_9_leader_killed_between_two_steps(
         async with Load(serving, callers=8) as load:
             await eventually(consumer.take, bool)
             since = await next_window(1)
-            async for deaths in row.inject(2):
+            async for deaths in row.inject(1):
                 await tells(serving, f"leading: epoch {deaths + 1}\n")
                 armed.touch()
                 await tells(serving, "died (SIGKILL)", times=deaths + 1)

@@ -70,7 +70,7 @@ async def test_12_embedded_store_killed(row: Row) -> None:
     with Serving(window=1) as serving:
         async with Load(serving) as load:
             since = await next_window(1)
-            async for number in row.inject(3):
+            async for number in row.inject(2):
                 since_s = time.monotonic()
                 os.kill(serving.store(), signal.SIGKILL)
                 await tells(serving, "the embedded store died (SIGKILL)", times=number + 1)
@@ -86,7 +86,7 @@ async def test_12_redis_killed(durable_server: RedisServer, row: Row) -> None:
     flags = ("--redis-url", durable_server.url, *SOON)
     with Serving(*flags, window=long_window()) as serving:
         async with Load(serving, callers=32) as load:
-            async for _ in row.inject(5):
+            async for _ in row.inject(3):
                 durable_server.kill()
                 await load.fails()
                 await asyncio.to_thread(durable_server.start)
@@ -103,7 +103,7 @@ async def test_13_redis_frozen_over_boundaries(redis_server: RedisServer, row: R
     async with nobody_seals(redis_server.url, 1):
         with Serving("--redis-url", redis_server.url, *SOON, window=1) as serving:
             async with Load(serving, callers=32) as load:
-                async for _ in row.inject(2):
+                async for _ in row.inject(1):
                     redis_server.freeze()
                     try:
                         await load.fails(64)
@@ -149,7 +149,7 @@ async def test_14_replies_lost(any_server: RedisServer, row: Row) -> None:
         beside(Serving("--redis-url", proxy.url, window=1)) as serving,
     ):
         async with Load(serving) as load:
-            async for number in row.inject(15):
+            async for number in row.inject(8):
                 if number % 5:
                     proxy.swallowed.clear()
                     proxy.drop_replies = 1
@@ -175,7 +175,7 @@ async def test_15_scripts_forgotten(any_server: RedisServer, row: Row) -> None:
     with Serving("--redis-url", any_server.url, window=1) as serving:
         async with Load(serving) as load, store_client(any_server.url) as client:
             since = await next_window(1)
-            async for _ in row.inject(20):
+            async for _ in row.inject(10):
                 await client.command("SCRIPT", "FLUSH")
                 await load.goes_on()
         assert (load.failed, load.unknown) == (set(), set())

@@ -93,7 +93,7 @@ async def test_29_primary_killed(group: SentinelGroup, row: Row) -> None:
     """
     async with two(group, 2) as both:
         async with both.of_ids, both.of_sums:
-            async for number in row.inject(2):
+            async for number in row.inject(1):
                 old = await kill_primary(group)
                 new, promoted_s = await asyncio.to_thread(group.promoted, old)
                 await asyncio.to_thread(group.restart, old, of=new, as_replica=number % 2 == 0)

@@ -196,8 +196,8 @@ async def test_a_connection_that_is_owed_much_is_not_read_from(stage: Stage) -> 
     wire = await stage.connect()
     await wire.send(b"".join(get(f"id={n}") for n in range(MAX_UNANSWERED + 1)))
     await stage.sent(1)
-    connection = connection_of(stage)
-    assert repr(connection) == f"<Connection paused unanswered={MAX_UNANSWERED + 1} unjudged=0>"
+    # The kernel may deliver them in pieces, and they are judged in slices: the first batch can leave before.
+    await stage.until(connection_of(stage), f"<Connection paused unanswered={MAX_UNANSWERED + 1} unjudged=0>")
     await wire.send(get("id=x"))
     stage.hits.reply(*[None] * 10)
     assert [await status(wire) for _ in range(MAX_UNANSWERED + 2)] == [200] * (MAX_UNANSWERED + 1) + [400]

@@ -108,6 +108,7 @@ TROUBLES: dict[str, tuple[list[dict[str, str]], dict[str, str]]] = {
     "IdaggReloadFailed": ([metric("idagg_reloads_total", "0x70 1x10", result="failed")], A),
     "IdaggLogLinesDropped": ([metric("idagg_log_lines_dropped_total", "0x70 9x10")], A),
     "IdaggMetricsLeftOut": ([metric("idagg_metrics_left_out", "1x80")], A),
+    "IdaggRollupLag": ([metric("idagg_rollup_lag_seconds", "7300x80")], {}),
 }
 LATER = {"IdaggSettingsDiffer": "45m", "IdaggReleasesDiffer": "140m"}
 

@@ -53,7 +53,7 @@ async def test_a_cache_answers_for_no_id(shared: Serving) -> None:
     number = next(ids)
     with Varnish(shared.port) as varnish:
         expected = {}
-        for _ in range(3):
+        for _ in range(2):
             window = iso(await next_window(shared.window))
             for _ in range(3):
                 assert await status(varnish.port, number) == 200

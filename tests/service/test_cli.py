@@ -18,7 +18,8 @@ from idagg.settings import Settings, default_text, flag
 # The command line that is promised, whatever the model says.
 FLAGS = {
     *("--host", "--port", "--admin-host", "--admin-port", "--keepalive", "--max-connection-age"),
-    *("--drain", "--replicas", "--shards"),
+    *("--admin-token", "--admin-open", "--admin-name", "--admin-metrics"),
+    *("--drain", "--replicas", "--shards", "--keep-records"),
     *("--cors-origin", "--workers", "--redis-url", "--namespace"),
     *("--amqp-queue-type", "--amqp-exchange", "--amqp-routing-key"),
     *("--amqp-connect-timeout", "--amqp-publish-timeout"),

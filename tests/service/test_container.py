@@ -140,12 +140,12 @@ async def test_the_services_of_the_compose_file(
     redis: RedisServer, rabbit: RabbitServer, rabbit_queue: str
 ) -> None:
     """Two instances count together, healthy; they write nowhere, and leave at SIGTERM within their time."""
-    given = dict(re.findall(r"^ +(IDAGG_\w+): (\S+)$", COMPOSE, re.MULTILINE))
+    given = dict(re.findall(r'^ +(IDAGG_\w+): "?([^\s"]+)"?$', COMPOSE, re.MULTILINE))
     given["IDAGG_REDIS_URL"] = given["IDAGG_REDIS_URL"].replace("redis:6379", f"127.0.0.1:{redis.port}")
     given["IDAGG_AMQP_URL"] = given["IDAGG_AMQP_URL"].replace("@rabbitmq", f"@127.0.0.1:{rabbit.port}")
     assert "127.0.0.1" in given["IDAGG_REDIS_URL"]
     assert "127.0.0.1" in given["IDAGG_AMQP_URL"]
-    given |= {"IDAGG_WINDOW": "1", "IDAGG_AMQP_QUEUE": rabbit_queue}
+    given |= {"IDAGG_WINDOW": "1", "IDAGG_AMQP_QUEUE": rabbit_queue, "IDAGG_ADMIN_TOKEN": "0" * 32}
     with Container(**given) as one, Container(**given) as other:
         status = one.status()
         assert re.search(r"^NSpid:.*\t1$", status, re.MULTILINE)

@@ -81,23 +81,27 @@ async def test_hung_processes_do_not_outlive_it() -> None:
         serving.stop()
 
 
-@pytest.mark.parametrize("all_of_them", [False, True])
-async def test_stood_still(any_server: RedisServer, all_of_them: bool) -> None:
+async def test_stood_still(any_server: RedisServer) -> None:
     """A supervisor that stood still, or its whole group, kills no worker for that when it goes on."""
     tuned = {"idagg.run.child.HUNG_S": 4}
-    with Serving("--redis-url", any_server.url, tuned=tuned, window=long_window()) as serving:
-        workers, before = serving.workers(), serving.said
-        stopped = serving.processes() if all_of_them else {serving.pid}
+    flags = ("--redis-url", any_server.url)
+    with (
+        Serving(*flags, tuned=tuned, window=long_window()) as alone,
+        Serving(*flags, tuned=tuned, window=alone.window) as group,
+    ):
+        before = {serving: (serving.workers(), serving.said) for serving in (alone, group)}
+        stopped = {alone.pid} | group.processes()
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
-        await asyncio.sleep(5)  # longer than it waits for a heartbeat
+        await asyncio.sleep(5)  # longer than they wait for a heartbeat
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
         await asyncio.sleep(1)
-        await serving.ready()
-        assert serving.workers() == workers
-        assert "killing it" not in serving.said.removeprefix(before)
-        serving.stop()
+        for serving, (workers, said) in before.items():
+            await serving.ready()
+            assert serving.workers() == workers
+            assert "killing it" not in serving.said.removeprefix(said)
+            serving.stop()
 
 
 async def test_stopped_while_a_worker_waits_to_be_started_again(any_server: RedisServer) -> None:

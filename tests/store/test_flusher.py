@@ -23,7 +23,7 @@ from idagg.flush.leader import Leadership
 from idagg.store.client import Client
 from idagg.store.election import Agreed, Lease, Successor
 from idagg.store.windows import WindowStore
-from idagg.window import Counts, Record, iso
+from idagg.window import Counts, Record, Rollup, iso
 from kit import servers
 from kit.cranked import CrankedClient
 from kit.staging import StoreStage, end, seal, window_store
@@ -39,10 +39,11 @@ class Queue:
             self.ready.set()
         self.tried = 0
         self.got: list[Record] = []
+        self.rollups: list[Rollup] = []
         self.refusal: str | None = None
         self.confirms = 10**9  # messages; then it is silent
 
-    async def publish(self, record: Record) -> None:
+    async def publish(self, record: Record | Rollup) -> None:
         self.tried += 1
         if not self.ready.is_set():
             raise BrokerAwayError("it is away")
@@ -52,7 +53,10 @@ class Queue:
             while not self.confirms:  # noqa: ASYNC110  sooner than a leader, who looks every 10 ms, hears of another
                 await asyncio.sleep(0.001)
         self.confirms -= 1
-        self.got.append(record)
+        if isinstance(record, Rollup):
+            self.rollups.append(record)
+        else:
+            self.got.append(record)
 
 
 class Figures:
@@ -68,6 +72,9 @@ class Figures:
 
     def delivered(self, record: Record, *, sink: str, lag_s: float) -> None:
         self.deliveries.append((record, sink, lag_s))
+
+    def rolled(self, *, lag_s: float, gone: int) -> None:
+        pass
 
     def pending(self, counts: Counts) -> None:
         self.counts.append((counts.deliveries, counts.messages))
@@ -86,7 +93,13 @@ class Process:
         bidding, flushing = map(window_store, clients)
         self.leadership = Leadership(bidding.election, bidding.election.agreed)
         self.figures = Figures()
-        self.flusher = Flusher(flushing, self.leadership, broker=broker, lines=lines, observer=self.figures)
+        self.flusher = Flusher(
+            *(flushing, self.leadership),
+            broker=broker,
+            lines=lines,
+            observer=self.figures,
+            rollups=("hour",),
+        )
         self.bid = asyncio.create_task(self.leadership.run())
         self.flush = asyncio.create_task(self.flusher.run())
 
@@ -394,6 +407,29 @@ async def test_a_backlog_does_not_hold_up_the_next_window(
     assert [(record.start_s - NOON) // 60 for record in queue.got] == order
     queue.confirms = 4
     await until(lambda: len(queue.got) == 7)
+
+
+# Hours
+
+
+async def test_an_hour_is_delivered_as_a_window_is(bench: Bench) -> None:
+    """To the log file while the broker is away, and then to the queue, once each, with the same count."""
+    queue = Queue(there=False)
+    process = await bench.start(queue)
+    await bench.add(1, 2, 2)
+    await bench.at(3600)
+    await until(lambda: bench.path.exists() and "event=rollup" in bench.path.read_text())
+    hour = Rollup("hour", NOON, 2, 3, False, process.leadership.epoch)
+    (line,) = (line for line in bench.path.read_text().splitlines() if "event=rollup" in line)
+    assert line.endswith(
+        f"event=rollup period=hour start={iso(hour.start_s)} unique_ids=2 estimate=2 hits=3 exact=false "
+        'sink=log reason="it is away"'
+    )
+    queue.ready.set()
+    await until(lambda: queue.rollups)
+    await some_looks(process)
+    assert queue.rollups == [hour]
+    assert bench.path.read_text().count("event=rollup") == 1
 
 
 # Trouble
@@ -722,6 +758,9 @@ class DoomedLines:
             raise LogFileError("full")
         await self._lines.window(record, reason=reason)
 
+    async def rollup(self, rollup: Rollup, *, reason: str | None) -> None:
+        await self._lines.rollup(rollup, reason=reason)
+
 
 class DoomedPublisher:
     """Loses a confirmation."""
@@ -731,7 +770,7 @@ class DoomedPublisher:
         self._fate = fate
         self.ready = queue.ready
 
-    async def publish(self, record: Record) -> None:
+    async def publish(self, record: Record | Rollup) -> None:
         lost = self._fate.strikes()
         await self._queue.publish(record)
         if lost:

@@ -16,7 +16,7 @@ from idagg.flush.leader import Leadership
 from idagg.store.hits import HitStore
 from idagg.store.shards import Regime, shard_of, shard_tag
 from idagg.store.windows import WindowStore
-from idagg.window import Counts, Record
+from idagg.window import Counts, Record, Rollup
 from kit import servers
 from kit.cranked import CrankedClient
 from kit.staging import end
@@ -34,6 +34,9 @@ class Figures:
         self.dropped += dropped_endpoints
 
     def delivered(self, record: Record, *, sink: str, lag_s: float) -> None: ...
+
+    def rolled(self, *, lag_s: float, gone: int) -> None:
+        pass
 
     def pending(self, counts: Counts) -> None:
         self.counts = counts
@@ -94,6 +97,9 @@ class Process:
         self.flusher = Flusher(self.windows, self.leadership, broker=None, lines=self, observer=self.figures)
         self.bid = asyncio.create_task(self.leadership.run())
         self.flush = asyncio.create_task(self.flusher.run())
+
+    async def rollup(self, rollup: Rollup, *, reason: str | None) -> None:
+        raise AssertionError("none was asked for")
 
     async def window(self, record: Record, *, reason: str | None) -> None:
         self._records.append(record)

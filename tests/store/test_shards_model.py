@@ -117,6 +117,7 @@ class ShardsMachine(RuleBasedStateMachine):
         self.accepted: dict[int, dict[bytes, int]] = collections.defaultdict(dict)  # by window, id: its shard
         self.hits = collections.Counter[int]()
         self.records: dict[int, tuple[int, int]] = {}
+        self.delivered = set[int]()
         self.leader: Leader | None = None
         self.zombie: Leader | None = None
 
@@ -229,6 +230,16 @@ class ShardsMachine(RuleBasedStateMachine):
         finally:
             self.client.fate = None
 
+    @rule()
+    def deliver(self) -> None:
+        """The oldest record is delivered, and goes."""
+        if self.leader is not None:
+            pending = self.leader.windows.pending
+            with contextlib.suppress(StoreError):
+                for window in self.run(pending.deliveries(limit=1)):
+                    self.run(pending.mark_delivered(self.leader.epoch, window.record.start_s))
+                    self.delivered.add(window.record.start_s)
+
     @rule(which=st.sampled_from(_TURNS))
     def wake(self, which: str | int) -> None:
         """A leader that slept goes on, as if it were one still: it changes nothing."""
@@ -261,6 +272,7 @@ class ShardsMachine(RuleBasedStateMachine):
         """Each window has one record, with what was counted in it."""
         for window in self.run(windows(self.client, 1).pending.deliveries(limit=10_000)):
             record = window.record
+            assert record.start_s not in self.delivered
             told = (record.unique_ids, record.hits)
             assert self.records.setdefault(record.start_s, told) == told
             assert told == (len(self.accepted.get(record.start_s, ())), self.hits[record.start_s])

@@ -590,6 +590,8 @@ async def test_every_key_carries_the_shard_tag(client: CrankedClient) -> None:
         "workers",
         "merged",
         "kept",
+        "sketches",
+        "rolling",
     }
 
 

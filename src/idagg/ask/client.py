@@ -53,7 +53,7 @@ def base_url(given: str | None, settings: Settings) -> str:
         or not parts.hostname
         or re.search(r"[^!-~]", given)
     ):
-        raise SettingsError([f"--admin-url cannot be {given!r}: it is http:// or https://, host and port"])
+        raise SettingsError(["--admin-url is not of the form http://HOST:PORT or https://HOST:PORT"])
     if parts.username is not None or parts.query or parts.fragment:
         raise SettingsError(["--admin-url has neither user, password nor query: the token is --admin-token"])
     return given.rstrip("/")

@@ -73,7 +73,7 @@ def troubles(status: Status) -> list[str]:
 def lines(status: Status, found: Sequence[str]) -> Iterator[str]:
     yield from table([(f"{name}:", said) for name, said in facts(status)])
     yield ""
-    head = ("machine", "version", "started", "workers", "requests/s", "counts", "heard")
+    head = ("machine", "version", "started", "workers", "requests/s", "counting", "heard")
     rows = [_machine_row(machine, status.now) for machine in status.machines]
     yield from table([head, *rows], right=(3, 4))
     for name, values in (

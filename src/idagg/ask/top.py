@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import select
 import signal
 import sys
@@ -16,7 +17,7 @@ import termios
 import threading
 import time
 import tty
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from types import FrameType
 
 from rich.console import Console, Group, RenderableType
@@ -35,31 +36,34 @@ PATH = "/api/v1/events"
 AGAIN_S = 1.0
 # Of output that is no terminal.
 WIDTH = 80
+_ENDS = re.compile(rb"[qQ\x04]")  # Ctrl-D, too
 
 
 def run(client: Client) -> int:
     """Show the status until q or Ctrl-C; once, if standard output or input is no terminal."""
     events = client.events(PATH)
-    with contextlib.closing(events):
-        first = _next(events, client.url)  # before the screen is taken: a failure is a plain sentence
-        if not (sys.stdout.isatty() and sys.stdin.isatty()):
-            Console(width=WIDTH, soft_wrap=False).print(screen(first))
-            return Exit.OK
-        news = _News(client, events)
-        with contextlib.suppress(KeyboardInterrupt), _signals(), _keys() as keys:
-            _show(first, news, keys)
-    return Exit.OK
+    first = _next(events, client.url)  # before the screen is taken: a failure is a plain sentence
+    if not (sys.stdout.isatty() and sys.stdin.isatty()):
+        events.close()
+        Console(width=WIDTH).print(screen(first))
+        return Exit.OK
+    news = _News(client, events)
+    with _signals(news) as got, _keys() as keys:
+        _show(first, news, keys, got)
+    ended_by = [number for number in got if number != signal.SIGINT]
+    return 128 + ended_by[0] if ended_by else Exit.OK
 
 
-def _show(seen: Status, news: _News, keys: int) -> None:
+def _show(seen: Status, news: _News, keys: int, got: Sequence[int]) -> None:
+    """Until a key or a signal ends it."""
     console = Console()
     with Live(screen(seen), console=console, screen=True, auto_refresh=False) as live:
         news.start()
         size, trouble = console.size, None
-        while True:
+        while not got:
             # The time limit is for a window whose size changes: SIGWINCH would interrupt other calls, too.
             ready, _, _ = select.select([keys, news.descriptor], [], [], 0.5)
-            if keys in ready and os.read(keys, 64).lower() in (b"q", b"\x04", b""):
+            if keys in ready and (not (pressed := os.read(keys, 64)) or _ENDS.search(pressed)):
                 return
             said = news.take() if news.descriptor in ready else []
             for one in said:
@@ -104,6 +108,9 @@ class _News:
 
     def _tell(self, one: Status | str) -> None:
         self._queue.put(one)
+        self.wake()
+
+    def wake(self) -> None:
         os.write(self._writer, b".")
 
 
@@ -127,16 +134,22 @@ def _keys() -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """What would end or stop this process has to give the terminal back first."""
+def _signals(news: _News) -> Iterator[Sequence[int]]:
+    """The signals that came and would end this process: it has to give the terminal back first.
+
+    Exceptions in their place would come at any moment, also while rich takes the terminal.
+    """
+    got: list[int] = []
 
     def end(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        got.append(number)
+        news.wake()
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, end) for number in numbers}
     before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, signal.SIG_IGN)
     try:
-        yield
+        yield got
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -149,10 +162,10 @@ def screen(status: Status, gone: str | None = None) -> RenderableType:
     return Group(
         Text.assemble(("idagg ", "bold"), f"{plain(status.namespace)}  ", state, f"  {iso(status.now)}"),
         _facts(status),
+        # Above the workers, which may be more than the screen has lines.
+        *(Text(f"! {plain(sentence)}", "red") for sentence in ([gone] if gone else []) + found),
         Text(),
         _workers(status.machines),
-        Text(),
-        *(Text(f"! {plain(sentence)}", "red") for sentence in ([gone] if gone else []) + found),
     )
 
 
@@ -177,7 +190,7 @@ def _by_status(machines: list[Machine]) -> Text:
         for worker in machine.workers:
             for code, rate in worker.by_status.items():
                 rates[code] = rates.get(code, 0.0) + rate
-    text = Text(_rate(sum(rates.values())), "bold")
+    text = Text.assemble((_rate(sum(rates.values())), "bold"))
     for code, rate in sorted(rates.items()):
         text.append(f"   {plain(code)}: {_rate(rate)}", "red" if code.startswith("5") else "")
     return text
@@ -191,11 +204,11 @@ def _workers(machines: list[Machine]) -> RenderableType:
         table.add_column(name, justify="right", no_wrap=True)
     for machine in machines:
         for worker in machine.workers:
-            table.add_row(Text(plain(machine.name)), *_worker(worker, machine))
+            table.add_row(Text(plain(machine.name)), *_worker(worker))
     return table
 
 
-def _worker(worker: Worker, machine: Machine) -> Iterator[Text]:
+def _worker(worker: Worker) -> Iterator[Text]:
     leads = " leads" if worker.is_leader else ""
     yield Text(f"{worker.slot}{leads}", "bold" if leads else "")
     if worker.pid is None:
@@ -204,7 +217,7 @@ def _worker(worker: Worker, machine: Machine) -> Iterator[Text]:
     yield Text(_rate(worker.requests_per_s), "red" if worker.trouble else "")
     for number in (worker.batch_ids, worker.commit_p50_ms, worker.commit_p99_ms):
         yield Text("-" if number is None else f"{number:,.1f}")
-    yield Text("-" if worker.heartbeat_age_s is None else f"{worker.heartbeat_age_s + machine.age_s:.1f} s")
+    yield Text("-" if worker.heartbeat_age_s is None else f"{worker.heartbeat_age_s:.1f} s")
 
 
 def _rate(rate: float) -> str:

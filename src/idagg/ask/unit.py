@@ -6,11 +6,19 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from idagg.ask.client import Client, base_url
 from idagg.settings import CONFIG_VARIABLE, Settings, load
 
 FOLDER = Path("/etc/idagg")
 # What a client of the admin listener needs. Other settings may name files that its user cannot read.
 _NAMES = frozenset({"host", "port"})
+
+
+def client(flags: Mapping[str, object], environ: Mapping[str, str]) -> Client:
+    """A client of the admin listener that flags and settings name. Raises SettingsError."""
+    found = settings(flags, environ)
+    url = flags.get("admin_url")
+    return Client(base_url(None if url is None else str(url), found), found.admin_token)
 
 
 def settings(flags: Mapping[str, object], environ: Mapping[str, str]) -> Settings:

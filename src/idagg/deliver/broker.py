@@ -34,7 +34,7 @@ from idagg.amqp_url import one_per_host
 from idagg.deliver.amqp_dial import Dial
 from idagg.deliver.amqp_route import Route
 from idagg.errors import BrokerAwayError
-from idagg.window import Record
+from idagg.window import Record, Rollup
 
 T = TypeVar("T")
 
@@ -100,7 +100,7 @@ class Broker:
             self._keeper.cancel()
             await asyncio.wait((self._keeper,))
 
-    async def publish(self, record: Record) -> None:
+    async def publish(self, record: Record | Rollup) -> None:
         """Publish a record and wait for RabbitMQ's confirmation. To be called by one task at a time.
 
         Raises BrokerAwayError if there is none in time. If there is no connection, it raises at once, except
@@ -127,7 +127,7 @@ class Broker:
                         delivery_mode=2,
                         message_id=record.message_id(self._namespace),
                         timestamp=datetime.datetime.fromtimestamp(record.end_s, datetime.UTC),
-                        message_type="idagg.window",
+                        message_type=record.message_type,
                         app_id="idagg",
                     ),
                 ),

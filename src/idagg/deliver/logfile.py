@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from idagg.errors import LogFileError
-from idagg.window import Record, iso
+from idagg.window import Record, Rollup, iso
 
 # Time limit of a line, fsync included: the same as for a message to the broker, by default.
 LINE_S = 2.0
@@ -37,6 +37,16 @@ def window_line(record: Record, *, time_s: float, reason: str | None = None) -> 
         f"time={_iso_ms(time_s)} level=INFO event=window window={iso(record.start_s)}"
         f" unique_ids={record.unique_ids} estimate={record.estimate} hits={record.hits}"
         f" exact={'true' if record.exact else 'false'}{' suspect=true' if record.suspect else ''} sink=log"
+    )
+    return line if reason is None else f"{line} reason={_quoted(reason)}"
+
+
+def rollup_line(rollup: Rollup, *, time_s: float, reason: str | None = None) -> str:
+    """The line of an hour or a day; ``reason`` as in ``window_line``."""
+    line = (
+        f"time={_iso_ms(time_s)} level=INFO event=rollup period={rollup.period} start={iso(rollup.start_s)}"
+        f" unique_ids={rollup.unique_ids} estimate={rollup.unique_ids} hits={rollup.hits} exact=false"
+        f"{' suspect=true' if rollup.suspect else ''} sink=log"
     )
     return line if reason is None else f"{line} reason={_quoted(reason)}"
 
@@ -99,6 +109,10 @@ class LogFile:
     async def window(self, record: Record, *, reason: str | None) -> None:
         """Append a window's line. It is on disk when this returns."""
         await self.append(window_line(record, time_s=time.time(), reason=reason), durable=True)
+
+    async def rollup(self, rollup: Rollup, *, reason: str | None) -> None:
+        """Append the line of an hour or a day. It is on disk when this returns."""
+        await self.append(rollup_line(rollup, time_s=time.time(), reason=reason), durable=True)
 
     async def callbacks(self, lines: Sequence[CallbackLine]) -> None:
         """Append lines of callbacks."""

@@ -15,18 +15,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from idagg.errors import BrokerAwayError, LogFileError
 from idagg.failpoints import reach
 from idagg.flush import turns
 from idagg.flush.leader import Leadership
+from idagg.flush.roller import Roller
 from idagg.flush.sealer import Sealer
 from idagg.flush.turns import Turns
 from idagg.store.pending import PendingWindow
 from idagg.store.windows import WindowStore
-from idagg.window import Counts, Record, Sink, iso
+from idagg.window import Counts, Period, Record, Rollup, Sink, iso
 
 log = logging.getLogger("idagg.flush")
 
@@ -46,13 +47,15 @@ class Publisher(Protocol):
     @property
     def ready(self) -> asyncio.Event: ...
 
-    async def publish(self, record: Record) -> None: ...
+    async def publish(self, record: Record | Rollup) -> None: ...
 
 
 class Lines(Protocol):
     """Where lines go. Raises LogFileError where the line is not on disk."""
 
     async def window(self, record: Record, *, reason: str | None) -> None: ...
+
+    async def rollup(self, rollup: Rollup, *, reason: str | None) -> None: ...
 
 
 class Observer(Protocol):
@@ -61,6 +64,8 @@ class Observer(Protocol):
     def delivered(self, record: Record, *, sink: str, lag_s: float) -> None: ...
 
     def pending(self, counts: Counts) -> None: ...
+
+    def rolled(self, *, lag_s: float, gone: int) -> None: ...
 
 
 class Flusher:
@@ -72,9 +77,11 @@ class Flusher:
         broker: Publisher | None,
         lines: Lines,
         observer: Observer,
+        rollups: Collection[Period] = (),
         now: Callable[[], float] = time.time,
     ) -> None:
-        """``now`` is the store's clock, as far as this process knows it; Unix time."""
+        """``rollups`` are delivered, too. ``now`` is the store's clock, as far as this process knows it; Unix
+        time."""
         self._windows = windows
         self._leadership = leadership
         self._broker = broker
@@ -84,6 +91,11 @@ class Flusher:
         self._turns = Turns(leadership)
         self._merged = asyncio.Event()  # a window, since the last look at what is pending
         self._sealer = Sealer(windows, self._turns, on_look=self._tell_counts, on_merged=self._merged.set)
+        self._roller = Roller(
+            *(windows, self._turns, lambda: self._sealer.settled_through_s),
+            deliver=rollups,
+            on_look=observer.rolled,
+        )
         self._cannot_since: float | None = None  # deliver, by the monotonic clock
         self._patience_s = CANNOT_DELIVER_S
         self._seen_s = -1  # the newest window that the observer was told of
@@ -96,6 +108,7 @@ class Flusher:
     async def run(self) -> None:
         """Work while this process leads, until ``stop``; ends between two steps, never within one."""
         self._sealer.start()
+        self._roller.start()
         self._turns.add("deliver", self._deliver_pending, self._windows.sealing)
         await self._turns.run()
 
@@ -130,6 +143,7 @@ class Flusher:
         self._leadership.do_not_stand_back()
         away = self._broker is not None and not self._broker.ready.is_set()
         more = not away and await self._send_late(epoch)
+        more = await self._deliver_rollups(epoch) or more
         counts = await self._tell_counts(epoch)
         if more:
             return
@@ -173,6 +187,39 @@ class Flusher:
             if time.monotonic() >= until:
                 return True
         return len(late) == LATE_AT_ONCE
+
+    async def _deliver_rollups(self, epoch: int) -> bool:
+        """Deliver some of the pending roll-ups, as windows are; whether there may be more to deliver now."""
+        away = self._broker is not None and not self._broker.ready.is_set()
+        until = time.monotonic() + LATE_FOR_S
+        for late in (False, True):
+            if late and away:
+                continue
+            pending = await self._windows.rollups.pending(late=late, limit=LATE_AT_ONCE)
+            for rollup in pending:
+                if self._turns.stopping.is_set() or time.monotonic() >= until:
+                    return True
+                if not await self._deliver_rollup(epoch, rollup, logged=late):
+                    break
+            else:
+                if len(pending) == LATE_AT_ONCE:
+                    return True
+        return False
+
+    async def _deliver_rollup(self, epoch: int, rollup: Rollup, *, logged: bool) -> bool:
+        """Whether it went where it is to go; else it stays pending."""
+        reason = None
+        if self._broker is not None:
+            try:
+                await self._broker.publish(rollup)
+            except BrokerAwayError as error:
+                if logged:
+                    return False
+                reason = str(error)
+        if not logged and (self._broker is None or reason):
+            await self._lines.rollup(rollup, reason=reason)
+        await self._windows.rollups.mark(epoch, rollup, delivered=reason is None)
+        return True
 
     async def _delivered(self, epoch: int, record: Record, *, sink: Sink) -> None:
         reach("before-mark")

@@ -23,7 +23,17 @@ from idagg.failpoints import reach
 from idagg.flush import turns
 from idagg.flush.turns import Turns
 from idagg.store.hits import MAX_ENDPOINTS
-from idagg.store.parts import Course, Part, Plan, Progress, complete, parts_of, sealed_through, total
+from idagg.store.parts import (
+    Course,
+    Part,
+    Plan,
+    Progress,
+    complete,
+    parts_of,
+    sealed_through,
+    settled_through,
+    total,
+)
 from idagg.store.windows import WindowStore
 from idagg.window import iso
 
@@ -85,6 +95,11 @@ class Sealer:
     @property
     def quarantined(self) -> int:
         return sum(len(one.quarantined) for shard, one in self._now.progress.items() if shard)
+
+    @property
+    def settled_through_s(self) -> int:
+        """The second before which every window is merged, as far as this leader has seen."""
+        return settled_through(self._now.progress, self._now.course) if self._now.course else 0
 
     def start(self) -> None:
         for name, turn in (("home", self._seal_home), ("merge", self._merge), ("plan", self._plan)):
@@ -191,7 +206,8 @@ class Sealer:
                     now.progress.pop(shard, None)
                     return
                 record = record._replace(dropped=record.dropped + over)
-        await self._windows.merging.merge(now.epoch, record)
+        sketched = [shard for shard, part in parts.items() if part.unique_ids]
+        await self._windows.merging.merge(now.epoch, record, sketched=sketched)
         reach("after-merge")
         now.merged.add(record.start_s)
         self._on_merged()

@@ -13,12 +13,19 @@ from typing import Protocol
 from aiohttp import web
 
 from idagg import metrics
+from idagg.read import fleet
+from idagg.read.query import NoQuery
 from idagg.run.access import Access
+from idagg.run.api import Api
 from idagg.run.events import Events
 from idagg.run.fleet import Fleet
 from idagg.run.http_server import HttpServer
+from idagg.run.kept_windows import KeptWindows
 from idagg.run.machine import Machine, families
 from idagg.run.messages import READY_WITHOUT
+from idagg.run.openapi import Description
+from idagg.run.operations import JSON, Operation
+from idagg.run.page import StatusPage
 from idagg.settings import Settings
 
 log = logging.getLogger("idagg.admin")
@@ -34,6 +41,10 @@ class Watched(Protocol):
     def settings(self) -> Settings:
         """Those in force now."""
 
+    @property
+    def store_url(self) -> str:
+        """Empty until the embedded store runs."""
+
     def trouble(self) -> dict[str, str]: ...
 
     def writers(self) -> list[int]:
@@ -44,7 +55,7 @@ class Watched(Protocol):
 
 
 class AdminListener:
-    """Serves this machine's metrics and health, and the routes of other modules."""
+    """Serves this machine's metrics and health, the status page, and the routes of other modules."""
 
     def __init__(self, watched: Watched, routes: Iterable[web.AbstractRouteDef] = ()) -> None:
         self._watched = watched
@@ -56,11 +67,18 @@ class AdminListener:
             web.options("/livez", self._livez),
             web.get("/readyz", readyz),
             web.options("/readyz", readyz),
-            web.get("/api/v1/status", self._status),
             web.get("/api/v1/events", self._events.stream, allow_head=False),
         ]
+        self._api = Api(watched)
+        operations = [*self._api.operations(), self._status_operation()]
+        served = [one.route() for one in operations]
         access = Access(lambda: watched.settings)
-        self._server = HttpServer([*own, *routes], [access.middleware])
+        self._kept = KeptWindows(watched)
+        self._page = StatusPage(watched.fleet, self._kept)
+        described = Description(operations).routes()
+        self._server = HttpServer(
+            [*own, *described, *served, *self._page.routes(), *routes], [access.middleware]
+        )
         self._left_out = set[str]()  # files, of the last answer of /metrics
 
     async def start(self, listening: socket.socket) -> None:
@@ -68,8 +86,11 @@ class AdminListener:
         await self._server.start(listening)
 
     async def close(self) -> None:
+        await self._page.close()
         await self._events.close()
         await self._server.close()
+        await self._api.close()
+        await self._kept.close()
 
     async def _metrics(self, request: web.Request) -> web.Response:
         watched = self._watched
@@ -89,9 +110,18 @@ class AdminListener:
         self._left_out = set(left_out)
         return web.Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE})
 
-    async def _status(self, request: web.Request) -> web.Response:
+    def _status_operation(self) -> Operation:
+        return Operation(
+            "/api/v1/status",
+            self._status,
+            "status",
+            "All machines of the namespace, and what is pending",
+            {JSON: fleet.Status},
+        )
+
+    async def _status(self, request: web.Request, query: NoQuery, media: str) -> web.Response:
         body = (await self._watched.fleet.status()).model_dump_json().encode()
-        return web.Response(body=body, content_type="application/json")
+        return web.Response(body=body, content_type=media)
 
     async def _livez(self, request: web.Request) -> web.Response:
         return web.Response(text="ok")

@@ -145,14 +145,15 @@ async def _finish_head(request: web.Request, response: web.StreamResponse) -> No
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Send the answer here, so that its time is bounded."""
     response = await handler(request)
-    if response.prepared or not isinstance(response, web.Response):
+    if response.prepared:  # a stream, which bounds itself
         return response
-    body = response.body
+    body = response.body if isinstance(response, web.Response) else None
     is_large = isinstance(body, bytes) and len(body) > PIECE_BYTES and request.method != hdrs.METH_HEAD
     try:
         async with asyncio.timeout(ANSWER_S):
             if is_large:
                 assert isinstance(body, bytes)
+                assert isinstance(response, web.Response)
                 return await _in_pieces(request, response, body)
             await response.prepare(request)
             await response.write_eof()

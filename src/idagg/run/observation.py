@@ -113,5 +113,8 @@ class Observation:
     def delivered(self, record: Record, *, sink: str, lag_s: float) -> None:
         self._metrics.delivered(record, sink=sink, lag_s=lag_s)
 
+    def rolled(self, *, lag_s: float, gone: int) -> None:
+        self._metrics.rolled(lag_s=lag_s, gone=gone)
+
     def pending(self, counts: Counts) -> None:
         self._counts = counts

@@ -184,6 +184,11 @@ class Supervisor:
         """Those in force now."""
         return self._children.settings
 
+    @property
+    def store_url(self) -> str:
+        """Empty until the embedded store runs."""
+        return self._children.settings.redis_url or self._children.store_url
+
     def trouble(self) -> dict[str, str]:
         """Present trouble, one sentence for each part; empty if there is none."""
         found: dict[str, str] = {}

@@ -165,6 +165,7 @@ class Worker:
             broker=self._broker,
             lines=lines,
             observer=self._seen,
+            rollups=settings.rollups,
             now=self._seen.now_s,
         )
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from idagg.errors import DamagedError
 from idagg.store.client import Client
 from idagg.store.kept import KEEP_S
 from idagg.store.parts import PLAN_MARGIN_S, Part, Plan
+from idagg.store.sketches import shard_mask
 
 
 class Merging:
@@ -24,15 +25,16 @@ class Merging:
         over: int = await self._client.script("gather", self._tag, epoch, start_s, limit, *endpoints)
         return over
 
-    async def merge(self, epoch: int, total: Part) -> bool:
-        """Make the window's record, and a pending delivery; False: it was made before.
+    async def merge(self, epoch: int, total: Part, *, sketched: Iterable[int] = (0,)) -> bool:
+        """Make the window's record, and a pending delivery; False: it was made before. ``sketched`` are the
+        shards that have a sketch of it.
 
         Raises DamagedError where another program's value is in the record's place.
         """
         fields = (total.length_s, total.unique_ids, total.estimate, total.hits)
         flags = (int(total.exact), int(total.suspect), total.dropped)
         answer = await self._client.script(
-            "merge", self._tag, epoch, total.start_s, *fields, *flags, self._keep_s
+            "merge", self._tag, epoch, total.start_s, *fields, *flags, self._keep_s, shard_mask(sketched)
         )
         if answer[0] == -1:
             raise DamagedError("parts", answer[1], answer[2].decode(errors="replace"))

@@ -135,6 +135,29 @@ def sealed_through(shards: Mapping[int, Progress]) -> int:
     return max((part.start_s + part.length_s for one in shards.values() for part in one.parts), default=0)
 
 
+def settled_through(shards: Mapping[int, Progress], course: Course) -> int:
+    """The second before which every window that will have a record has one, but for the quarantined ones."""
+    held = frozenset[int]().union(*(progress.quarantined for progress in shards.values()))
+
+    def through(needed: range) -> int:
+        if any(shard not in shards for shard in needed):
+            return 0
+        return min(
+            min(
+                [
+                    shards[shard].through_s,
+                    *(part.start_s for part in shards[shard].parts if part.start_s not in held),
+                ]
+            )
+            for shard in needed
+        )
+
+    settled_s = through(range(max(course.span, course.regime.shards)))
+    if course.plan is not None and settled_s > course.plan.begins_s:
+        settled_s = min(settled_s, max(course.plan.begins_s, through(range(course.plan.shards))))
+    return settled_s
+
+
 def total(parts: Collection[Part], exact_limit: int) -> Part:
     """The sum of a window's parts, as its record says it."""
     assert parts

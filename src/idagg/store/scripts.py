@@ -11,6 +11,7 @@ OPENINGS = {
             *("seal", "look", "drop", "quarantine"),  # of every shard
             *("gather", "merge", "propose", "confirm", "settle", "outbid"),  # of the home shard
             *("mark", "attempts", "callbacks_done"),
+            *("roll", "finish", "mark_rollup"),
         ),
         _LEADERS,
     ),
@@ -18,6 +19,11 @@ OPENINGS = {
 }
 # Scripts that write nothing, so that no replica has anything to acknowledge. All others write; `pending`
 # and `look` do when they are asked to.
-READS = frozenset({"agreed", "callbacks", "counts", "current", "endpoints", "fleet", "inspect", "kept"})
+READS = frozenset(
+    {
+        *("agreed", "callbacks", "counts", "current", "endpoints", "fleet", "inspect"),
+        *("kept", "sketched", "sketches", "rolled", "rolling", "rollups"),
+    }
+)
 # What these write stays for seconds only, and need not outlive a failover.
-UNWAITED = READS | {"publish"}
+UNWAITED = READS | {"publish", "union"}

@@ -14,6 +14,7 @@ from idagg.store.merging import Merging
 from idagg.store.pending import Pending
 from idagg.store.sealing import Sealing
 from idagg.store.shards import shard_tag
+from idagg.store.sketches import RollUps, Sketches
 
 
 class WindowStore:
@@ -46,6 +47,7 @@ class WindowStore:
         self.sealing = Sealing(home, tag, proves=proves)
         self.merging = Merging(home, tag, keep_s=keep_s)
         self.pending = Pending(home, tag, proves=proves)
+        self.rollups = RollUps(home, tag)
 
     def shard(self, index: int) -> Sealing:
         """The shard's sealing; a client of it is made when it is first asked for."""
@@ -56,6 +58,9 @@ class WindowStore:
             client = self._client_of(tag) if self._client_of else self._home
             self._others[index] = client, Sealing(client, tag, proves=self._proves)
         return self._others[index][1]
+
+    def sketches(self, index: int) -> Sketches:
+        return Sketches(self._client(index), shard_tag(self._namespace, index))
 
     async def now(self, shards: int = 1) -> Look:
         """What is not sealed, of the first so many shards together, and the home shard's clock.

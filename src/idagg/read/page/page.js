@@ -4,6 +4,7 @@
 (() => {
   const STREAM = "/page/events", LATEST = "/page/view";
   const SILENT_MS = 3500;  // the server tells something each second
+  const STUCK_MS = 10_000;
   const POLL_MS = 2000, POLLS = 10;  // so many before the stream is tried again
   const byId = (id) => document.getElementById(id);
 
@@ -62,13 +63,15 @@
 
   // What the server has told, and since when it has not.
   const fill = scope(document.documentElement);
-  let view = null, heard = performance.now(), refused = 0;
+  let view = null, heard = performance.now();
   const hear = (patch) => {
+    const time = chosen === null ? null : timeOf(readouts()[chosen]);
     view = merged(view, patch);
     if (view.build !== document.body.dataset.build) return void location.reload();
     heard = performance.now();
     fill(view);
-    read(chosen);
+    const place = time === null ? -1 : readouts().findIndex((text) => timeOf(text) === time);
+    read(place < 0 ? null : place);  // the same window, which has moved at the end of another
     live();
   };
   const live = () => {
@@ -83,9 +86,10 @@
       : "";
   };
 
-  let source = null, polls = 0;
+  let source = null, polls = 0, tried = 0;
   const listen = () => {
     source?.close();
+    tried = performance.now();
     source = new EventSource(STREAM);
     source.onmessage = (event) => hear(JSON.parse(event.data));
     // Where it only waits to try again, the browser does so itself.
@@ -103,6 +107,7 @@
   // The plot, read by pointer and by keys.
   const plot = byId("plot"), readout = byId("readout"), idle = readout.textContent;
   const cursors = plot.querySelectorAll(".cursor");
+  const timeOf = (text) => text.slice(0, text.indexOf(": "));
   const readouts = () => view ? [...view.plot.readouts, view.plot.current_readout] : [];
   let chosen = null;
   const read = (place) => {
@@ -133,6 +138,10 @@
     read(place === null ? null : Math.min(Math.max(place, 0), last));
   });
 
-  setInterval(live, 500);
+  setInterval(() => {
+    live();
+    // A stream can be open and dead: the computer has slept, or a firewall has forgotten the connection.
+    if (source && performance.now() - Math.max(heard, tried) > STUCK_MS) listen();
+  }, 500);
   listen();
 })();

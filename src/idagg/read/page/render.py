@@ -51,7 +51,8 @@ class Page:
 
     def _bytes(self, root: ElementTree.Element) -> bytes:
         # Text and attributes are escaped there.
-        return b"<!doctype html>\n" + ElementTree.tostring(root, encoding="utf-8", method="html")
+        html: bytes = ElementTree.tostring(root, encoding="utf-8", method="html")
+        return b"<!doctype html>\n" + html
 
 
 def _text(name: str) -> str:

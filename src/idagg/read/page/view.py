@@ -37,8 +37,10 @@ from idagg.read.page.words import (
 )
 from idagg.store.kept import KeptWindow
 
-# A machine that has said nothing for so long is not taken for one that counts.
-SILENT_S = 5.0
+# A machine that has said nothing for so long is not taken for one that counts. They do so every 3 s.
+SILENT_S = 7.0
+# After its start, a machine needs no leader for so long.
+_ELECTION = datetime.timedelta(seconds=10)
 # The newest lines of the log that are shown.
 LINES = 20
 # With more machines than this, the workers of those without trouble are folded away.
@@ -106,19 +108,23 @@ def _verdict(status: fleet.Status, late: Late) -> Verdict:
         if status.stale:
             sentence = (
                 f"{_names(status.machines[:1])} cannot reach the store: its requests are answered failed. "
-                f"Other machines are shown as of {time_of_day(status.stale.since, status.now)} UTC."
+                f"Other machines are {_as_of(status.stale, status.now)}."
             )
     elif len(counting) < machines:
         title = "Counting, on a part of the machines"
         rest = [machine for machine in status.machines if machine not in counting]
         sentence = f"{len(counting)} of {several(machines, 'machine')} store ids; not {_names(rest)}."
+    elif status.leader is None and all(
+        status.now - machine.started < _ELECTION for machine in status.machines
+    ):
+        state, title, sentence = "good", "Counting", "Ids are stored. No machine leads yet."
     elif status.leader is None:
         sentence = (
             "Ids are stored. No machine leads: windows are sealed and delivered late, with the right counts."
         )
     elif storing < len(workers):
         sentence = f"Ids are stored, by {number(storing)} of {several(len(workers), 'worker')}."
-    elif late.state != "good":
+    elif late.state != "good" and status.pending:
         sentence = f"Ids are stored. {late.lines[0].text}."
     elif reasons:
         sentence = f"Ids are stored. {_sentence_of(reasons)}"
@@ -156,11 +162,15 @@ def _reasons(status: fleet.Status) -> list[Reason]:
         for (part, text), seen in sorted(found.items())
     ]
     if status.stale:
-        since = time_of_day(status.stale.since, status.now)
+        since = _as_of(status.stale, status.now)
         reasons.append(
-            Reason("machines", visible(status.stale.text), visible(status.machines[0].name), f"since {since}")
+            Reason("machines", visible(status.stale.text), visible(status.machines[0].name), since)
         )
     return reasons
+
+
+def _as_of(stale: fleet.Stale, now: datetime.datetime) -> str:
+    return f"shown as of {time_of_day(stale.since, now)} UTC" if stale.since else "not known"
 
 
 def _names(machines: Iterable[fleet.Machine]) -> str:

@@ -28,7 +28,9 @@ class Windows:
     def __init__(self, status: fleet.Status, kept: Iterable[KeptWindow]) -> None:
         now_s, self.length_s = status.now.timestamp(), status.window_s
         self.span = span = plot.span(now_s, self.length_s)
-        self.so_far = status.current.unique_ids if status.current else None
+        # For a moment after a boundary, what the leader has told is of the window before.
+        is_of_now = status.current is not None and status.current.window_start.timestamp() == span.end_s
+        self.so_far = status.current.unique_ids if status.current and is_of_now else None
         self.by_place = {
             place: window
             for window in sorted(kept, key=lambda window: window.record.start_s)

@@ -4,7 +4,8 @@
 
 local found = {}
 for name, wanted in pairs({state = 'hash', lock = 'string', quarantine = 'hash', open = 'zset', deliveries = 'zset',
-    messages = 'zset', callbacks = 'zset', workers = 'hash', parts = 'zset', merged = 'zset', kept = 'zset'}) do
+    messages = 'zset', callbacks = 'zset', workers = 'hash', parts = 'zset', merged = 'zset', kept = 'zset',
+    sketches = 'zset', rolling = 'zset', hours = 'hash', days = 'hash', rollups = 'zset'}) do
   found[#found + 1] = wrong_type(key(name), wanted)
 end
 if #found == 0 then

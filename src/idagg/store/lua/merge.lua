@@ -8,6 +8,7 @@
 -- ARGV[7]  1 where the count is exact, else 0; ARGV[8] the same, suspect
 -- ARGV[9]  hits whose endpoint was over the limit
 -- ARGV[10] for how long the record is kept to be read back, s; 0: it is not
+-- ARGV[11] the shards that have a sketch of it, a bit mask in hexadecimal
 --
 -- Returns {1}; {0} where the window has been merged before; or {-1, start, what}: for what reason it cannot be.
 
@@ -28,6 +29,27 @@ local function keep(start, text, keep_s)
   for _, oldest in ipairs(redis.call('ZRANGE', hours, 0, 1)) do
     if redis.call('EXISTS', key('kept', oldest)) == 0 then
       redis.call('ZREM', hours, oldest)
+    end
+  end
+end
+
+-- For how long seal.lua keeps a window's sketch, s.
+local SKETCH_KEPT_S = 172800
+
+-- Notes where the window's sketches are, and that they are to be rolled up.
+local function note_sketches(start, finish)
+  local sketches, rolling = key('sketches'), key('rolling')
+  if wrong_type(sketches, 'zset') or wrong_type(rolling, 'zset') then
+    return
+  end
+  local member = start .. ' ' .. ARGV[11]
+  redis.call('ZADD', sketches, finish, member)
+  redis.call('ZADD', rolling, finish, string.format('%s %s %s %s', member, ARGV[6], ARGV[4], ARGV[8]))
+  local now_s = now_us() / 1000000
+  local oldest = redis.call('ZRANGE', sketches, 0, 1, 'WITHSCORES')
+  for i = 1, #oldest, 2 do
+    if oldest[i + 1] + SKETCH_KEPT_S < now_s then
+      redis.call('ZREM', sketches, oldest[i])
     end
   end
 end
@@ -60,6 +82,7 @@ if ARGV[10] ~= '0' then
   local numbers = table.concat(ARGV, ',', 3, 9)
   keep(start, string.format('[%s,%s,null,null]', numbers, ARGV[1]), ARGV[10])
 end
+note_sketches(start, digits(start + ARGV[3]))
 local merged_through = tonumber(redis.call('HGET', key('state'), 'merged_through') or 0)
 redis.call('HSET', key('state'), 'merged_through', digits(math.max(merged_through, start + ARGV[3])))
 return {1}

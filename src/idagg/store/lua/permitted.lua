@@ -14,7 +14,7 @@ for _, command in ipairs({
   {'HMGET', scratch, 'x'}, {'HGETALL', scratch}, {'HEXISTS', scratch, 'x'}, {'HLEN', scratch},
   {'SADD', scratch, 'x'}, {'SREM', scratch, 'x'}, {'SCARD', scratch}, {'SISMEMBER', scratch, 'x'}, {'SSCAN', scratch, 0},
   {'ZADD', scratch, 0, 'x'}, {'ZREM', scratch, 'x'}, {'ZSCORE', scratch, 'x'}, {'ZCARD', scratch},
-  {'ZRANGE', scratch, 0, 0}, {'PFADD', scratch, 'x'}, {'PFCOUNT', scratch}, {'DEL', scratch}, {'UNLINK', scratch},
+  {'ZRANGE', scratch, 0, 0}, {'PFADD', scratch, 'x'}, {'PFCOUNT', scratch}, {'PFMERGE', scratch}, {'DEL', scratch}, {'UNLINK', scratch},
 }) do
   local answer = redis.pcall(unpack(command))
   local why = type(answer) == 'table' and answer.err or ''

@@ -44,6 +44,17 @@
 --                                 the queue, null if it is not; expires after --keep-records
 --   TAG:fleet             zset    ids of the machines that have published their state lately, by when (ms)
 --   TAG:machine:ID        string  that state, packed; expires after some seconds
+--   TAG:sketches          zset    by its end, each merged window of the last 48 h: "START SHARDS"; SHARDS is a bit mask in
+--                                 hexadecimal of the shards that have a sketch of it, TAG:w:START:hll
+--   TAG:rolling           zset    of these, the windows that are not in an hour's sketch yet: "START SHARDS HITS UNIQUE
+--                                 SUSPECT"
+--   TAG:hour:START        HyperLogLog of the ids of the windows that begin in the hour, of all shards; kept 90 days
+--   TAG:day:START         the same of a day (UTC); kept 400 days
+--   TAG:hours, TAG:days   hash    by START "SECONDS GONE HITS UNIQUE SUSPECT", added up over the windows in it; GONE is how
+--                                 many sketches are missing in it, since they had expired. An hour is whole once the state's
+--                                 hours_through (s) has passed it
+--   TAG:rollups           zset    pending roll-ups by their end: "KIND START UNIQUE HITS SUSPECT EPOCH" of hours and days
+--   TAG:rollups:late      zset    those of them that are in the log file and not in the queue
 --
 -- Its state says in addition: shards, which all processes agree on, too; span (how many shards may hold anything that is
 -- not merged), merged_through (s), proposal (a plan that not all shards have heard of). The state of another shard says

@@ -118,11 +118,21 @@ def test_the_verdict_without_a_leader() -> None:
     )
 
 
+def test_a_leader_is_not_missed_at_once() -> None:
+    """A new idagg is not in trouble: it takes a moment to elect a leader."""
+    status, _ = STATES["fresh"]()
+    started = [status.machines[0].model_copy(update={"started": status.now - datetime.timedelta(seconds=2)})]
+    status = status.model_copy(update={"leader": None, "pending": None, "machines": started})
+    verdict = view(status, []).verdict
+    assert (verdict.title, verdict.sentence) == ("Counting", "Ids are stored. No machine leads yet.")
+
+
 def test_nothing_is_late_where_nobody_knows() -> None:
     """Without a leader's word the page does not say that nothing is late."""
     status, _ = STATES["counting"]()
-    late = view(status.model_copy(update={"pending": None}), []).late
-    assert (late.count, late.state) == ("—", "warning")
+    shown = view(status.model_copy(update={"pending": None}), [])
+    assert (shown.late.count, shown.late.state) == ("—", "warning")
+    assert shown.verdict.title == "Counting"
 
 
 def test_a_machine_that_is_silent_does_not_count() -> None:

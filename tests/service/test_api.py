@@ -1,0 +1,234 @@
+"""The API of the admin listener, with real processes and a real store."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+import time
+import urllib.parse
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, seed, settings
+from openapi_spec_validator import OpenAPIV31SpecValidator, validate
+from schemathesis.core.result import Ok
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from idagg.read.counts import OpenWindow, Window, Windows
+from idagg.window import iso
+from kit.servers import RedisServer
+from kit.serving import Serving, send
+from kit.waiting import eventually
+from kit.wire import Answer
+
+IDS = 40
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def serving(store: RedisServer) -> Iterator[Serving]:
+    """Some windows of it are sealed; one has all ids."""
+    with Serving("--redis-url", store.url, window=1) as serving:
+
+        async def count() -> None:
+            await serving.ready()
+            await send(serving, range(IDS))
+            await eventually(
+                lambda: told(serving, "windows?limit=10000"), lambda page: len(page["windows"]) >= 4
+            )
+
+        asyncio.run(count())
+        yield serving
+
+
+async def told(serving: Serving, path: str, status: int = 200) -> dict[str, Any]:
+    answer = await serving.ask(f"/api/v1/{path}", admin=True)
+    assert answer.status == status, answer.body
+    found: dict[str, Any] = json.loads(answer.body)
+    return found
+
+
+async def test_windows(serving: Serving) -> None:
+    """Every delivered window can be read back, with the count that was delivered, and page by page."""
+    whole = await told(serving, "windows?limit=10000")
+    Windows.model_validate(whole)
+    windows = whole["windows"]
+    assert sum(window["unique_ids"] for window in windows) == IDS
+    delivered = await serving.delivered()
+    assert {window["window_start"]: window["unique_ids"] for window in windows}.items() <= delivered.items()
+    end = whole["to"]
+    for order in ("newest", "oldest"):
+        found: list[dict[str, Any]] = []
+        link: str | None = (
+            f"/api/v1/windows?{urllib.parse.urlencode({'to': end, 'limit': 3, 'order': order})}"
+        )
+        while link:
+            answer = await serving.ask(link, admin=True)
+            found += json.loads(answer.body)["windows"]
+            link = (
+                answer.headers["Link"].partition("<")[2].partition(">")[0] if answer.headers["Link"] else None
+            )
+        assert [window["window_start"] for window in found] == sorted(
+            (window["window_start"] for window in windows), reverse=order == "newest"
+        )
+    newest = windows[0]
+    assert await told(serving, f"windows/{newest['window_start']}") == newest | {
+        name: (await told(serving, f"windows/{newest['window_start']}"))[name]
+        for name in ("delivered_to", "delivered_at")
+    }
+
+
+async def test_csv(serving: Serving) -> None:
+    page = await told(serving, "windows?limit=3&order=oldest")
+    answer = await serving.ask(
+        "/api/v1/windows?limit=3&order=oldest", admin=True, fields={"Accept": "text/csv"}
+    )
+    assert answer.headers["Content-Type"].startswith("text/csv")
+    rows = list(csv.DictReader(answer.body.decode().splitlines()))
+    assert [row["unique_ids"] for row in rows] == [str(window["unique_ids"]) for window in page["windows"]]
+    assert answer.headers["Vary"] == "Accept"
+    assert 'rel="next"' in answer.headers["Link"]
+
+
+async def test_the_open_window(serving: Serving) -> None:
+    found = OpenWindow.model_validate(await told(serving, "windows/current"))
+    assert not found.sealed
+    assert found.window_start <= found.as_of
+
+
+async def test_one_window(serving: Serving) -> None:
+    """By either form of its start."""
+    page = await told(serving, "windows?limit=1&order=oldest")
+    (window,) = page["windows"]
+    start_s = int(Window.model_validate(window).window_start.timestamp())
+    for name in (iso(start_s), str(start_s), urllib.parse.quote(iso(start_s)[:-1] + "+00:00")):
+        assert await told(serving, f"windows/{name}") == window
+    assert "no record" in (await told(serving, "windows/5", 404))["detail"]
+    assert (await told(serving, "windows/yesterday", 400))["parameter"] == "start"
+
+
+async def test_etags(serving: Serving) -> None:
+    """What is sealed and delivered stays as it is, and need not be sent again; nothing else has an ETag."""
+    oldest = (await told(serving, "windows?limit=3&order=oldest"))["windows"]
+    first, third = oldest[0]["window_start"], oldest[2]["window_start"]
+    for path in (f"windows/{first}", f"windows?from={first}&to={third}"):
+        answer = await serving.ask(f"/api/v1/{path}", admin=True)
+        assert answer.headers["Cache-Control"] == "private, no-cache"
+        tag = answer.headers["ETag"]
+        assert tag.startswith('"')
+        for known, status in (
+            (tag, 304),
+            (f'"x", W/{tag}', 304),
+            ("*", 304),
+            ('"x"', 200),
+            ("nonsense", 200),
+        ):
+            again = await serving.ask(f"/api/v1/{path}", admin=True, fields={"If-None-Match": known})
+            assert (again.status, again.headers["ETag"]) == (status, tag)
+            assert (again.body == b"") is (status == 304)
+    future = iso(int(time.time()) + 60)
+    for path in ("windows", f"windows?from={first}", f"windows?from={first}&to={future}", "windows/current"):
+        answer = await serving.ask(f"/api/v1/{path}", admin=True)
+        assert answer.headers["ETag"] is None
+        assert answer.headers["Cache-Control"] == "no-store"
+
+
+async def test_odd_ranges(serving: Serving) -> None:
+    """Each has a clear answer."""
+    future = iso(int(time.time()) + 3600)
+    page = await told(serving, f"windows?to={future}")
+    assert page["clipped"]
+    assert page["to"] < future
+    before = await told(serving, "windows?from=2001-01-01T00:00:00Z&to=2002-01-01T00:00:00Z")
+    oldest = (await told(serving, "windows?limit=1&order=oldest"))["windows"][0]["window_start"]
+    assert (before["windows"], before["records_begin"]) == ([], oldest)
+    year = await told(serving, "windows?from=2001-01-01T00:00:00Z&limit=10000")
+    assert sum(window["unique_ids"] for window in year["windows"]) == IDS
+    for query, parameter in {
+        "from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z": "from",
+        f"from={future}": "from",
+        "from=2026-01-01T00:00:00": "from",
+        "to=tomorrow": "to",
+        "limit=0": "limit",
+        "limit=1000000000": "limit",
+        "cursor=AAAA": "cursor",
+        "order=oldest&cursor=" + str((await told(serving, "windows?limit=1"))["next_cursor"]): "cursor",
+        "since=1": "since",
+        "limit=1&limit=2": "limit",
+    }.items():
+        found = await told(serving, f"windows?{query}", 400)
+        assert found["parameter"] == parameter
+    assert "Traceback" not in serving.said
+
+
+async def test_forms_and_methods(serving: Serving) -> None:
+    refused = await serving.ask("/api/v1/windows", admin=True, fields={"Accept": "image/png"})
+    assert (refused.status, json.loads(refused.body)["status"]) == (406, 406)
+    answer = await serving.ask("/api/v1/windows", admin=True, method="DELETE")
+    assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
+    assert (await serving.ask("/api/v1/windows", admin=True, method="HEAD")).status == 200
+
+
+def test_the_description(serving: Serving) -> None:
+    """It is OpenAPI 3.1, and what the API does is what it says, whatever is asked of it.
+
+    That a text is a time, or a cursor, its schemas cannot say: 400 is right for another one.
+    """
+    answer = asyncio.run(serving.ask("/openapi.json", admin=True))
+    described = json.loads(answer.body)
+    validate(described, cls=OpenAPIV31SpecValidator)
+    at = f"http://127.0.0.1:{serving.admin_port}"
+    schema = schemathesis.openapi.from_dict(described)
+    paths = [path for path in described["paths"] if "status" not in path and "events" not in path]
+
+    for result in schema.include(path=paths).get_all_operations():
+        assert isinstance(result, Ok)
+
+        @seed(17)
+        @settings(max_examples=25, suppress_health_check=list(HealthCheck), database=None)
+        @given(case=result.ok().as_strategy())
+        def each(case: schemathesis.Case[Any]) -> None:
+            case.call_and_validate(base_url=at, excluded_checks=[positive_data_acceptance])
+
+        each()
+
+
+async def test_a_store_that_is_away() -> None:
+    """503 at once or within the time limit, without its password; and the counts again when it is back."""
+    with RedisServer(tcp=True, requirepass="hunter2") as store:
+        url = f"redis://:hunter2@127.0.0.1:{store.port}"
+        with Serving("--redis-url", url, window=1) as serving:
+            await serving.ready()
+            await told(serving, "windows")
+            store.kill()
+
+            async def asked() -> Answer:
+                return await serving.ask("/api/v1/windows", admin=True)
+
+            answer = await eventually(asked, lambda answer: answer.status == 503)
+            assert answer.headers["Retry-After"] == "5"
+            assert b"hunter2" not in answer.body
+            assert "cannot be reached" in json.loads(answer.body)["detail"]
+            store.start()
+            await eventually(asked, lambda answer: answer.status == 200)
+
+
+async def test_a_store_of_the_version_before(store: RedisServer) -> None:
+    """It has no records: an empty list, and no error."""
+    with Serving("--redis-url", store.url, "--namespace", "before", window=3600) as serving:
+        assert await told(serving, "windows") | {"to": ""} == {
+            "windows": [],
+            "order": "newest",
+            "to": "",
+            "clipped": False,
+            "next_cursor": None,
+            "records_begin": None,
+        }

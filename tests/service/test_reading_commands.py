@@ -1,0 +1,50 @@
+"""`idagg counts` and `idagg status` of a real idagg."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+import subprocess
+import sys
+
+from kit.serving import Serving
+
+
+async def idagg(serving: Serving, *arguments: str) -> subprocess.CompletedProcess[str]:
+    url = f"http://127.0.0.1:{serving.admin_port}"
+    command = [sys.executable, "-m", "idagg", *arguments, "--admin-url", url]
+    return await asyncio.to_thread(
+        subprocess.run, command, capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+async def test_counts_in_each_form() -> None:
+    """All forms tell the windows that the log file has, oldest first, with pages and without."""
+    serving = Serving(window=1)
+    try:
+        await asyncio.to_thread(serving.start)
+        await serving.ready()
+        assert await serving.hit() == 200
+        await serving.delivered()
+        shown = await idagg(serving, "counts", "--from", "-1h", "--format", "json")
+        assert shown.returncode == 0
+        assert "no record is kept of windows before 20" in shown.stderr  # it has run for seconds
+        windows = json.loads(shown.stdout)
+        counts = serving.counts()
+        assert {one["window_start"]: one["unique_ids"] for one in windows}.items() <= counts.items()
+        assert [one["window_start"] for one in windows] == sorted(one["window_start"] for one in windows)
+        rows = list(csv.DictReader((await idagg(serving, "counts", "--format", "csv")).stdout.splitlines()))
+        assert [row["window_start"] for row in rows][: len(windows)] == [
+            one["window_start"] for one in windows
+        ]
+        (head, line) = (await idagg(serving, "counts", "--limit", "1")).stdout.splitlines()
+        assert head.startswith("window (UTC)")
+        assert line.split()[3] == "yes"
+        status = await idagg(serving, "status")
+        assert (status.returncode, status.stdout.splitlines()[-1]) == (0, "trouble: none")
+        refused = await idagg(serving, "counts", "--from", "2999-01-01")
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "in the future" in refused.stderr
+    finally:
+        await asyncio.to_thread(serving.close)
