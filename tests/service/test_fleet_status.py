@@ -1,0 +1,124 @@
+"""What machines tell of each other: /api/v1/status and /api/v1/events of real instances."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from typing import Any, cast
+
+import orjson
+
+from kit.servers import RedisServer
+from kit.serving import Serving
+from kit.waiting import eventually, long_window
+from kit.wire import connect
+
+# The lease, 5 s, and what is allowed on top.
+LEASE_S, SHOWN_S = 5.0, 3.0
+OWN_S = 2.0
+
+
+async def status(serving: Serving) -> dict[str, Any]:
+    wire = await connect(serving.admin_port)
+    try:
+        await wire.send(b"GET /api/v1/status HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        answer = await wire.answer()
+    finally:
+        wire.close()
+    assert answer is not None
+    assert answer.status == 200
+    return cast(dict[str, Any], orjson.loads(answer.body))
+
+
+def machines(seen: dict[str, Any]) -> set[str]:
+    return {machine["id"] for machine in seen["machines"]}
+
+
+async def test_machines_agree_when_the_leader_dies(any_server: RedisServer) -> None:
+    """Both show the same leader and machines; a killed one's successor is shown in time; one that stops in
+    order is gone at once."""
+    flags = ("--redis-url", any_server.url)
+    with Serving(*flags) as first, Serving(*flags) as second, Serving(*flags) as third:
+        everyone = [first, second, third]
+        seen = await eventually(
+            lambda: asyncio.gather(*map(status, everyone)),
+            lambda seen: (
+                len({orjson.dumps([one["leader"], *sorted(machines(one))]) for one in seen}) == 1
+                and len(machines(seen[0])) == 3
+                and seen[0]["leader"] is not None
+            ),
+            within_s=10,
+        )
+        leader = seen[0]["leader"]
+        dead = next(
+            one for one, state in zip(everyone, seen, strict=True) if state["machine"] == leader["machine"]
+        )
+        left = [serving for serving in everyone if serving is not dead]
+        os.kill(dead.pid, signal.SIGKILL)
+        later = await eventually(
+            lambda: asyncio.gather(*map(status, left)),
+            lambda seen: (
+                seen[0]["leader"] is not None
+                and seen[0]["leader"] == seen[1]["leader"]
+                and seen[0]["leader"]["epoch"] > leader["epoch"]
+            ),
+            within_s=LEASE_S + SHOWN_S,
+        )
+        assert later[0]["leader"]["machine"] in {one["machine"] for one in later}
+        left[1].stop()
+        await eventually(
+            lambda: status(left[0]), lambda seen: later[1]["machine"] not in machines(seen), within_s=OWN_S
+        )
+        left[0].stop()
+
+
+async def test_a_killed_worker_is_shown(any_server: RedisServer) -> None:
+    """In the status and in the log's words, before it runs again."""
+    tuned = {f"idagg.run.restart.{name}": 30 for name in ("YOUNG_S", "FIRST_DELAY_S", "LONGEST_DELAY_S")}
+    with Serving("--redis-url", any_server.url, tuned=tuned, window=long_window()) as serving:
+        victim = serving.workers()[0]
+        os.kill(victim, signal.SIGKILL)
+        began = time.monotonic()
+        seen = await eventually(
+            lambda: status(serving),
+            lambda seen: any("died (SIGKILL)" in line["text"] for line in seen["recent"]),
+        )
+        assert time.monotonic() < began + OWN_S
+        # A worker's own lines come with its heartbeats: here of a store that keeps nothing.
+        assert {line["process"] for line in seen["recent"]} == {"supervisor", "worker-0"}
+        assert victim not in {worker["pid"] for worker in seen["machines"][0]["workers"]}
+        serving.stop()
+
+
+async def test_a_store_that_is_away(any_server: RedisServer) -> None:
+    """The others are shown as they were seen last, and it is said since when; it ends with the outage."""
+    flags = ("--redis-url", any_server.url)
+    with Serving(*flags) as first, Serving(*flags) as second:
+        before = await eventually(
+            lambda: status(first), lambda seen: len(machines(seen)) == 2 and not seen["stale"], within_s=10
+        )
+        any_server.freeze()
+        try:
+            stale = await eventually(lambda: status(first), lambda seen: seen["stale"], within_s=10)
+            assert machines(stale) == machines(before)
+            assert stale["stale"]["text"]
+            assert before["now"] <= stale["now"]
+        finally:
+            any_server.thaw()
+        await eventually(lambda: status(first), lambda seen: not seen["stale"], within_s=10)
+        first.stop()
+        second.stop()
+
+
+async def test_listeners_do_not_delay_a_stop(any_server: RedisServer) -> None:
+    with Serving("--redis-url", any_server.url) as serving:
+        wire = await connect(serving.admin_port)
+        await wire.send(b"GET /api/v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        answer = await wire.answer()
+        assert answer is not None
+        assert answer.headers["Content-Type"] == "text/event-stream"
+        async with asyncio.timeout(5):
+            await asyncio.to_thread(serving.stop)
+        wire.close()
