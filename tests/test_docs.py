@@ -30,11 +30,11 @@ from documents import PAGES, ROOT, Command, blocks, literal_lines, page, session
 from idagg import records
 from idagg.deliver.amqp_route import Route
 from idagg.deliver.broker import Broker
-from idagg.deliver.logfile import CallbackLine, window_line
+from idagg.deliver.logfile import CallbackLine, rollup_line, window_line
 from idagg.metrics import Metrics
 from idagg.settings import Settings, flag, load
 from idagg.signing import Signer
-from idagg.window import Record
+from idagg.window import Record, Rollup
 from kit.servers import RabbitServer, free_port
 from kit.serving import Serving
 from kit.waiting import until
@@ -166,10 +166,12 @@ def test_lines_of_the_log_file() -> None:
     late = "RabbitMQ did not answer within 2 s"
     called = CallbackLine(RECORD.start_s, "http://a.example/x", 200, None, 1, 35)
     failed = CallbackLine(RECORD.start_s, "http://b.example/", None, "timeout", 5, 10002)
+    hour = Rollup("hour", RECORD.start_s // 3600 * 3600, 91_204, 600_000, suspect=False, epoch=1)
     limited = CallbackLine(RECORD.start_s, None, None, "limit", 0, 0, address="192.0.2.1", endpoints=13)
     assert shown == [
         window_line(RECORD, time_s=SEALED_S),
         window_line(RECORD, time_s=SEALED_S + 2.006, reason=late),
+        rollup_line(hour, time_s=hour.end_s + 1.020, reason=None),
         called.text(SEALED_S + 0.035),
         limited.text(SEALED_S + 0.038),
         failed.text(RECORD.end_s + 507.101),

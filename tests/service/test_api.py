@@ -17,7 +17,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from idagg.read.counts import OpenWindow, Window, Windows
+from idagg.read.counts import Estimated, OpenWindow, Window, Windows
 from idagg.window import iso
 from kit.servers import RedisServer
 from kit.serving import Serving, send
@@ -96,6 +96,18 @@ async def test_csv(serving: Serving) -> None:
     assert [row["unique_ids"] for row in rows] == [str(window["unique_ids"]) for window in page["windows"]]
     assert answer.headers["Vary"] == "Accept"
     assert 'rel="next"' in answer.headers["Link"]
+
+
+async def test_an_estimate(serving: Serving) -> None:
+    """Of all windows that are sealed: an id that is in several counts once. It says what it is of."""
+    found = await told(serving, "estimate")
+    assert Estimated.model_validate(found).unique_ids == found["unique_ids"]
+    assert found["covered"]
+    assert abs(found["unique_ids"] - IDS) <= 2
+    assert 0.008 < found["standard_error"] < 0.009
+    nothing = await told(serving, "estimate?from=2001-01-01T00:00:00Z&to=2002-01-01T00:00:00Z")
+    assert (nothing["unique_ids"], nothing["covered"]) == (0, [])
+    assert (await told(serving, "estimate?from=5&to=4", 400))["parameter"] == "from"
 
 
 async def test_the_open_window(serving: Serving) -> None:

@@ -13,13 +13,13 @@ import pytest
 import idagg
 from idagg.cli import main
 from idagg.errors import CannotStartError, Exit
-from idagg.settings import Settings, default_text, flag
+from idagg.settings import Settings, default_text, flag, is_switch
 
 # The command line that is promised, whatever the model says.
 FLAGS = {
     *("--host", "--port", "--admin-host", "--admin-port", "--keepalive", "--max-connection-age"),
     *("--admin-token", "--admin-open", "--admin-name", "--admin-metrics"),
-    *("--drain", "--replicas", "--shards", "--keep-records"),
+    *("--drain", "--replicas", "--shards", "--keep-records", "--rollups"),
     *("--cors-origin", "--workers", "--redis-url", "--namespace"),
     *("--amqp-queue-type", "--amqp-exchange", "--amqp-routing-key"),
     *("--amqp-connect-timeout", "--amqp-publish-timeout"),
@@ -76,7 +76,8 @@ def test_help_shows_every_setting(command: str, capsys: pytest.CaptureFixture[st
     assert set(re.findall(r"\[(--[a-z-]+) ", shown)) == FLAGS | {"--config"}
     assert {flag(name) for name in Settings.model_fields} == FLAGS
     for name, field in Settings.model_fields.items():
-        assert f"{flag(name)} {name.upper()} {field.description} (default: {default_text(name)})" in shown
+        value = f"[{name.upper()}]" if is_switch(name) else name.upper()
+        assert f"{flag(name)} {value} {field.description} (default: {default_text(name)})" in shown
 
 
 def test_config_prints_what_is_in_force(

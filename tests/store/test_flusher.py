@@ -99,7 +99,7 @@ class Process:
             broker=broker,
             lines=lines,
             observer=self.figures,
-            rollups=("hour",),
+            rollups=["hour"],
         )
         self.bid = asyncio.create_task(self.leadership.run())
         self.flush = asyncio.create_task(self.flusher.run())

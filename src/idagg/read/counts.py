@@ -79,5 +79,5 @@ class Estimated(Model):
     clipped: bool
     """Whether `to` was in the future, and is the time of the answer instead"""
     covered: list[Covered]
-    """The stretches that the estimate is of. What of the range is in none of them has no sketch any more, or
-    had no window"""
+    """The stretches that the estimate is of. What of the range is in none of them has no window, or one that
+    is not sealed yet, or its sketch is not kept any more"""

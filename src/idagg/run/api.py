@@ -24,7 +24,7 @@ from idagg.read.query import (
 )
 from idagg.run.operations import CSV, JSON, Operation
 from idagg.run.problems import ProblemError
-from idagg.run.reading import Asked, Estimates, Reading, View
+from idagg.run.reading import Asked, Reading, View
 from idagg.window import iso
 
 # What stays as it is may be kept by its reader, and by no shared cache.
@@ -36,10 +36,9 @@ _END_OF_TIME_S = 2**40
 class Api:
     """Serves counts of the namespace."""
 
-    def __init__(self, asked: Asked, estimates: Estimates | None = None) -> None:
+    def __init__(self, asked: Asked) -> None:
         self._asked = asked
         self._reading = Reading(asked)
-        self._estimates = estimates
 
     async def close(self) -> None:
         await self._reading.close()
@@ -79,19 +78,18 @@ class Api:
                 etag=True,
             ),
         ]
-        if self._estimates is not None:
-            found.append(
-                Operation(
-                    "/api/v1/estimate",
-                    self._estimate,
-                    "estimate",
-                    "Unique ids over a range, estimated",
-                    {JSON: Estimated},
-                    RangeQuery,
-                    "An id that is in several windows of the range counts once.",
-                    problems=(503,),
-                )
+        found.append(
+            Operation(
+                "/api/v1/estimate",
+                self._estimate,
+                "estimate",
+                "Unique ids over a range, estimated",
+                {JSON: Estimated},
+                RangeQuery,
+                "An id that is in several windows of the range counts once.",
+                problems=(503,),
             )
+        )
         return found
 
     async def _windows(self, request: web.Request, query: WindowsQuery, media: str) -> web.Response:
@@ -161,11 +159,20 @@ class Api:
         return _answer(request, model.model_dump_json().encode(), media)
 
     async def _estimate(self, request: web.Request, query: RangeQuery, media: str) -> web.Response:
-        assert self._estimates is not None, "without them it has no route"
         async with self._reading.view() as view:
             asked = clip(query, await _now_s(view))
-            found = await self._estimates.estimate(asked.from_s, asked.to_s)
-        return _answer(request, found.model_dump_json(by_alias=True).encode(), media)
+            found = await view.estimates.estimate(asked.from_s, asked.to_s)
+        body = {
+            "unique_ids": found.unique_ids,
+            "standard_error": found.standard_error,
+            "from": iso(asked.from_s),
+            "to": iso(asked.to_s),
+            "clipped": asked.clipped,
+            "covered": [
+                {"from": iso(one.from_s), "to": iso(one.to_s), "sketch": one.kind} for one in found.covered
+            ],
+        }
+        return _answer(request, orjson.dumps(body), media)
 
 
 async def _now_s(view: View) -> int:

@@ -12,11 +12,12 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple, Protocol
 
 from idagg.errors import StoreAwayError
-from idagg.read.counts import Estimated
+from idagg.read.estimate import Estimates
 from idagg.run import stores
 from idagg.settings import Settings
 from idagg.store.client import Client
 from idagg.store.kept import Kept
+from idagg.store.servers import Servers
 from idagg.store.shards import shard_tag
 from idagg.store.windows import WindowStore
 
@@ -38,19 +39,30 @@ class Asked(Protocol):
         """Empty until the embedded store runs."""
 
 
-class Estimates(Protocol):
-    """Estimates of unique ids over ranges."""
-
-    async def estimate(self, from_s: int, to_s: int) -> Estimated: ...
-
-
 class View(NamedTuple):
     """What can be read of a namespace."""
 
     kept: Kept
     windows: WindowStore
-    home: Client
+    estimates: Estimates
     shards: int
+
+
+class _Clients:
+    """Clients of the shards, each made when it is first asked for."""
+
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
+        self._made: dict[str, Client] = {}
+
+    def of(self, tag: str) -> Client:
+        if tag not in self._made:
+            self._made[tag] = self._servers.client(tag, timeout_s=TIMEOUT_S)
+        return self._made[tag]
+
+    async def close(self) -> None:
+        for client in self._made.values():
+            await client.close()
 
 
 class Reading:
@@ -59,6 +71,7 @@ class Reading:
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
         self._view: View | None = None
+        self._clients: _Clients | None = None
         self._of: tuple[str, Settings] | None = None
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._waiting = 0
@@ -79,10 +92,9 @@ class Reading:
             self._turns.release()
 
     async def close(self) -> None:
-        if self._view is not None:
-            view, self._view = self._view, None
-            await view.windows.close()
-            await view.home.close()
+        clients, self._view, self._clients = self._clients, None, None
+        if clients is not None:
+            await clients.close()
 
     async def _present(self) -> View:
         url, settings = self._asked.store_url, self._asked.settings
@@ -91,16 +103,18 @@ class Reading:
         if self._view is None or self._of != (url, settings):
             await self.close()
             in_force = settings.in_force()
-            servers = stores.servers(url, in_force)
+            clients = _Clients(stores.servers(url, in_force))
             tag, shards = shard_tag(settings.namespace), stores.shards(in_force)
-            home = servers.client(tag, timeout_s=TIMEOUT_S)
+            home = clients.of(tag)
             windows = WindowStore(
                 home,
                 namespace=settings.namespace,
                 window_s=settings.window,
                 exact_limit=settings.exact_limit,
                 shards=shards,
-                client_of=lambda tag: servers.client(tag, timeout_s=TIMEOUT_S),
+                client_of=clients.of,
             )
-            self._view, self._of = View(Kept(home, tag), windows, home, shards), (url, settings)
+            estimates = Estimates(home, namespace=settings.namespace, client_of=clients.of)
+            self._clients, self._of = clients, (url, settings)
+            self._view = View(Kept(home, tag), windows, estimates, shards)
         return self._view

@@ -170,7 +170,7 @@ def _reasons(status: fleet.Status) -> list[Reason]:
 
 
 def _as_of(stale: fleet.Stale, now: datetime.datetime) -> str:
-    return f"shown as of {time_of_day(stale.since, now)} UTC" if stale.since else "not known"
+    return f"shown as of {time_of_day(stale.since, now)} UTC"
 
 
 def _names(machines: Iterable[fleet.Machine]) -> str:
