@@ -17,7 +17,7 @@ from idagg.read.fleet import Status
 from idagg.run import events
 from idagg.run.events import MAX_LISTENERS, Events
 from idagg.run.fleet import Fleet
-from idagg.run.http_server import HttpServer
+from idagg.run.http_server import PIECE_BYTES, HttpServer
 from kit.waiting import until
 from kit.wire import Wire, connect
 
@@ -160,8 +160,10 @@ async def test_at_most_so_many(served: Served) -> None:
         wire.close()
 
 
-async def test_a_slow_listener_is_dropped(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its events are not kept, and others are not delayed."""
+async def test_a_slow_listener_is_dropped(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its events are not kept, others are not delayed, and the log does not call it a failure."""
     monkeypatch.setattr(events, "SLOW_S", 0.2)
     monkeypatch.setattr(events, "PAUSE_S", 0.01)
     monkeypatch.setattr(events, "LOOK_S", 0.01)
@@ -173,8 +175,42 @@ async def test_a_slow_listener_is_dropped(served: Served, monkeypatch: pytest.Mo
             await quick.event()
     assert (await quick.event())["namespace"]
     await slow.ended()
+    assert "failed" not in caplog.text
     quick.wire.close()
     slow.wire.close()
+
+
+@pytest.mark.parametrize("kind", ["answer", "large answer", "stream"])
+async def test_a_client_that_vanishes_in_mid_answer(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It is no failure: the log says nothing, and the next client is served."""
+
+    async def vanish(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        if "stay" not in request.query:
+            request.transport.abort()
+        if kind != "stream":
+            return web.Response(body=b"x" * (2 * PIECE_BYTES if kind == "large answer" else 10))
+        stream = web.StreamResponse()
+        await stream.prepare(request)
+        await stream.write(b"x")
+        return stream
+
+    server = HttpServer([web.get("/", vanish)], [])
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        await server.start(listening)
+        port = listening.getsockname()[1]
+        gone = await connect(port)
+        await gone.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert await gone.answer() is None
+        wire = await connect(port)
+        await wire.send(b"GET /?stay HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answer = await wire.answer()
+        assert answer is not None
+        assert answer.status == 200
+        await server.close()
+    assert not caplog.records
+    for one in (gone, wire):
+        one.close()
 
 
 async def test_the_end(served: Served) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, web
 
 from idagg.run.fleet import LOOK_S, Fleet
 from idagg.run.problems import ProblemError
@@ -82,9 +82,7 @@ class Events:
                 async with asyncio.timeout(SLOW_S):
                     await response.write(begin + event)
             except TimeoutError:
-                if request.transport is not None:
-                    request.transport.abort()
-                raise ConnectionResetError from None  # aiohttp expects that of a client that has vanished
+                raise ClientConnectionResetError("the listener is slow") from None
             sent, begin = event, b""
 
     async def _produce(self) -> None:

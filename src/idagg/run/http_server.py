@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterable
 from typing import cast
 
-from aiohttp import hdrs, web
+from aiohttp import ClientConnectionError, ClientConnectionResetError, hdrs, web
 from aiohttp.typedefs import Middleware
 
 from idagg.run import problems
@@ -143,8 +143,17 @@ async def _finish_head(request: web.Request, response: web.StreamResponse) -> No
 
 @web.middleware
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Send the answer here, so that its time is bounded."""
-    response = await handler(request)
+    """Send the answer here, so that its time is bounded, and that it is no fault if the client vanishes."""
+    try:
+        return await _send(request, await handler(request))
+    except ClientConnectionError:
+        # aiohttp would log this as its own failure, and answer 500.
+        if request.transport is not None:
+            request.transport.abort()
+        return web.Response()  # to nobody: aiohttp notices, and ends the connection
+
+
+async def _send(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
     if response.prepared:  # a stream, which bounds itself
         return response
     body = response.body if isinstance(response, web.Response) else None
@@ -158,9 +167,7 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
             await response.prepare(request)
             await response.write_eof()
     except TimeoutError:
-        if request.transport is not None:
-            request.transport.abort()
-        raise ConnectionResetError from None  # aiohttp expects that of a client that has vanished
+        raise ClientConnectionResetError("the client does not read its answer") from None
     return response
 
 

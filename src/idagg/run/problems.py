@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Literal
 
 import orjson
-from aiohttp import web
+from aiohttp import ClientConnectionError, web
 
 from idagg.errors import StoreError
 
@@ -83,6 +83,8 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         return answer(404, "no resource has this path: /openapi.json lists those of the API")
     except web.HTTPException as error:
         return answer(error.status, error.reason)
+    except ClientConnectionError:
+        raise  # the client has vanished, and wants no answer
     except Exception:
         log.exception("a request to the admin listener failed: it is answered 500")
         return answer(
