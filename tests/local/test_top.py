@@ -149,7 +149,7 @@ def test_the_stream_ends() -> None:
         server.hang_up()
         text = terminal.shows(lambda text: "no answer" in text)
         assert "1,432 ids so far" in text
-        text = terminal.shows(lambda text: text.startswith("idagg again  counting"))
+        text = terminal.shows(lambda text: text.startswith("idagg, namespace again  counting"))
         assert "no answer" not in text
 
 
@@ -183,7 +183,7 @@ def test_nothing_to_show() -> None:
 
 
 SHOWN = """\
-idagg idagg  counting, with trouble  2026-11-22T10:54:21Z
+idagg, namespace idagg  counting, with trouble  2026-11-22T10:54:21Z
 leader       web-1, worker-0, epoch 7
 this window  2026-11-22T10:54:00Z  1,432 ids so far
 last window  2026-11-22T10:53:00Z  4,000 ids, 10,000 hits

@@ -160,7 +160,9 @@ def screen(status: Status, gone: str | None = None) -> RenderableType:
     found = words.troubles(status)
     state = Text("no answer", "bold red") if gone else _state(status, bool(found))
     return Group(
-        Text.assemble(("idagg ", "bold"), f"{plain(status.namespace)}  ", state, f"  {iso(status.now)}"),
+        Text.assemble(
+            ("idagg", "bold"), f", namespace {plain(status.namespace)}  ", state, f"  {iso(status.now)}"
+        ),
         _facts(status),
         # Above the workers, which may be more than the screen has lines.
         *(Text(f"! {plain(sentence)}", "red") for sentence in ([gone] if gone else []) + found),
