@@ -6,14 +6,18 @@ import ast
 import asyncio
 import contextlib
 import doctest
+import functools
 import hashlib
 import json
+import os
 import re
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
 import tomllib
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
@@ -37,7 +41,7 @@ from idagg.signing import Signer
 from idagg.window import Record, Rollup
 from kit.servers import RabbitServer, free_port
 from kit.serving import Serving
-from kit.waiting import until
+from kit.waiting import eventually, until
 
 RECORD = Record(
     start_s=1795344780, length_s=60, unique_ids=4000, estimate=3988, hits=10000, exact=True, epoch=7
@@ -52,6 +56,7 @@ OTHERS_FLAGS = {
     "--example",  # of idagg config
     "--no-deps",  # of pip
     "--admin-url",  # of idagg counts, status and top
+    *("--from", "--limit", "--format", "--estimate"),  # of idagg counts
     *("--config", "--version", "--help", "--data-binary", "--data-urlencode", "--now", "--quick"),
     *("--minutes", "--seed", "--rate", "--out"),  # the soak's
     "--store-server",  # the tests'
@@ -140,6 +145,33 @@ async def test_commands(name: str) -> None:
             of_that_day = re.sub(r"(time|window)=20\S+", r"\1=…", command.shown)
             command = Command(command.typed, of_that_day)
             await shows(command, serving.folder, instead)
+
+
+async def test_commands_that_read() -> None:
+    """What they print has the form of what is shown: numbers, times and the machine's name are others."""
+    commands = list(session(page("docs/reading.rst")))
+    assert [command.typed.split()[1] for command in commands] == ["counts", "counts", "status"]
+    async with serving_in_the_open() as (serving, _):
+        own = os.environ | {"IDAGG_ADMIN_PORT": str(serving.admin_port)}
+        for command in commands:
+            type_it = functools.partial(_typed, command.typed, own)
+            is_so = functools.partial(_has_form, _form(command.shown))
+            await eventually(type_it, is_so, within_s=15)
+
+
+async def _typed(command: str, environ: Mapping[str, str]) -> str:
+    process = await asyncio.create_subprocess_shell(command, stdout=PIPE, env=environ)
+    return (await process.communicate())[0].decode()
+
+
+def _has_form(form: list[list[str]], text: str) -> bool:
+    return _form(text) == form
+
+
+def _form(text: str) -> list[list[str]]:
+    """The words of each line, but for those with a number in them."""
+    named = text.replace(socket.gethostname(), "web-1")
+    return [re.sub(r"\S*\d\S*", "N", line).split() for line in named.splitlines()]
 
 
 def test_records() -> None:
