@@ -6,7 +6,6 @@ import ast
 import asyncio
 import contextlib
 import doctest
-import functools
 import hashlib
 import json
 import os
@@ -17,7 +16,6 @@ import subprocess
 import sys
 import time
 import tomllib
-from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
@@ -41,7 +39,7 @@ from idagg.signing import Signer
 from idagg.window import Record, Rollup
 from kit.servers import RabbitServer, free_port
 from kit.serving import Serving
-from kit.waiting import eventually, until
+from kit.waiting import until
 
 RECORD = Record(
     start_s=1795344780, length_s=60, unique_ids=4000, estimate=3988, hits=10000, exact=True, epoch=7
@@ -154,18 +152,16 @@ async def test_commands_that_read() -> None:
     async with serving_in_the_open() as (serving, _):
         own = os.environ | {"IDAGG_ADMIN_PORT": str(serving.admin_port)}
         for command in commands:
-            type_it = functools.partial(_typed, command.typed, own)
-            is_so = functools.partial(_has_form, _form(command.shown))
-            await eventually(type_it, is_so, within_s=15)
+            give_up_at = time.monotonic() + 15
+            while _form(said := await _typed(command.typed, own)) != _form(command.shown):
+                assert time.monotonic() < give_up_at, f"{command.typed}:\n{said}"
+                await asyncio.sleep(0.05)
 
 
 async def _typed(command: str, environ: Mapping[str, str]) -> str:
-    process = await asyncio.create_subprocess_shell(command, stdout=PIPE, env=environ)
-    return (await process.communicate())[0].decode()
-
-
-def _has_form(form: list[list[str]], text: str) -> bool:
-    return _form(text) == form
+    typed = ["bash", "-c", command]
+    done = await asyncio.to_thread(subprocess.run, typed, env=environ, capture_output=True, text=True)
+    return done.stdout
 
 
 def _form(text: str) -> list[list[str]]:
