@@ -150,7 +150,11 @@ async def test_commands_that_read() -> None:
     commands = list(session(page("docs/reading.rst")))
     assert [command.typed.split()[1] for command in commands] == ["counts", "counts", "status"]
     async with serving_in_the_open() as (serving, _):
-        own = os.environ | {"IDAGG_ADMIN_PORT": str(serving.admin_port)}
+        installed = Path(sys.executable).parent
+        own = os.environ | {
+            "IDAGG_ADMIN_PORT": str(serving.admin_port),
+            "PATH": f"{installed}:{os.environ['PATH']}",
+        }
         for command in commands:
             give_up_at = time.monotonic() + 15
             while _form(said := await _typed(command.typed, own)) != _form(command.shown):
@@ -161,7 +165,7 @@ async def test_commands_that_read() -> None:
 async def _typed(command: str, environ: Mapping[str, str]) -> str:
     typed = ["bash", "-c", command]
     done = await asyncio.to_thread(subprocess.run, typed, env=environ, capture_output=True, text=True)
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def _form(text: str) -> list[list[str]]:

@@ -157,8 +157,8 @@ def test_more_than_a_page() -> None:
 
 
 def test_without_a_range() -> None:
-    """The newest windows, of which one page is more than enough."""
-    with Canned(page([1, 0], "older")) as server:
+    """The newest windows, of which one page is more than enough. That older ones are not there is no news."""
+    with Canned(page([1, 0], "older", "2026-11-22T10:00:00Z")) as server:
         shown = said(counts(server, "--limit", "2")).splitlines()
     assert [line.split()[0] for line in shown[1:]] == ["2026-11-22T10:00:00Z", "2026-11-22T10:01:00Z"]
     with Canned(page([1, 0])) as server:

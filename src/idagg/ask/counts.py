@@ -91,7 +91,8 @@ def _pages(
                 f"{client.url} answers with counts that this version of idagg cannot read: use the version "
                 "that runs there"
             ) from error
-        if page.note and "cursor" not in query:
+        # Without --from, nobody has asked for the windows before the oldest record.
+        if page.note and "cursor" not in query and ("from" in query or not page.rows):
             sys.stderr.write(f"idagg: {page.note}\n")
         if limit is None:
             yield page.rows
