@@ -24,7 +24,7 @@ from idagg.run.api import Api
 from idagg.run.machine import Machine
 from idagg.run.machine import families as machine_families
 from idagg.run.openapi import document
-from idagg.run.reading import Asked
+from idagg.run.reading import Asked, Reading
 from idagg.settings import Settings, default_text, flag
 
 _HERE = Path(__file__).parent
@@ -190,7 +190,7 @@ def _settings() -> str:
 def _api() -> str:
     """The operations of the API, as its OpenAPI document has them."""
     parts = []
-    for path, methods in document(Api(_NOBODY).operations())["paths"].items():
+    for path, methods in document(Api(_NOBODY, Reading(_NOBODY)).operations())["paths"].items():
         one = methods["get"]
         rows = [
             (f"``{parameter['name']}``", _default(parameter["schema"]), _prose(parameter["description"]))

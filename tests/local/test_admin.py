@@ -158,6 +158,16 @@ async def test_wrong_tokens(admin: Admin, authorization: str) -> None:
     problem(await admin.ask("/api/v1/x", {"Authorization": authorization}), 401)
 
 
+async def test_a_token_that_is_not_utf_8(admin: Admin) -> None:
+    admin.settings = settings(admin_token=TOKEN)
+    wire = await connect(admin.port)
+    await wire.send(b"GET /api/v1/x HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer \xff\r\n\r\n")
+    answer = await wire.answer()
+    wire.close()
+    assert answer is not None
+    problem(answer, 401)
+
+
 async def test_two_authorizations(admin: Admin) -> None:
     admin.settings = settings(admin_token=TOKEN)
     both = {"Authorization": f"Bearer {TOKEN}", "authorization": "Bearer x"}

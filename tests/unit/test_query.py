@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from idagg.errors import UnfitError
-from idagg.read import pages
+from idagg.read import listing
 from idagg.read.counts import Window
 from idagg.read.query import (
     BadParameterError,
@@ -185,8 +185,8 @@ async def test_pages_add_up(order: Order, limit: int) -> None:
     found: list[str] = []
     place = None
     while True:
-        from_s, to_s = pages.beginning(place, begin_s, end_s) if place else (begin_s, end_s)
-        page = await pages.read(shelf, from_s, to_s, limit=limit, order=order, namespace="n")
+        from_s, to_s = listing.beginning(place, begin_s, end_s) if place else (begin_s, end_s)
+        page = await listing.read(shelf, from_s, to_s, limit=limit, order=order, namespace="n")
         assert 0 < len(page.rows) <= limit
         found += (json.loads(row)["window_start"] for row in page.rows)
         if page.next_s is None:
@@ -194,25 +194,25 @@ async def test_pages_add_up(order: Order, limit: int) -> None:
         place = Place(order, page.next_s)
     expected = [iso(60 * number) for number in range(10, 440)]
     assert found == (expected[::-1] if order == "newest" else expected)
-    assert shelf.largest <= pages.STEP
+    assert shelf.largest <= listing.STEP
 
 
 async def test_a_window_that_is_pending() -> None:
     shelf = Shelf([kept(0), kept(60, delivered=False)])
     for limit, is_final in ((1, True), (2, False)):
-        page = await pages.read(shelf, 0, 999, limit=limit, order="oldest", namespace="n")
+        page = await listing.read(shelf, 0, 999, limit=limit, order="oldest", namespace="n")
         assert page.is_final is is_final
 
 
 async def test_rows_are_what_the_model_says() -> None:
     """The rows are written without the model, which OpenAPI shows."""
     for one in (kept(NOON), kept(NOON, delivered=False)):
-        row = pages.row(one, "n")
+        row = listing.row(one, "n")
         assert row.keys() == Window.model_fields.keys()
         told = Window.model_validate(row).model_dump(mode="json")
         told["delivered_at"] = told["delivered_at"] and told["delivered_at"].replace("000Z", "Z")
         assert told == row
-    page = await pages.read(
+    page = await listing.read(
         Shelf([kept(NOON), kept(NOON + 60, delivered=False)]),
         0,
         2**40,
@@ -221,7 +221,7 @@ async def test_rows_are_what_the_model_says() -> None:
         namespace="n",
         as_csv_=True,
     )
-    assert (pages.csv_head() + b"".join(page.rows)).decode() == (
+    assert (listing.csv_head() + b"".join(page.rows)).decode() == (
         "window_start,window_end,unique_ids,estimate,hits,exact,suspect,message_id,delivered_to,delivered_at\r\n"
         "2027-01-15T08:00:00Z,2027-01-15T08:01:00Z,3,4,8,true,false,n:1800000000,log,2027-01-15T08:01:00.013Z\r\n"
         "2027-01-15T08:01:00Z,2027-01-15T08:02:00Z,63,64,68,true,false,n:1800000060,,\r\n"

@@ -65,7 +65,8 @@ def token_of(authorization: str) -> str | None:
 
 def is_token(given: str, tokens: str) -> bool:
     """Compare with all tokens, in a time that tells nothing about them."""
-    return any([hmac.compare_digest(given.encode(), token.encode()) for token in tokens.split(",")])  # noqa: C419  a generator would stop at the first that is equal
+    sent = given.encode(errors="surrogateescape")  # aiohttp's way for bytes that are not UTF-8
+    return any([hmac.compare_digest(sent, token.encode()) for token in tokens.split(",")])  # noqa: C419  a generator would stop at the first that is equal
 
 
 class Access:

@@ -26,6 +26,7 @@ from idagg.run.messages import READY_WITHOUT
 from idagg.run.openapi import Description
 from idagg.run.operations import JSON, Operation
 from idagg.run.page import StatusPage
+from idagg.run.reading import Reading
 from idagg.settings import Settings
 
 log = logging.getLogger("idagg.admin")
@@ -69,12 +70,11 @@ class AdminListener:
             web.options("/readyz", readyz),
             web.get("/api/v1/events", self._events.stream, allow_head=False),
         ]
-        self._api = Api(watched)
-        operations = [*self._api.operations(), self._status_operation()]
+        self._reading = Reading(watched)
+        operations = [*Api(watched, self._reading).operations(), self._status_operation()]
         served = [one.route() for one in operations]
         access = Access(lambda: watched.settings)
-        self._kept = KeptWindows(watched)
-        self._page = StatusPage(watched.fleet, self._kept)
+        self._page = StatusPage(watched.fleet, KeptWindows(self._reading))
         described = Description(operations).routes()
         self._server = HttpServer(
             [*own, *described, *served, *self._page.routes(), *routes], [access.middleware]
@@ -89,8 +89,7 @@ class AdminListener:
         await self._page.close()
         await self._events.close()
         await self._server.close()
-        await self._api.close()
-        await self._kept.close()
+        await self._reading.close()
 
     async def _metrics(self, request: web.Request) -> web.Response:
         watched = self._watched

@@ -11,7 +11,7 @@ import orjson
 from aiohttp import web
 
 from idagg.errors import UnfitError
-from idagg.read import pages
+from idagg.read import listing
 from idagg.read.counts import Estimated, OpenWindow, Window, Windows
 from idagg.read.query import (
     BadParameterError,
@@ -36,12 +36,9 @@ _END_OF_TIME_S = 2**40
 class Api:
     """Serves counts of the namespace."""
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: Asked, reading: Reading) -> None:
         self._asked = asked
-        self._reading = Reading(asked)
-
-    async def close(self) -> None:
-        await self._reading.close()
+        self._reading = reading
 
     def operations(self) -> list[Operation]:
         found = [
@@ -99,8 +96,8 @@ class Api:
             if query.cursor is not None:
                 if query.cursor.order != query.order:
                     raise BadParameterError("cursor", f"the cursor is of order={query.cursor.order}")
-                from_s, to_s = pages.beginning(query.cursor, from_s, to_s)
-            page = await pages.read(
+                from_s, to_s = listing.beginning(query.cursor, from_s, to_s)
+            page = await listing.read(
                 view.kept,
                 from_s,
                 to_s,
@@ -113,7 +110,7 @@ class Api:
         cursor = None if page.next_s is None else str(Place(query.order, page.next_s))
         begin_s = oldest[0].record.start_s if oldest else None
         if media == CSV:
-            body = pages.csv_head() + b"".join(page.rows)
+            body = listing.csv_head() + b"".join(page.rows)
         else:
             head = {
                 "order": query.order,
@@ -140,7 +137,7 @@ class Api:
             found = await view.kept.one(start_s)
         if found is None:
             raise ProblemError(404, f"no record of a window that starts at {iso(start_s)} is kept")
-        body = orjson.dumps(pages.row(found, self._asked.settings.namespace))
+        body = orjson.dumps(listing.row(found, self._asked.settings.namespace))
         return _answer(request, body, media, is_final=found.sink is not None)
 
     async def _current(self, request: web.Request, query: NoQuery, media: str) -> web.Response:

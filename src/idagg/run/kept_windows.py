@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from idagg.run.reading import Asked, Reading
+from idagg.run.reading import Reading
 from idagg.store.kept import KeptWindow
 
 # No window starts so late.
@@ -10,13 +10,10 @@ _END_OF_TIME_S = 2**40
 
 
 class KeptWindows:
-    def __init__(self, asked: Asked) -> None:
-        self._reading = Reading(asked)
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
 
     async def newest(self, from_s: int, limit: int) -> list[KeptWindow]:
         """Those that begin at this time or later, newest first. Raises StoreError."""
         async with self._reading.view() as view:
             return await view.kept.page(from_s, _END_OF_TIME_S, limit=limit, newest_first=True)
-
-    async def close(self) -> None:
-        await self._reading.close()

@@ -101,8 +101,8 @@ class Reading:
         if not url:
             raise StoreAwayError("the embedded store has not started yet: nothing can be read for a moment")
         if self._view is None or self._of != (url, settings):
-            await self.close()
-            in_force = settings.in_force()
+            # No other reader may come between the look above and the assignments below: nothing waits there.
+            old, in_force = self._clients, settings.in_force()
             clients = _Clients(stores.servers(url, in_force))
             tag, shards = shard_tag(settings.namespace), stores.shards(in_force)
             home = clients.of(tag)
@@ -116,5 +116,8 @@ class Reading:
             )
             estimates = Estimates(home, namespace=settings.namespace, client_of=clients.of)
             self._clients, self._of = clients, (url, settings)
-            self._view = View(Kept(home, tag), windows, estimates, shards)
+            view = self._view = View(Kept(home, tag), windows, estimates, shards)
+            if old is not None:
+                await old.close()
+            return view
         return self._view
