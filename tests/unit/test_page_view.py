@@ -154,6 +154,16 @@ def test_heartbeats_of_another_machine() -> None:
     assert (shown.machines[1].heartbeat, shown.machines[1].workers[0].heartbeat) == ("2.0 s ago", "3.0 s ago")
 
 
+def test_a_store_that_is_away_shows_before_the_others_are_silent() -> None:
+    """What another machine said a moment before does not make the page say that ids are stored."""
+    status, windows = STATES["store_away"]()
+    healthy = STATES["counting"]()[0].machines[1].model_copy(update={"age_s": 2.0})
+    status = status.model_copy(update={"machines": [status.machines[0], healthy]})
+    verdict = view(status, windows).verdict
+    assert (verdict.state, verdict.title) == ("bad", "Not counting")
+    assert verdict.sentence.startswith("web-1 cannot reach the store")
+
+
 def test_one_trouble_of_many_machines_is_one_line() -> None:
     reasons = said("store_away").verdict.reasons
     assert [(reason.part, reason.where) for reason in reasons] == [

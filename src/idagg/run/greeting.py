@@ -28,6 +28,7 @@ def greeting(settings: Settings, *, public: str, admin: str, embedded: str | Non
             f"  counts   {sink}",
             f"  store    {store}",
             f"  workers  {settings.workers}",
+            f"  status   http://{admin}/",
             f"  admin    http://{admin}/metrics",
         )
     )

@@ -94,6 +94,8 @@ def _talking(status: fleet.Status) -> list[fleet.Machine]:
 def _verdict(status: fleet.Status, late: Late) -> Verdict:
     machines = len(status.machines)
     counting = [machine for machine in _talking(status) if any(_stores(worker) for worker in machine.workers)]
+    if status.stale and all(machine.id != status.machine for machine in counting):
+        counting = []  # what the others said before says nothing: the store that is away here may be theirs
     workers = [worker for machine in status.machines for worker in machine.workers]
     storing = sum(_stores(worker) for worker in workers)
     reasons = _reasons(status)
