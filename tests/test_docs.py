@@ -8,7 +8,9 @@ import contextlib
 import doctest
 import hashlib
 import json
+import os
 import re
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -52,6 +54,7 @@ OTHERS_FLAGS = {
     "--example",  # of idagg config
     "--no-deps",  # of pip
     "--admin-url",  # of idagg counts, status and top
+    *("--from", "--limit", "--format", "--estimate"),  # of idagg counts
     *("--config", "--version", "--help", "--data-binary", "--data-urlencode", "--now", "--quick"),
     *("--minutes", "--seed", "--rate", "--out"),  # the soak's
     "--store-server",  # the tests'
@@ -140,6 +143,35 @@ async def test_commands(name: str) -> None:
             of_that_day = re.sub(r"(time|window)=20\S+", r"\1=…", command.shown)
             command = Command(command.typed, of_that_day)
             await shows(command, serving.folder, instead)
+
+
+async def test_commands_that_read() -> None:
+    """What they print has the form of what is shown: numbers, times and the machine's name are others."""
+    commands = list(session(page("docs/reading.rst")))
+    assert [command.typed.split()[1] for command in commands] == ["counts", "counts", "status"]
+    async with serving_in_the_open() as (serving, _):
+        installed = Path(sys.executable).parent
+        own = os.environ | {
+            "IDAGG_ADMIN_PORT": str(serving.admin_port),
+            "PATH": f"{installed}:{os.environ['PATH']}",
+        }
+        for command in commands:
+            give_up_at = time.monotonic() + 15
+            while _form(said := await _typed(command.typed, own)) != _form(command.shown):
+                assert time.monotonic() < give_up_at, f"{command.typed}:\n{said}"
+                await asyncio.sleep(0.05)
+
+
+async def _typed(command: str, environ: Mapping[str, str]) -> str:
+    typed = ["bash", "-c", command]
+    done = await asyncio.to_thread(subprocess.run, typed, env=environ, capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+def _form(text: str) -> list[list[str]]:
+    """The words of each line, but for those with a number in them."""
+    named = text.replace(socket.gethostname(), "web-1")
+    return [re.sub(r"\S*\d\S*", "N", line).split() for line in named.splitlines()]
 
 
 def test_records() -> None:

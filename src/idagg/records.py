@@ -15,17 +15,21 @@ import json
 import re
 import time
 from collections.abc import Iterable, Sequence
-from typing import NoReturn, Protocol
+from typing import Literal, NoReturn, Protocol
 
 from idagg.signing import Signer, signature, signing_key
 
 __all__ = [
+    "ROLLUPS",
     "TOLERANCE_S",
     "WINDOW",
     "Callback",
     "CallbackLine",
     "Headers",
     "ParseError",
+    "Period",
+    "Rollup",
+    "RollupLine",
     "VerificationError",
     "Window",
     "WindowLine",
@@ -33,16 +37,25 @@ __all__ = [
     "parse_callback",
     "parse_line",
     "parse_message",
+    "parse_rollup",
     "verify_callback",
 ]
 
 WINDOW = "idagg.window"
 """The ``type`` of a window's message."""
 
+Period = Literal["hour", "day"]
+"""What a roll-up is of, in UTC."""
+
+ROLLUPS = ("idagg.hour", "idagg.day")
+"""The ``type`` of messages of hours and of days, which ``--rollups`` sends."""
+
 TOLERANCE_S = 300.0
 """Age up to which a callback is accepted, and error of clocks, as in the libraries of Standard Webhooks."""
 
+_PERIODS: dict[str, Period] = {"hour": "hour", "day": "day"}
 _NAMED = re.compile(r"([A-Za-z0-9._-]{1,64}):([0-9]{1,12})")
+_NAMED_ROLLUP = re.compile(r"[A-Za-z0-9._-]{1,64}:(hour|day):([0-9]{1,12})")
 _WEBHOOK_ID = re.compile(r"(.+):[0-9a-f]{16}")
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{3})?Z")
 _FIELD = re.compile(r'([a-z_]+)=("(?:[^"\\]|\\.)*"|[^\s"]+)(?: |\Z)')
@@ -107,6 +120,36 @@ class Callback:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Rollup:
+    """The estimate of an hour or a day (UTC), from a message, with ``--rollups``.
+
+    Its fields have other names than a `Window`'s: the ids of an hour are no sum of its windows' ids.
+    ``unique_ids`` has a standard error of 0.81%. It is too low if ``suspect`` is true. ``message_id`` is the
+    same at every delivery.
+    """
+
+    message_id: str
+    period: Period
+    start: datetime.datetime
+    end: datetime.datetime
+    unique_ids: int
+    hits: int
+    suspect: bool = False
+
+    def body(self) -> bytes:
+        """The JSON that idagg would send for it."""
+        fields = {
+            "window_start": _iso(self.start),
+            "window_end": _iso(self.end),
+            "unique_ids": self.unique_ids,
+            "estimate": self.unique_ids,
+            "hits": self.hits,
+            "exact": False,
+        }
+        return json.dumps(fields | ({"suspect": True} if self.suspect else {})).encode()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class WindowLine:
     """A line of the log file with ``event=window``: the count of a window.
 
@@ -122,6 +165,24 @@ class WindowLine:
     estimate: int
     hits: int
     exact: bool
+    suspect: bool = False
+    reason: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RollupLine:
+    """A line of the log file with ``event=rollup``: the estimate of an hour or a day, as in `Rollup`.
+
+    ``message_id`` is that of its message. ``reason`` is as in `WindowLine`.
+    """
+
+    time: datetime.datetime
+    level: str
+    message_id: str
+    period: Period
+    start: datetime.datetime
+    unique_ids: int
+    hits: int
     suspect: bool = False
     reason: str | None = None
 
@@ -149,13 +210,37 @@ class CallbackLine:
 
 
 def parse_message(body: bytes, message_id: str | None, message_type: str | None = WINDOW) -> Window:
-    """Read a message: its body and its properties ``message_id`` and ``type``. Raises ParseError.
+    """Read a window's message: its body and its properties ``message_id`` and ``type``. Raises ParseError.
 
-    With ``--amqp-body text`` the body is the bare number, which ``int(body)`` reads.
+    If ``type`` is one of `ROLLUPS`, `parse_rollup` reads it. With ``--amqp-body text`` the body is the bare
+    number, which ``int(body)`` reads.
     """
+    if message_type in ROLLUPS:
+        raise ParseError(
+            f"a message of type {message_type!r} {_NO_RECORD} of a window: parse_rollup reads it"
+        )
     if message_type != WINDOW:
         raise ParseError(f"a message of type {message_type!r} {_NO_RECORD} that this version knows")
     return _window(body, message_id)
+
+
+def parse_rollup(body: bytes, message_id: str | None, message_type: str | None) -> Rollup:
+    """Read the message of an hour or a day, as `parse_message` does that of a window. Raises ParseError."""
+    if message_type not in ROLLUPS:
+        raise ParseError(f"a message of type {message_type!r} {_NO_RECORD} of an hour or a day")
+    named = _NAMED_ROLLUP.fullmatch(message_id or "")
+    if message_id is None or named is None or message_type != f"idagg.{named[1]}":
+        raise ParseError(f"the message {_NO_RECORD}: its type is {message_type!r}, and its id {message_id!r}")
+    fields, start = _body(body, message_id, int(named[2]))
+    return Rollup(
+        message_id=message_id,
+        period=_PERIODS[named[1]],
+        start=start,
+        end=fields.moment("window_end"),
+        unique_ids=fields.number("unique_ids"),
+        hits=fields.number("hits"),
+        suspect=fields.truth("suspect", False),
+    )
 
 
 def parse_callback(body: bytes, headers: Headers) -> Callback:
@@ -222,7 +307,7 @@ def callback_headers(
     }
 
 
-def parse_line(line: str, namespace: str = "idagg") -> WindowLine | CallbackLine:
+def parse_line(line: str, namespace: str = "idagg") -> WindowLine | RollupLine | CallbackLine:
     """Read a whole line of the log file. Raises ParseError.
 
     ``namespace`` is that of ``--namespace``: the line does not have it, and message ids begin with it.
@@ -231,8 +316,7 @@ def parse_line(line: str, namespace: str = "idagg") -> WindowLine | CallbackLine
     event = fields.text("event")
     if event == "window":
         start = fields.moment("window")
-        if fields.text("sink") != "log":  # it is the last field but `reason`: a line cut short lacks it
-            fields.fail("sink")
+        fields.whole()
         return WindowLine(
             time=fields.moment("time"),
             level=fields.text("level"),
@@ -242,6 +326,20 @@ def parse_line(line: str, namespace: str = "idagg") -> WindowLine | CallbackLine
             estimate=fields.number("estimate"),
             hits=fields.number("hits"),
             exact=fields.truth("exact"),
+            suspect=fields.truth("suspect", False),
+            reason=fields.text_if("reason"),
+        )
+    if event == "rollup":
+        start, period = fields.moment("start"), fields.period("period")
+        fields.whole()
+        return RollupLine(
+            time=fields.moment("time"),
+            level=fields.text("level"),
+            message_id=f"{namespace}:{period}:{_epoch_s(start)}",
+            period=period,
+            start=start,
+            unique_ids=fields.number("unique_ids"),
+            hits=fields.number("hits"),
             suspect=fields.truth("suspect", False),
             reason=fields.text_if("reason"),
         )
@@ -295,6 +393,14 @@ class _Fields:
         except ValueError:  # a thirteenth month
             self.fail(name)
 
+    def period(self, name: str) -> Period:
+        return _PERIODS.get(self.text(name)) or self.fail(name)
+
+    def whole(self) -> None:
+        """Fail if the line of a count was cut short: only ``reason`` comes after ``sink``."""
+        if self.text("sink") != "log":
+            self.fail("sink")
+
     def fail(self, name: str) -> NoReturn:
         raise ParseError(f"{self._what} {_NO_RECORD}: {name} is {self._values.get(name)!r}")
 
@@ -303,16 +409,7 @@ def _window(body: bytes, message_id: str | None) -> Window:
     named = _NAMED.fullmatch(message_id or "")
     if message_id is None or named is None:
         raise ParseError(f"the message {_NO_RECORD}: its id is {message_id!r}")
-    try:
-        values = json.loads(body)
-    except (ValueError, RecursionError):  # ten thousand brackets
-        raise ParseError(f"the body {_NO_RECORD}: it is not JSON") from None
-    if not isinstance(values, dict):
-        raise ParseError(f"the body {_NO_RECORD}: it is not an object")
-    fields = _Fields(values, "the body")
-    start = fields.moment("window_start")
-    if _epoch_s(start) != int(named[2]):
-        raise ParseError(f"the message {_NO_RECORD}: its id is {message_id!r}, and its window another one")
+    fields, start = _body(body, message_id, int(named[2]))
     return Window(
         message_id=message_id,
         window_start=start,
@@ -323,6 +420,21 @@ def _window(body: bytes, message_id: str | None) -> Window:
         exact=fields.truth("exact"),
         suspect=fields.truth("suspect", False),
     )
+
+
+def _body(body: bytes, message_id: str, start_s: int) -> tuple[_Fields, datetime.datetime]:
+    """The fields of a message's body, and its start, which is also in its id."""
+    try:
+        values = json.loads(body)
+    except (ValueError, RecursionError):  # ten thousand brackets
+        raise ParseError(f"the body {_NO_RECORD}: it is not JSON") from None
+    if not isinstance(values, dict):
+        raise ParseError(f"the body {_NO_RECORD}: it is not an object")
+    fields = _Fields(values, "the body")
+    start = fields.moment("window_start")
+    if _epoch_s(start) != start_s:
+        raise ParseError(f"the message {_NO_RECORD}: its id is {message_id!r}, and its window another one")
+    return fields, start
 
 
 def _callback(body: bytes, webhook_id: str, timestamp: int) -> Callback:

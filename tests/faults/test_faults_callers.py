@@ -265,7 +265,8 @@ async def test_37_hostile_endpoints(any_server: RedisServer, row: Row) -> None:
             attempts = retry.ATTEMPTS if kind.error else 1
             assert [line["attempts"] for line in of_kind] == [f"{attempts}"] * len(of_kind)
             calls = strangers[name].calls()
-            assert (len(calls), set(calls.values())) == (len(of_kind), {attempts})
+            # Where all else is slow, an attempt can end before the stranger has taken its connection.
+            assert (len(calls), max(calls.values())) == (len(of_kind), attempts)
             assert not any(b"\r\ncookie:" in request.lower() for request in strangers[name].requests)
 
         # All are called at once, in the worst case: each attempt is a descriptor and its lookup had a thread.

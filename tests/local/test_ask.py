@@ -5,13 +5,9 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
-from documents import ROOT
 from idagg.ask import times
 from idagg.ask.client import MAX_BYTES, Client, base_url
 from idagg.errors import Exit, NoAnswerError
@@ -19,20 +15,7 @@ from idagg.settings import Settings, SettingsError
 from kit.canned import Canned, http
 from kit.servers import free_port
 
-STATUS = (ROOT / "tests/examples/status.json").read_bytes()
 NOON = datetime.datetime(2026, 11, 25, 12, 0, 7, 5, tzinfo=datetime.UTC)
-
-
-def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    own = {name: value for name, value in os.environ.items() if not name.startswith("IDAGG_")}
-    return subprocess.run(
-        [sys.executable, "-m", "idagg", *arguments],
-        env=own | environ,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
 
 
 def problem(status: int, detail: str) -> bytes:

@@ -47,7 +47,9 @@ class Terminal:
             stdin=other,
             stdout=other,
             stderr=other,
-            env=os.environ | {"TERM": "xterm-256color"},
+            # Without COLUMNS and LINES, which would take the place of the terminal's size.
+            env={k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+            | {"TERM": "xterm-256color"},
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
@@ -69,7 +71,7 @@ class Terminal:
             assert time.monotonic() < give_up_at, text
             self._read(0.1)
 
-    def ends(self, within_s: float = 10) -> int:
+    def ends(self, within_s: float = 30) -> int:
         """Its exit code. Meanwhile the terminal takes what is written: a program waits for that."""
         give_up_at = time.monotonic() + within_s
         while self._read(0.1) or self.process.poll() is None:
@@ -149,7 +151,7 @@ def test_the_stream_ends() -> None:
         server.hang_up()
         text = terminal.shows(lambda text: "no answer" in text)
         assert "1,432 ids so far" in text
-        text = terminal.shows(lambda text: text.startswith("idagg again  counting"))
+        text = terminal.shows(lambda text: text.startswith("idagg, namespace again  counting"))
         assert "no answer" not in text
 
 
@@ -183,7 +185,7 @@ def test_nothing_to_show() -> None:
 
 
 SHOWN = """\
-idagg idagg  counting, with trouble  2026-11-22T10:54:21Z
+idagg, namespace idagg  counting, with trouble  2026-11-22T10:54:21Z
 leader       web-1, worker-0, epoch 7
 this window  2026-11-22T10:54:00Z  1,432 ids so far
 last window  2026-11-22T10:53:00Z  4,000 ids, 10,000 hits

@@ -113,6 +113,7 @@ async def test_a_store_that_is_away(any_server: RedisServer) -> None:
 
 
 async def test_listeners_do_not_delay_a_stop(any_server: RedisServer) -> None:
+    """Their streams end properly."""
     with Serving("--redis-url", any_server.url) as serving:
         wire = await connect(serving.admin_port)
         await wire.send(b"GET /api/v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
@@ -121,4 +122,8 @@ async def test_listeners_do_not_delay_a_stop(any_server: RedisServer) -> None:
         assert answer.headers["Content-Type"] == "text/event-stream"
         async with asyncio.timeout(5):
             await asyncio.to_thread(serving.stop)
+        said = b""
+        while data := await asyncio.get_running_loop().sock_recv(wire.socket, 65_536):
+            said += data
+        assert said.endswith(b"\r\n0\r\n\r\n")  # an end, and no cut
         wire.close()

@@ -365,10 +365,12 @@ async def test_nonsense_on_the_admin_listener(serving: Serving) -> None:
         if status == 417:  # what a client expects does not matter where no body is read
             continue
         wire = await connect(serving.admin_port)
-        await wire.send(request)
-        answer = await wire.answer()
-        wire.close()
-        assert answer is not None
+        await wire.send(request + (b"SM\r\n\r\n" if status == 505 else b""))  # the whole preface of HTTP/2
+        try:
+            answer = await wire.answer()
+        finally:
+            wire.close()
+        assert answer is not None, request
         assert 400 <= answer.status < 500
         assert answer.headers["Cache-Control"] == "no-store"
         assert json.loads(answer.body)["status"] == answer.status

@@ -218,7 +218,7 @@ async def test_a_window_is_merged_once(stage: Stage) -> None:
     assert await stage.windows.merging.gather(1, NOON, [b"http://a/"], limit=0) == 0
     assert await stage.windows.pending.deliveries() == []
     keys = {key.decode() for key in await stage.client.command("KEYS", f"{{t:0}}:*{NOON}*")}
-    assert keys == {f"{{t:0}}:w:{NOON}:hll"}
+    assert keys == {f"{{t:0}}:w:{NOON}:hll", f"{{t:0}}:kept:{NOON}"}
 
 
 async def test_the_newest_merged_windows_are_remembered(stage: Stage) -> None:

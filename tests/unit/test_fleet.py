@@ -10,7 +10,7 @@ import orjson
 from idagg.read.fleet import Current, Leader, Line, Report, Status, Trouble, status
 from idagg.run.machine import Machine
 from idagg.run.messages import Heartbeat, Lead, Traffic
-from idagg.run.report import Identity, moment, report
+from idagg.run.report import Identity, aged, moment, report
 from idagg.settings import Settings
 from kit.waiting import NOON
 
@@ -108,3 +108,10 @@ def test_machines_agree() -> None:
         assert seen.machines[0].name == own.machine.name
     assert [machine.name for machine in fleet_of(second, third, first).machines] == ["b", "aa", "cccc"]
     assert fleet_of(third).leader is None
+
+
+def test_a_report_of_another_machine_ages() -> None:
+    """And so do its workers' heartbeats. A worker that does not run has none."""
+    machine = aged(report(IDENTITY, machine_of(), {}), 2.0).machine
+    assert machine.age_s == 2.0
+    assert [worker.heartbeat_age_s for worker in machine.workers] == [2.2, None]

@@ -155,6 +155,15 @@ def test_a_store_that_is_away_shows_before_the_others_are_silent() -> None:
     assert verdict.sentence.startswith("web-1 cannot reach the store")
 
 
+def test_heartbeats_of_another_machine() -> None:
+    """Their age is the status' own, which is since the worker said it: the machine's age is in it."""
+    status, windows = STATES["counting"]()
+    worker = status.machines[1].workers[0].model_copy(update={"heartbeat_age_s": 3.0})
+    other = status.machines[1].model_copy(update={"age_s": 2.0, "workers": [worker]})
+    shown = view(status.model_copy(update={"machines": [status.machines[0], other]}), windows)
+    assert (shown.machines[1].heartbeat, shown.machines[1].workers[0].heartbeat) == ("2.0 s ago", "3.0 s ago")
+
+
 def test_one_trouble_of_many_machines_is_one_line() -> None:
     reasons = said("store_away").verdict.reasons
     assert [(reason.part, reason.where) for reason in reasons] == [

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from idagg import records
 from idagg.deliver import logfile
 from idagg.signing import Signer
-from idagg.window import Record
+from idagg.window import PERIOD_S, Period, Record, Rollup
 
 NEW, OLD, OTHER = (f"whsec_{base64.b64encode(24 * letter).decode()}" for letter in (b"n", b"o", b"x"))
 NOW_S = 1795344840
@@ -27,6 +27,8 @@ RECORD = Record(
 )
 WEBHOOK_ID = f"{RECORD.message_id('idagg')}:0b0962010370112d"
 LINE = logfile.window_line(RECORD, time_s=NOW_S)
+HOUR = Rollup(period="hour", start_s=1795341600, unique_ids=91204, hits=600_000, suspect=False, epoch=7)
+HOUR_LINE = logfile.rollup_line(HOUR, time_s=NOW_S)
 
 sizes = st.integers(0, 2**63)
 moments = st.integers(0, 250_000_000_000)
@@ -42,6 +44,21 @@ written = st.builds(
     epoch=sizes,
     suspect=st.booleans(),
 )
+
+
+def starting(period: Period) -> st.SearchStrategy[Rollup]:
+    return st.builds(
+        Rollup,
+        period=st.just(period),
+        start_s=moments.map(lambda start_s: start_s - start_s % PERIOD_S[period]),
+        unique_ids=sizes,
+        hits=sizes,
+        suspect=st.booleans(),
+        epoch=sizes,
+    )
+
+
+rolled_up = starting("hour") | starting("day")
 
 
 def utc(epoch_s: float) -> datetime.datetime:
@@ -84,6 +101,49 @@ def test_lines_of_windows(record: Record, time_ms: int, reason: str | None) -> N
     assert abs((found.time - utc(time_ms / 1000)).total_seconds()) <= 0.001
 
 
+@given(rolled_up, st.from_regex(r"\A[A-Za-z0-9._-]{1,64}\Z"))
+def test_messages_of_hours_and_days(rollup: Rollup, namespace: str) -> None:
+    """A roll-up's message is read as it was written, and can be made again. It is not taken for a window."""
+    message = rollup.as_json(), rollup.message_id(namespace), rollup.message_type
+    found = records.parse_rollup(*message)
+    assert dataclasses.asdict(found) == {
+        "message_id": rollup.message_id(namespace),
+        "period": rollup.period,
+        "start": utc(rollup.start_s),
+        "end": utc(rollup.end_s),
+        "unique_ids": rollup.unique_ids,
+        "hits": rollup.hits,
+        "suspect": rollup.suspect,
+    }
+    assert [*json.loads(found.body()).items()] == [*json.loads(rollup.as_json()).items()]
+    with pytest.raises(records.ParseError, match="parse_rollup reads it"):
+        records.parse_message(*message)
+    with pytest.raises(records.ParseError, match="its id"):
+        records.parse_message(*message[:2])
+
+
+@given(rolled_up, st.none() | texts)
+def test_lines_of_hours_and_days(rollup: Rollup, reason: str | None) -> None:
+    """A roll-up's line is read as it was written, and has the id of its message."""
+    line = logfile.rollup_line(rollup, time_s=NOW_S + 0.047, reason=reason)
+    assert records.parse_line(f"{line}\n", "a.b") == records.RollupLine(
+        time=utc(NOW_S) + datetime.timedelta(milliseconds=47),
+        level="INFO",
+        message_id=rollup.message_id("a.b"),
+        period=rollup.period,
+        start=utc(rollup.start_s),
+        unique_ids=rollup.unique_ids,
+        hits=rollup.hits,
+        suspect=rollup.suspect,
+        reason=reason,
+    )
+
+
+def test_every_type_of_message_is_known() -> None:
+    """Each that idagg sends for a period."""
+    assert tuple(HOUR._replace(period=period).message_type for period in PERIOD_S) == records.ROLLUPS
+
+
 @given(
     st.builds(
         logfile.CallbackLine,
@@ -114,6 +174,8 @@ def test_a_later_version() -> None:
     """Fields that it adds are ignored."""
     body = json.dumps(json.loads(RECORD.as_json()) | {"shards": 4}).encode()
     assert records.parse_message(body, "idagg:1795344780").unique_ids == 4000
+    body = json.dumps(json.loads(HOUR.as_json()) | {"shards": 4}).encode()
+    assert records.parse_rollup(body, "idagg:hour:1795341600", "idagg.hour").unique_ids == 91204
     line = records.parse_line(LINE.replace(" sink=log", ' shards=4 mood="well" sink=log'))
     assert line == records.parse_line(LINE)
 
@@ -154,9 +216,32 @@ def test_no_message(body: bytes, message_id: str | None, message_type: str | Non
 
 
 @pytest.mark.parametrize(
+    ("body", "message_id", "message_type"),
+    [
+        (RECORD.as_json(), "idagg:1795344780", "idagg.window"),
+        (HOUR.as_json(), "idagg:hour:1795341600", None),
+        (HOUR.as_json(), "idagg:hour:1795341600", "idagg.day"),
+        (HOUR.as_json(), "idagg:week:1795341600", "idagg.week"),
+        (HOUR.as_json(), "idagg:1795341600", "idagg.hour"),
+        (HOUR.as_json(), None, "idagg.hour"),
+        (HOUR.as_json(), "idagg:hour:1795345200", "idagg.hour"),
+        (b"91204", "idagg:hour:1795341600", "idagg.hour"),
+        (HOUR.as_json().replace(b"91204", b"-1"), "idagg:hour:1795341600", "idagg.hour"),
+    ],
+)
+def test_no_hour(body: bytes, message_id: str | None, message_type: str | None) -> None:
+    with pytest.raises(records.ParseError, match="no record of idagg"):
+        records.parse_rollup(body, message_id, message_type)
+
+
+@pytest.mark.parametrize(
     "line",
     [
         "",
+        HOUR_LINE.replace("period=hour", "period=week"),
+        HOUR_LINE.replace("period=hour ", ""),
+        HOUR_LINE.replace("hits=600000", "hits=-1"),
+        HOUR_LINE.replace("start=", "window="),
         "Listening on port 8000",
         LINE.replace("event=window", "event=hour"),
         LINE.replace(" event=window", ""),
@@ -176,11 +261,11 @@ def test_no_line(line: str) -> None:
         records.parse_line(line)
 
 
-@given(st.integers(1, len(LINE) - 1))
-def test_a_line_cut_short(length: int) -> None:
-    """A power failure can leave the beginning of a window's line: it is not read as a smaller count."""
+@given(st.sampled_from([LINE, HOUR_LINE]), st.data())
+def test_a_line_cut_short(line: str, data: st.DataObject) -> None:
+    """A power failure can leave the beginning of a count's line: it is not read as a smaller count."""
     with pytest.raises(records.ParseError):
-        records.parse_line(LINE[:length])
+        records.parse_line(line[: data.draw(st.integers(1, len(line) - 1))])
 
 
 @pytest.mark.parametrize("secret", [NEW, OLD, f"{NEW},{OLD}", [OTHER, OLD], f"{OTHER}, {NEW}\n"])

@@ -41,7 +41,7 @@ def test_all_is_well() -> None:
             {"stale": fleet.Stale(since=NOW - datetime.timedelta(seconds=9), text="Redis is away")},
             "the other machines were seen last 9 s ago: Redis is away",
         ),
-        ({"machines": [machine(age_s=11)]}, "web-1: it says nothing of itself since 11 s"),
+        ({"machines": [machine(age_s=11)]}, "web-1: it has said nothing of itself for 11 s"),
         ({"machines": [machine(trouble={"store": AWAY})]}, "web-1, store, for 1 min 15 s: Redis is away"),
         ({"machines": [machine(ready=False)]}, "web-1: it counts no ids"),
         (

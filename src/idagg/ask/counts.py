@@ -86,12 +86,13 @@ def _pages(
         answer = client.get(WINDOWS, query | {"limit": str(wanted)}, kind)
         try:
             page = read(answer.body, answer.fields)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise NoAnswerError(
                 f"{client.url} answers with counts that this version of idagg cannot read: use the version "
                 "that runs there"
             ) from error
-        if page.note and "cursor" not in query:
+        # Without --from, nobody has asked for the windows before the oldest record.
+        if page.note and "cursor" not in query and ("from" in query or not page.rows):
             sys.stderr.write(f"idagg: {page.note}\n")
         if limit is None:
             yield page.rows
@@ -195,10 +196,19 @@ def _tell_estimate(client: Client, span: dict[str, str], form: str, tell: Tell) 
             "from,to,unique_ids,standard_error", f"{begin},{end},{found.unique_ids},{found.standard_error:g}"
         )
         return
-    kinds = collections.Counter(part.sketch for part in found.covered)
-    covered = ", ".join(f"{count} stretches of {kind}s" for kind, count in kinds.items())
     tell(
         f"range       {begin} to {end}",
         f"unique ids  {found.unique_ids:,}, an estimate; its standard error is {found.standard_error:.2%}",
-        f"covered     {covered or 'nothing: no sketch of the range is kept'}",
+        f"covered     {_coverage(found)}",
     )
+
+
+def _coverage(found: Estimated) -> str:
+    """How much of the range the number is of: an open window and an expired sketch are not in it."""
+    kinds = [kind for kind in ("day", "hour", "window") if any(part.sketch == kind for part in found.covered)]
+    if not kinds:
+        return "nothing: no sketch of the range is kept"
+    missing_s = (found.to - found.from_).total_seconds()
+    missing_s -= sum((part.to - part.from_).total_seconds() for part in found.covered)
+    but = f" but {times.lasting(missing_s)}" if missing_s > 0 else ""
+    return f"all of the range{but}, by sketches of {' and '.join(f'{kind}s' for kind in kinds)}"

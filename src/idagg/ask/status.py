@@ -56,7 +56,7 @@ def troubles(status: Status) -> list[str]:
         found.append(f"a window that ended {lasting(status.late_s)} ago is not sealed: its count comes late")
     for machine in status.machines:
         if machine.age_s > SILENT_S:
-            found.append(f"{machine.name}: it says nothing of itself since {lasting(machine.age_s)}")
+            found.append(f"{machine.name}: it has said nothing of itself for {lasting(machine.age_s)}")
         for part, trouble in sorted(machine.trouble.items()):
             if part not in _ON_PURPOSE:
                 age = lasting((status.now - trouble.since).total_seconds())

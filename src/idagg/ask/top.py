@@ -57,9 +57,10 @@ def run(client: Client) -> int:
 def _show(seen: Status, news: _News, keys: int, got: Sequence[int]) -> None:
     """Until a key or a signal ends it."""
     console = Console()
+    size = console.size  # before the first picture: a change that comes with it is seen
     with Live(screen(seen), console=console, screen=True, auto_refresh=False) as live:
         news.start()
-        size, trouble = console.size, None
+        trouble = None
         while not got:
             # The time limit is for a window whose size changes: SIGWINCH would interrupt other calls, too.
             ready, _, _ = select.select([keys, news.descriptor], [], [], 0.5)
@@ -160,7 +161,9 @@ def screen(status: Status, gone: str | None = None) -> RenderableType:
     found = words.troubles(status)
     state = Text("no answer", "bold red") if gone else _state(status, bool(found))
     return Group(
-        Text.assemble(("idagg ", "bold"), f"{plain(status.namespace)}  ", state, f"  {iso(status.now)}"),
+        Text.assemble(
+            ("idagg", "bold"), f", namespace {plain(status.namespace)}  ", state, f"  {iso(status.now)}"
+        ),
         _facts(status),
         # Above the workers, which may be more than the screen has lines.
         *(Text(f"! {plain(sentence)}", "red") for sentence in ([gone] if gone else []) + found),

@@ -54,7 +54,8 @@ class Worker(Model):
     pid: int | None = None
     """null: it is not running"""
     heartbeat_age_s: float | None = None
-    """Time since its last sign of life; heartbeats come twice a second"""
+    """Time since its last sign of life; heartbeats come twice a second. In a status, the `age_s` of another
+    machine is part of it"""
     is_leader: bool = False
     trouble: str | None = None
     """Why it stores no ids, in a sentence; null: it does"""

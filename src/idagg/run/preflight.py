@@ -62,7 +62,7 @@ def is_idagg(host: str, port: int) -> bool:
                 answer += piece
     except OSError:
         return False
-    return answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"\r\n\r\nok")
+    return answer.startswith((b"HTTP/1.0 200", b"HTTP/1.1 200")) and answer.endswith(b"\r\n\r\nok")
 
 
 def state_folder(settings: Settings) -> str:

@@ -366,11 +366,11 @@ def _machine(machine: fleet.Machine, status: fleet.Status) -> Machine:
         facts=", ".join(facts),
         table=f"Workers of {visible(machine.name)}",
         is_open=state != "good" or len(status.machines) <= _FEW_MACHINES,
-        workers=[_worker(worker, machine.age_s, is_silent=is_silent) for worker in machine.workers],
+        workers=[_worker(worker, is_silent=is_silent) for worker in machine.workers],
     )
 
 
-def _worker(worker: fleet.Worker, age_s: float, *, is_silent: bool) -> Worker:
+def _worker(worker: fleet.Worker, *, is_silent: bool) -> Worker:
     state: State = "good"
     about = "leader" if worker.is_leader else "stores ids"
     if is_silent:
@@ -385,7 +385,7 @@ def _worker(worker: fleet.Worker, age_s: float, *, is_silent: bool) -> Worker:
         state=state,
         about=about,
         pid=UNKNOWN if worker.pid is None else str(worker.pid),
-        heartbeat=UNKNOWN if heartbeat_s is None else f"{duration(heartbeat_s + age_s)} ago",
+        heartbeat=UNKNOWN if heartbeat_s is None else f"{duration(heartbeat_s)} ago",
         rate=rate(worker.requests_per_s),
         ids=rate(worker.ids_per_s),
         batch=UNKNOWN if worker.batch_ids is None else rate(worker.batch_ids),
