@@ -52,6 +52,7 @@ async def test_1_workers_killed(any_server: RedisServer, row: Row) -> None:
         serving.stop()
 
 
+@pytest.mark.slow  # it needs a machine: in a container cgroups cannot be made
 @pytest.mark.fault("1", "worker killed by the kernel, out of memory in its cgroup")
 async def test_1_out_of_memory(any_server: RedisServer, row: Row) -> None:
     """One worker is killed and replaced, and no other process."""

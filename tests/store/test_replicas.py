@@ -19,10 +19,17 @@ TAG = "{t:0}"
 
 
 @pytest.fixture(scope="module")
-def group() -> Iterator[SentinelGroup]:
-    """A primary and two replicas; each test leaves them in sync. Sentinels look on, and act on nothing."""
+def shared_group() -> Iterator[SentinelGroup]:
+    """A primary and two replicas. Sentinels look on, and act on nothing."""
     with SentinelGroup(2, sentinels=1, down_after_ms=600_000) as group:
         yield group
+
+
+@pytest.fixture
+def group(shared_group: SentinelGroup) -> SentinelGroup:
+    """In sync, whatever the test before has left."""
+    shared_group.in_sync()
+    return shared_group
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -366,8 +367,9 @@ def test_the_test_of_a_receiver() -> None:
 
 def test_it_needs_the_standard_library_alone() -> None:
     """A consumer that imports it gets none of the service."""
+    folder = str(Path(records.__file__).parents[1])
     script = (
-        "import sys; import idagg.records; "
+        f"import sys; sys.path.append({folder!r}); import idagg.records; "
         "tops = {name.split('.')[0] for name in sys.modules} - sys.stdlib_module_names; "
         "print(sorted(tops - {'__main__'})); "
         "print(sorted(name for name in sys.modules if name.startswith('idagg.')))"
