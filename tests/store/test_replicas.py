@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -29,6 +30,12 @@ def shared_group() -> Iterator[SentinelGroup]:
 def group(shared_group: SentinelGroup) -> SentinelGroup:
     """In sync, whatever the test before has left."""
     shared_group.in_sync()
+    deadline_s = time.monotonic() + 20
+    while shared_group.primary.info("replication").get("connected_slaves") != "2" or any(
+        "state=online" not in shared_group.primary.info("replication").get(f"slave{n}", "") for n in (0, 1)
+    ):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
     return shared_group
 
 
