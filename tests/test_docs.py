@@ -34,8 +34,9 @@ from idagg.deliver.amqp_route import Route
 from idagg.deliver.broker import Broker
 from idagg.deliver.logfile import CallbackLine, rollup_line, window_line
 from idagg.metrics import Metrics
-from idagg.settings import Settings, flag, load
+from idagg.settings import Settings, flag
 from idagg.signing import Signer
+from idagg.sources import load
 from idagg.window import Record, Rollup
 from kit.servers import RabbitServer, free_port
 from kit.serving import Serving

@@ -17,7 +17,8 @@ import pytest
 from packaging.requirements import Requirement
 
 import idagg
-from idagg.settings import Settings, default_text, example, load
+from idagg.settings import Settings, default_text, example
+from idagg.sources import load
 
 _ROOT = Path(__file__).parents[1]
 _BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"

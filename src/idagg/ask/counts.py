@@ -16,7 +16,7 @@ from idagg.ask import times
 from idagg.ask.client import Client
 from idagg.errors import Exit, NoAnswerError
 from idagg.read.counts import Estimated, Window
-from idagg.settings import SettingsError
+from idagg.sources import SettingsError
 
 WINDOWS = "/api/v1/windows"
 ESTIMATE = "/api/v1/estimate"
