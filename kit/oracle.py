@@ -244,7 +244,7 @@ class Load(Journal):
         if kind is None:
             assert [result for result in results if result is not None] == []
 
-    async def goes_on(self, requests: int = 2000, *, within_s: float = 15) -> None:
+    async def goes_on(self, requests: int = 2000, *, within_s: float = 60) -> None:
         """Wait until so many more got their ok."""
         wanted = len(self.ok) + requests
         broken = await until(
@@ -256,7 +256,7 @@ class Load(Journal):
     async def fails(self, requests: int = 1) -> None:
         """Wait until so many more failed."""
         wanted = len(self.failed) + requests
-        await until(lambda: len(self.failed) >= wanted, within_s=15)
+        await until(lambda: len(self.failed) >= wanted)
 
     async def _call(self) -> None:
         wire: Wire | None = None
