@@ -76,7 +76,7 @@ class Two(NamedTuple):
 
     async def recover(self, row: Row, since_s: float) -> None:
         for load in (self.of_ids, self.of_sums):
-            await load.goes_on(within_s=30)
+            await load.goes_on()
             assert row.not_recovered(load, since_s, within_s=RECOVERS_S) == []
 
     async def kept(self, row: Row, cluster: RedisCluster) -> None:
@@ -233,7 +233,7 @@ async def test_34_node_frozen(row: Row) -> None:
                     frozen.thaw()
                 thawed_s = time.monotonic()
                 assert late.isdisjoint(grid(start, start + 2, 2))
-                await load.goes_on(within_s=30)
+                await load.goes_on()
                 assert row.not_recovered(load, thawed_s, within_s=RECOVERS_S) == []
                 assert load.failed_shards(before) <= its
                 quiet_ms = load.p99_ms(others, quiet_s, frozen_s)

