@@ -24,7 +24,7 @@ from kit.balancers import Balancer, DocumentedHAProxy, DocumentedNginx
 from kit.oracle import Load, wrong_sum
 from kit.oracle import lines as log_lines
 from kit.servers import RedisServer, free_port
-from kit.serving import Serving
+from kit.serving import PATIENT, Serving
 from kit.waiting import until
 
 TUNED = {"idagg.run.restart.YOUNG_S": 0.2}
@@ -38,7 +38,7 @@ def machine(server: RedisServer, *flags: str, **environment: str) -> Serving:
     """One of those that share a Redis. Its ports stay when it is started again."""
     ports = ("--port", str(free_port()), "--admin-port", str(free_port()))
     return Serving(
-        *("--redis-url", server.url, *ports, *flags), tuned=TUNED, environment=environment, window=1
+        *("--redis-url", server.url, *ports, *PATIENT, *flags), tuned=TUNED, environment=environment, window=1
     )
 
 
@@ -83,7 +83,7 @@ async def unnoticed(serving: Serving, port: int, *machines: Serving) -> AsyncIte
 
 
 async def has_ended(serving: Serving) -> None:
-    await until(lambda: not serving.processes(), within_s=20)
+    await until(lambda: not serving.processes(), within_s=60)
     await asyncio.to_thread(serving.stop)
 
 
