@@ -86,7 +86,7 @@ def counts(server: Canned, *arguments: str) -> subprocess.CompletedProcess[str]:
         env=own,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
 
@@ -269,4 +269,4 @@ def test_a_reader_that_has_enough(form: str) -> None:
             assert re.match(rb"window|\[", process.stdout.readline())
             process.stdout.close()
             assert process.stderr.read() == b""
-            assert process.wait(timeout=30) == 141
+            assert process.wait(timeout=60) == 141
