@@ -172,7 +172,7 @@ async def test_24_cut_off(hosts: list[Host], row: Row) -> None:
                 await there.fails(16)
                 for admin in (False, True):
                     assert (await cut.ask("/readyz", admin=admin)).status == 503
-                assert (await other.health()).status == 200
+                await other.ready()
                 await eventually(cut.figures, lambda figures: figures["idagg_leader"] == 0)
                 await eventually(other.figures, lambda figures: figures["idagg_leader"] == 1)
                 assert [at for at in there.ok_at if at > cut_s + LAST_OK_S] == []

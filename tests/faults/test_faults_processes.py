@@ -129,7 +129,7 @@ async def test_leader_killed(any_server: RedisServer, row: Row) -> None:
                 await serving.replaces(leader)
                 await load.goes_on()
         assert await sealed(row, serving, load, since=since, answer_s=SUCCESSOR_S) == []
-        assert (await serving.figures())["idagg_leader"] == 1
+        await eventually(serving.figures, lambda figures: figures["idagg_leader"] == 1)
         serving.stop()
 
 

@@ -19,7 +19,7 @@ from kit.figures import Row
 from kit.oracle import Journal, Load, epoch_s, grid, lines
 from kit.servers import RedisServer
 from kit.serving import PATIENT, Serving
-from kit.waiting import LIMIT_S, long_window, next_window, until
+from kit.waiting import LIMIT_S, eventually, long_window, next_window, until
 
 # What a module that is imported before idagg's own does: to every program, or to workers alone.
 BROKEN = {
@@ -63,7 +63,7 @@ async def test_4_rolling_restart(any_server: RedisServer, row: Row) -> None:
                 hang_up(serving)
                 hang_up(serving)
                 await says(serving, "all workers are replaced", times=2 * injection + 2)
-            assert (await serving.health()).status == 200
+            await serving.ready()
             for load in loads:
                 await load.goes_on(100)
         assert (len(serving.workers()), set(before) & set(serving.workers())) == (2, set())
@@ -77,8 +77,8 @@ async def test_4_rolling_restart(any_server: RedisServer, row: Row) -> None:
         expected = grid(since, last, 1)
         assert row.verdict(told, lines(serving), expected=expected, answer_s=ANSWER_S) == []
         assert all(left_ms > GIVEN_AWAY_MS for left_ms in handovers.left_ms), handovers.left_ms
-        figures = await serving.figures()
-        assert (figures["idagg_requests_total{200}"], figures["idagg_leader"]) == (len(told.ok), 1)
+        names, figures = ("idagg_requests_total{200}", "idagg_leader"), [len(told.ok), 1]
+        await eventually(serving.figures, lambda seen: [seen[name] for name in names] == figures)
         serving.stop()
         assert serving.said.count("replacing the workers") == 2 * row.injections
 
@@ -108,9 +108,10 @@ async def test_build_that_does_not_serve(any_server: RedisServer, tmp_path: Path
                 hang_up(serving)
                 await says(serving, "the reload failed, idagg serves on as before: ", times=number)
                 assert re.search(rf"serves on as before: {reason}$", serving.said, re.MULTILINE)
-                assert serving.workers() == before
-                assert (await serving.health()).status == 200
-                assert (await serving.figures())["idagg_reloads_total{failed}"] == number
+                await until(lambda: serving.workers() == before)
+                await serving.ready()
+                failed = "idagg_reloads_total{failed}"
+                await eventually(serving.figures, lambda figures: figures[failed] == number)
                 await load.goes_on()
         assert (load.failed, load.unknown, load.trouble_at) == (set(), set(), [])
         serving.stop()

@@ -89,7 +89,7 @@ async def test_number_of_workers(serving: Serving, settings: Path) -> None:
             await opening.goes_on(200)
     for load in (keeping, opening):
         assert (load.failed, load.unknown, load.trouble_at) == (set(), set(), [])
-    assert (await serving.figures())["idagg_reloads_total{done}"] == 2
+    await eventually(serving.figures, lambda figures: figures["idagg_reloads_total{done}"] == 2)
 
 
 async def test_number_of_shards(serving: Serving, settings: Path) -> None:
@@ -102,7 +102,7 @@ async def test_number_of_shards(serving: Serving, settings: Path) -> None:
     # Requests that are under way when it begins may be answered 503.
     assert (len(load.failed) < len(load.ok), load.unknown) == (True, set())
     assert len(load.ok) <= sum((await serving.delivered()).values()) <= len(load.sent)
-    assert b"shards" not in (await serving.health()).body
+    await eventually(serving.health, lambda answer: b"shards" not in answer.body)
 
 
 async def test_addresses(serving: Serving, settings: Path) -> None:
@@ -112,7 +112,8 @@ async def test_addresses(serving: Serving, settings: Path) -> None:
     write(settings, f"port = {new[0]}\nadmin_port = {new[1]}\nworkers = 2\n")
     before = serving.pid, serving.callback_process()
     await reloads(serving)
-    assert (await serving.hit(), (await serving.health()).status) == (200, 200)
+    assert await serving.hit() == 200
+    await serving.ready()
     assert before[0] == serving.pid
     assert before[1] != serving.callback_process()
     for serving.port in old:
