@@ -94,7 +94,6 @@ async def test_2_worker_hung(any_server: RedisServer, row: Row) -> None:
         serving.stop()
 
 
-@pytest.mark.alone  # who comes early waits for the start of the next instance, within ANSWER_S
 @pytest.mark.fault("3", "supervisor killed, then another instance")
 async def test_3_supervisor_killed(row: Row) -> None:
     """Nobody stays behind, and a new instance on the same port and folder delivers the rest."""
