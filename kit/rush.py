@@ -58,8 +58,8 @@ class Rush:
 
     @property
     def journal(self) -> Journal:
-        """Its numbers are right, and which ids were answered is not known. Requests that were under way at the
-        end are unknown."""
+        """Right in its numbers; which ids were answered is not known. Requests that were under way at the end
+        are unknown."""
         seen = self.seen
         counts = (seen.requests - seen.refused, seen.refused, seen.broken + self._connections)
         starts = itertools.accumulate(counts, initial=self._first_id)
@@ -89,6 +89,6 @@ class Rush:
         process = self._process
         assert process is not None
         process.send_signal(signal.SIGINT if kind is None else signal.SIGKILL)
-        said, _ = process.communicate()
+        said = process.communicate()[0]
         if kind is None:
             self._seen = Seen(**json.loads(said.splitlines()[-1]))
