@@ -29,8 +29,9 @@ from kit.faults import (
 from kit.figures import Row
 from kit.oracle import Load, lines, open_hits, open_windows
 from kit.proxy import Proxy
-from kit.servers import RedisServer, libfaketime
+from kit.servers import RedisServer
 from kit.serving import Serving
+from kit.stepped import SteppedServer
 from kit.waiting import LIMIT_S, eventually, long_window, next_window, until
 
 
@@ -223,24 +224,6 @@ async def test_17_redis_disk_full(small_disk: Path, row: Row) -> None:
         assert row.wrong_ids(load, await open_windows(server.url)) == []
         assert row.late(load, SOON_S) == []
         serving.stop()
-
-
-class SteppedServer(RedisServer):
-    """A Valkey on a host whose clock is off, and steps. (Debian's Redis does not start under libfaketime.)"""
-
-    def step(self, off_s: int) -> None:
-        new = self.folder / "clock.new"
-        new.write_text(f"{off_s:+d}s\n")
-        new.rename(self.folder / "clock")
-
-    def _environment(self) -> dict[str, str]:
-        self.step(0)
-        return {
-            "LD_PRELOAD": str(libfaketime()),
-            "FAKETIME_TIMESTAMP_FILE": str(self.folder / "clock"),
-            "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        }
 
 
 @pytest.mark.slow

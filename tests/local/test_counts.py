@@ -175,6 +175,23 @@ def test_older_windows_are_not_there() -> None:
     assert len(done.stdout.splitlines()) == 3
 
 
+def test_csv_says_so_too() -> None:
+    """It has no place for it: the command asks once more. Where no window is left it is a head alone."""
+    begin = "2026-11-22T10:00:00Z"
+    span = ("--from", "2026-11-22 09:00", "--format", "csv")
+    for answers, note, rows in (
+        ((csv_page([0], "c"), page([0], "c", begin), csv_page([1])), f"windows before {begin}", 2),
+        ((csv_page([]), page([])), "a window in this range", 0),
+        ((csv_page([0]), page([0])), "", 1),
+    ):
+        with Canned(*answers) as server:
+            done = counts(server, *span)
+        assert done.stderr == (f"idagg: no record is kept of {note}\n" if note else "")
+        assert done.stdout.splitlines()[0] == COLUMNS
+        assert len(done.stdout.splitlines()) == 1 + rows
+        assert [query["limit"] for query in queries(server)][:2] == [str(PAGE), "1"]
+
+
 def test_an_estimate() -> None:
     """As lines, it says how much of the range it is of."""
     with Canned(http(200, json.dumps(ESTIMATE).encode())) as server:
@@ -193,6 +210,11 @@ def test_an_estimate() -> None:
     [
         ([], "nothing: no sketch of the range is kept"),
         ([("2026-11-22T10:00:00Z", "2026-11-23T12:30:00Z")], "all of the range, by sketches of days"),
+        # The last window ends after the range, whose begin is in the window before the first one.
+        (
+            [("2026-11-22T10:00:30Z", "2026-11-23T12:31:00Z")],
+            "all of the range but 30 s, by sketches of days",
+        ),
     ],
 )
 def test_what_an_estimate_is_of(covered: list[tuple[str, str]], words: str) -> None:

@@ -114,12 +114,6 @@ def _json_page(body: bytes, _: object) -> _Page:
     return _Page(given["windows"], given["next_cursor"], note)
 
 
-def _csv_page(body: bytes, fields: Any) -> _Page:
-    head, *rows = body.decode().splitlines()
-    found = _NEXT.search(fields.get("link", ""))
-    return _Page([(head, row) for row in rows], found[1] if found else None)
-
-
 def _as_json(client: Client, span: dict[str, str], limit: int | None) -> Iterator[list[str]]:
     """One array, a window a line."""
     yield ["["]
@@ -133,14 +127,23 @@ def _as_json(client: Client, span: dict[str, str], limit: int | None) -> Iterato
 
 
 def _as_csv(client: Client, span: dict[str, str], limit: int | None) -> Iterator[list[str]]:
-    """As the API has it, with one head."""
+    """As the API has it, with one head, also where there is no window."""
+    heads: list[str] = []
+
+    def read(body: bytes, fields: Any) -> _Page:
+        head, *rows = body.decode().splitlines()
+        heads.append(head)
+        found = _NEXT.search(fields.get("link", ""))
+        note = None
+        if len(heads) == 1 and (not rows or rows[0].partition(",")[0] > span.get("from", "9")):
+            # Something may be missing, and CSV has no place to say so.
+            note = _json_page(client.get(WINDOWS, span | {"limit": "1"}).body, None).note
+        return _Page(rows, found[1] if found else None, note)
+
     is_first = True
-    for page in _pages(client, span, limit, "text/csv", _csv_page):
-        lines = [row for _, row in page]
-        if is_first and page:
-            lines.insert(0, page[0][0])
-            is_first = False
-        yield lines
+    for page in _pages(client, span, limit, "text/csv", read):
+        yield [*heads[:is_first], *page]
+        is_first = False
 
 
 def _as_table(client: Client, span: dict[str, str], limit: int | None) -> Iterator[list[str]]:
@@ -208,7 +211,10 @@ def _coverage(found: Estimated) -> str:
     kinds = [kind for kind in ("day", "hour", "window") if any(part.sketch == kind for part in found.covered)]
     if not kinds:
         return "nothing: no sketch of the range is kept"
-    missing_s = (found.to - found.from_).total_seconds()
-    missing_s -= sum((part.to - part.from_).total_seconds() for part in found.covered)
+    missing_s, at = (found.to - found.from_).total_seconds(), found.from_
+    for part in sorted(found.covered, key=lambda part: part.from_):
+        end = min(part.to, found.to)  # the last window may end after the range
+        missing_s -= max(0, (end - max(part.from_, at)).total_seconds())
+        at = max(at, end)
     but = f" but {times.lasting(missing_s)}" if missing_s > 0 else ""
     return f"all of the range{but}, by sketches of {' and '.join(f'{kind}s' for kind in kinds)}"

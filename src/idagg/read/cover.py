@@ -54,6 +54,18 @@ def gaps(from_s: int, to_s: int, stretches: Iterable[Stretch]) -> list[Gap]:
     return found
 
 
+def in_gap(start_s: int, end_s: int, gap: Gap, from_s: int, to_s: int) -> Stretch | None:
+    """What a window that reaches into a gap of the range covers of it; None: it belongs to what is before the
+    range.
+
+    A window that began in the hour before the gap is in that hour's sketch. One that reaches into the hour
+    after it leaves that time to the hour.
+    """
+    if start_s < gap.from_s == from_s:
+        return None
+    return Stretch(max(start_s, gap.from_s), end_s if gap.to_s == to_s else min(end_s, gap.to_s), "window")
+
+
 def joined(stretches: Iterable[Stretch]) -> list[Stretch]:
     """The same, in order; where one of a kind begins as another ends, they are one."""
     found: list[Stretch] = []
