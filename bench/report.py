@@ -27,8 +27,8 @@ _TABLES: dict[str, tuple[str, str]] = {
     "beside callbacks": ("Hits beside callbacks", "hits"),
     "strangers": ("Calls of strangers meanwhile", "endpoints"),
     "costs": ("What each step costs", "step"),
-    "model, closed loop": ("The simulation beside real runs, 256 connections", "plan"),
-    "model, open loop": ("The simulation beside real runs, 10,000 requests/s", "plan"),
+    "model, closed loop": ("The simulation beside real runs, all cores shared", "plan, connections"),
+    "model, open loop": ("The simulation beside real runs, 10,000 requests/s", "plan, connections"),
     "sizing": ("What a rate takes", "requests/s"),
     **{f"by {sweep}": (f"By {what}", sweep) for sweep, what in SWEEPS.items()},
 }
