@@ -107,9 +107,10 @@ class Passers:
         self.answers.append((answer, time.monotonic() - began_s))
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(
-    ("flood_s", "share"), [(6, 0.4), pytest.param(60, 0.7, marks=pytest.mark.slow)], ids=["short", "long"]
+    ("flood_s", "share"),
+    [(6, 0.4), pytest.param(60, 0.7, marks=[pytest.mark.slow, pytest.mark.alone])],
+    ids=["short", "long"],
 )
 async def test_overload(flood_s: int, share: float) -> None:
     """All are answered in time, about as many are stored as before, none is lost; then all are stored again.
