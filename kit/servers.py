@@ -58,6 +58,7 @@ PACKAGES: dict[str, Callable[[], object]] = {
     "varnish": lambda: shutil.which("varnishd"),
     "nginx": lambda: shutil.which("nginx"),
     "curl": lambda: shutil.which("curl"),
+    "wrk": lambda: shutil.which("wrk"),
     "systemd": lambda: shutil.which("systemd-analyze"),
     "prometheus": lambda: shutil.which("promtool"),
     "chromium": lambda: shutil.which("chromium"),
