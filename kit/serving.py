@@ -219,6 +219,10 @@ class Serving(Server):
         """What the admin listener says of it."""
         return await self.ask("/readyz?verbose", admin=True)
 
+    async def readiness(self) -> set[int]:
+        """What ``/readyz`` of the public listener says: of every worker, as good as certain."""
+        return {(await self.ask("/readyz")).status for _ in range(8 * WORKERS)}
+
     async def hit(self) -> int:
         """Send a new id; returns the status."""
         return (await self.ask(f"/api/verve/accept?id={next(ids)}")).status

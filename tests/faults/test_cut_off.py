@@ -29,6 +29,7 @@ from kit.waiting import eventually, long_window, next_window, until
 
 DEADLINE_S = 1
 ANSWER_S = 1.5
+CALLERS = 8
 RECOVERS_S = 3.0
 # More than an answer takes that was on its way when the cable was cut, and less than a lease.
 LAST_OK_S = 4.0
@@ -158,7 +159,7 @@ async def test_24_cut_off(hosts: list[Host], row: Row) -> None:
     ):
         instances = [first, second]
         assert "leading: epoch 1" in first.said
-        async with Load(first, callers=8) as first_load, Load(second, callers=8) as second_load:
+        async with Load(first, callers=CALLERS) as first_load, Load(second, callers=CALLERS) as second_load:
             loads = [first_load, second_load]
             since = await next_window(1)
             async for injection in row.inject(1):
@@ -170,8 +171,8 @@ async def test_24_cut_off(hosts: list[Host], row: Row) -> None:
                 await begins_to_lead(other, injection + 2)
                 row.taken_over(time.monotonic() - cut_s)
                 await there.fails(16)
-                for admin in (False, True):
-                    assert (await cut.ask("/readyz", admin=admin)).status == 503
+                await eventually(cut.readiness, lambda said: said == {503})
+                await eventually(cut.health, lambda answer: answer.status == 503)
                 await other.ready()
                 await eventually(cut.figures, lambda figures: figures["idagg_leader"] == 0)
                 await eventually(other.figures, lambda figures: figures["idagg_leader"] == 1)
@@ -181,7 +182,9 @@ async def test_24_cut_off(hosts: list[Host], row: Row) -> None:
                 await cut.ready()
                 await there.goes_on()
                 assert row.not_recovered(there, mended_s, within_s=RECOVERS_S) == []
-                assert [at for at in here.trouble_at if at > cut_s] == []
+                # With a deadline of 1 s, a shared machine that stands still fails each caller once.
+                troubles = len([at for at in here.trouble_at if at > cut_s])
+                assert troubles <= (CALLERS if row.patience > 1 else 0)
         assert (first_load.unknown, second_load.unknown) == (set(), set())
         told = together(first_load, second_load)
         now_s = int(time.time())

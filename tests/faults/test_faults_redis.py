@@ -110,7 +110,7 @@ async def test_13_redis_frozen_over_boundaries(redis_server: RedisServer, row: R
                         await load.fails(64)
                         answer = await eventually(serving.health, lambda answer: answer.status == 503)
                         assert b"\nstore: " in answer.body
-                        assert (await serving.ask("/readyz")).status == 503
+                        await eventually(serving.readiness, lambda said: said == {503})
                     finally:
                         redis_server.thaw()
                     await recovers(row, load)

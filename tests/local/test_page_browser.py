@@ -17,6 +17,7 @@ from idagg.store.kept import KeptWindow
 from kit.browser import PHONE, tab
 from kit.page_site import Site
 from kit.page_states import HOSTILE, STATES, Seen
+from kit.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -99,8 +100,13 @@ async def test_the_script_says_what_the_server_says(browser: Browser) -> None:
         for state in STATES:
             shown.show(state)
             await is_shown(live, state)
-            await still.reload()
-            assert await texts(live) == await texts(still), state
+
+            async def both() -> tuple[list[str], list[str]]:
+                """The windows come with a later event than the verdict does."""
+                await still.reload()
+                return await texts(live), await texts(still)
+
+            await eventually(both, lambda pair: pair[0] == pair[1])
 
 
 async def test_without_script_it_loads_itself_again(browser: Browser) -> None:

@@ -18,8 +18,6 @@ from kit.serving import Serving
 from kit.waiting import LIMIT_S, long_window
 from kit.wire import connect, ids, request
 
-pytestmark = pytest.mark.alone
-
 CONNECTIONS = 200
 # Of the good client, with the flood and without.
 SAMPLES = 400
@@ -116,6 +114,7 @@ def p99_ms(samples: list[float]) -> float:
     return sorted(samples)[len(samples) * 99 // 100] * 1000
 
 
+@pytest.mark.alone
 async def test_a_flood_of_bad_requests_delays_nobody_else(serving: Serving) -> None:
     """Others wait at most five times as long as without it, and 20 ms. In one line with it, it is seconds."""
     complaints: list[str] = []

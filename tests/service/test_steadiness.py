@@ -69,9 +69,10 @@ async def test_signals_of_no_use(any_server: RedisServer) -> None:
 
 def beneath(path: str, *command: str) -> tuple[str, ...]:
     """A command that runs what follows in a session of its own with this controlling terminal."""
-    # The first terminal that a session's leader opens becomes its own.
+    # The first terminal that a session's leader opens becomes its own. All that a test run under nohup starts
+    # ignores SIGHUP, if that is not undone.
     inner = " ".join(("exec", *command, '"$@"'))
-    return ("setsid", "sh", "-c", f"exec 3<>{path}; {inner}", "sh")
+    return ("setsid", "env", "--default-signal=HUP", "sh", "-c", f"exec 3<>{path}; {inner}", "sh")
 
 
 async def test_terminal_that_is_closed(any_server: RedisServer, terminal: tuple[int, str]) -> None:
