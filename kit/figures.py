@@ -105,6 +105,13 @@ class Row:
         self.granted += len(lost & may_lose)
         return oracle.wrong_ids(journal, windows, may_lose=may_lose)
 
+    def wrong_sum(self, journal: Journal, deliveries: Iterable[Delivery]) -> list[str]:
+        """Where any id may be lost: none counts twice. Of deliveries of one window, the last one counts."""
+        lost, double = oracle.unequal_sums(journal, deliveries)
+        self._note("sums", journal, 0, double)
+        self.granted += lost
+        return [f"A: {double} ids were counted twice"] * bool(double)
+
     def verdict(
         self,
         journal: Journal,

@@ -362,6 +362,16 @@ class Consumer:
             found.append(Delivery(message_id, body["window_start"], body["unique_ids"]))
         return found
 
+    async def epochs(self) -> dict[str, list[int]]:
+        """The epochs of all deliveries until now, oldest first, by message id."""
+        found: dict[str, list[int]] = {}
+        for message in await self.take():
+            properties = message.header.properties
+            found.setdefault(properties.message_id or "", []).append(
+                int(str((properties.headers or {})["epoch"]))
+            )
+        return found
+
     async def counts(self) -> dict[str, int]:
         """Unique ids by window, until now."""
         return agreed((delivery.window, delivery.count) for delivery in await self.deliveries())

@@ -15,50 +15,25 @@ from statistics import median
 import pytest
 
 from kit import oracle
-from kit.generator import Outcomes, offer
 from kit.oracle import Size, open_windows
 from kit.proxy import Proxy
 from kit.servers import RedisServer
 from kit.serving import Serving
+from kit.told import FIRST_ID, NOT_ANSWERED, OK, REFUSED, STARTING_S, Told, tell
 from kit.waiting import long_window
-from kit.wire import Answer, ids, request
+from kit.wire import Answer, ids
 
 # An id of nine digits is twelve bytes of a batch.
 TAKES = 8000
 LINE_BYTES_PER_S = 12 * TAKES
 CALM, FLOOD = TAKES // 2, TAKES * 2
-FIRST_ID = 100_000_000
-# Until the generator has its connections, and after the flood.
-STARTING_S, BACK_WITHIN_S = 2, 3
-CALM_S = 3
+# After the flood.
+CALM_S, BACK_WITHIN_S = 3, 3
 # At the default deadline, 2 s, as the machine is shared.
 ANSWER_S = 8.0
 AT_ONCE_S = 1.0  # most of those who are refused
 # So many that none of them has more requests waiting than are read from it.
 CONNECTIONS = 256
-NOT_ANSWERED, OK, REFUSED = range(3)
-
-
-class Told(Outcomes):
-    """What came of each request, beside the figures."""
-
-    def __init__(self, first_id: int, rate: int, seconds: int) -> None:
-        super().__init__(seconds)
-        self.first_id = first_id
-        self.outcome = bytearray(rate * seconds)
-        self.slowest_s = 0.0
-
-    def settle(self, number: int, due_s: float, took_s: float | None, *, ok: bool) -> None:
-        super().settle(number, due_s, took_s, ok=ok)
-        if took_s is not None:
-            self.outcome[number] = OK if ok else REFUSED
-            self.slowest_s = max(self.slowest_s, took_s)
-
-    def request(self, number: int) -> bytes:
-        return request(self.first_id + number)
-
-    def told(self, outcome: int) -> set[int]:
-        return {self.first_id + number for number, what in enumerate(self.outcome) if what == outcome}
 
 
 def loads(port: int, flood_s: int) -> list[Told]:
@@ -67,17 +42,7 @@ def loads(port: int, flood_s: int) -> list[Told]:
     first_id = FIRST_ID
     start_s = time.time() + STARTING_S
     for rate, seconds in (CALM, CALM_S), (FLOOD, flood_s), (CALM, CALM_S):
-        told = Told(first_id, rate, seconds)
-        offer(
-            port,
-            told.request,
-            told,
-            rate=rate,
-            seconds=seconds,
-            connections=CONNECTIONS,
-            start_s=start_s,
-        )
-        found.append(told)
+        found.append(tell(port, first_id, rate, seconds, connections=CONNECTIONS, start_s=start_s))
         first_id += rate * seconds
         # On a busy machine the generator may be late itself.
         start_s = max(start_s + seconds + BACK_WITHIN_S * (rate == FLOOD), time.time() + STARTING_S)

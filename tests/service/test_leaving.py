@@ -29,8 +29,8 @@ from kit.servers import RedisServer, free_port
 from kit.serving import PATIENT, Serving
 from kit.waiting import next_window, until
 
-# At the default deadline, on a machine that is busy.
-ANSWER_S = 2.5
+# A balancer may ask both machines in turn: each has its deadline, 2 s, on a machine that is busy.
+ANSWER_S = 5.0
 TUNED = {"idagg.run.restart.YOUNG_S": 0.2}
 _BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
 _LEFT_OUT = shutil.ignore_patterns(
