@@ -9,16 +9,21 @@ import asyncio
 import contextlib
 import ctypes
 import dataclasses
+import html
 import ipaddress
+import json
 import os
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import pytest
 
+from idagg.errors import Exit
 from idagg.window import iso
 from kit.figures import Row
 from kit.groups import Place, SentinelGroup
@@ -33,6 +38,8 @@ CALLERS = 8
 RECOVERS_S = 3.0
 # More than an answer takes that was on its way when the cable was cut, and less than a lease.
 LAST_OK_S = 4.0
+# For what nobody measures.
+WITHIN_S = 60.0
 
 # Of those for tests of networks (RFC 2544); nobody else has them where they are used.
 NETWORKS = ipaddress.IPv4Network("198.18.0.0/28")
@@ -248,3 +255,98 @@ async def test_30_primary_cut_off(hosts: list[Host], row: Row) -> None:
 async def test_30_primary_cut_off_none(hosts: list[Host], row: Row) -> None:
     """Every ok on its side is lost when the cable is mended: this is what ``--replicas`` is for."""
     await primary_cut_off(hosts, row, 0)
+
+
+@pytest.mark.slow
+async def test_both_machines_tell_the_same(hosts: list[Host]) -> None:
+    """The leader's machine is cut off, and then the other one is killed: pages and status of both agree on
+    the leader, its epoch and the last window, and the exit code of `idagg status` tells of the trouble."""
+    with (
+        RedisServer(
+            "redis", tcp=True, bind="0.0.0.0", protected_mode="no", appendonly="yes", appendfsync="always"
+        ) as server,
+        instance(hosts[0], f"redis://{hosts[0].store.here}:{server.port}", window=3) as first,
+        instance(hosts[1], f"redis://{hosts[1].store.here}:{server.port}", window=3) as second,
+    ):
+        both = (first, second)
+        before = await agreed_on(*both)
+        assert before.epoch == 1
+        await all_is_well(*both)
+
+        hosts[0].store.cut()
+        alone = await agreed_on(second, after=before)
+        assert await exit_code(first) == Exit.TROUBLE
+        await all_is_well(second)
+        hosts[0].store.mend()
+        mended = await agreed_on(*both, after=alone, epoch=alone.epoch)
+        assert mended.machine == alone.machine != before.machine
+        await all_is_well(*both)
+
+        os.kill(second.pid, signal.SIGKILL)
+        killed = await agreed_on(first, after=mended)
+        assert (killed.machine == before.machine, killed.epoch) == (True, mended.epoch + 1)
+        assert await exit_code(second) == Exit.NO_ANSWER
+        second.kill()
+        second.start()
+        again = await agreed_on(*both, after=killed, epoch=killed.epoch)
+        assert again.machine == killed.machine
+        await all_is_well(*both)
+        second.stop()
+        first.stop()
+
+
+class Told(NamedTuple):
+    """What a machine tells of the fleet: by its API, and by its page."""
+
+    machine: str  # the leader's id
+    epoch: int
+    last: str
+    page: tuple[str, str]
+
+    @classmethod
+    async def by(cls, serving: Serving) -> Told | None:
+        """None: it knows of no leader, or not of a window yet."""
+        status = json.loads((await serving.ask("/api/v1/status", admin=True)).body)
+        view = json.loads((await serving.ask("/page/view", admin=True)).body)
+        page = (await serving.ask("/", admin=True)).body.decode()
+        leader, last = status["leader"], status["last"]
+        if not leader or not last or status["stale"] or html.escape(view["leader"]) not in page:
+            return None
+        return cls(
+            leader["machine"], leader["epoch"], last["window_start"], (view["leader"], str(view["last"]))
+        )
+
+
+async def agreed_on(*servings: Serving, after: Told | None = None, epoch: int = 0) -> Told:
+    """Wait until these tell the same, of a later window, and of this epoch or a later one."""
+
+    async def told() -> list[Told | None]:
+        return await asyncio.gather(*map(Told.by, servings))
+
+    def enough(found: list[Told | None]) -> bool:
+        one = found[0]
+        if one is None or any(other != one for other in found):
+            return False
+        is_later = after is None or (one.last > after.last and one.epoch >= (epoch or after.epoch + 1))
+        return is_later and f"epoch {one.epoch}" in one.page[0]
+
+    found = (await eventually(told, enough, within_s=WITHIN_S))[0]
+    assert found is not None
+    return found
+
+
+async def exit_code(serving: Serving) -> int:
+    """Of `idagg status`."""
+    url = f"http://{serving.host}:{serving.admin_port}"
+    command = [sys.executable, "-m", "idagg", "status", "--admin-url", url]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=60, check=False)
+    return done.returncode
+
+
+async def all_is_well(*servings: Serving) -> None:
+    """Wait until `idagg status` says so of each."""
+
+    async def codes() -> set[int]:
+        return set(await asyncio.gather(*map(exit_code, servings)))
+
+    await eventually(codes, lambda codes: codes == {Exit.OK}, within_s=WITHIN_S)
