@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ from kit.oracle import Load
 from kit.servers import RedisServer, free_port
 from kit.serving import PATIENT, Serving
 from kit.waiting import eventually, long_window, until
+from kit.wire import Wire, connect
 
 SOON = {"idagg.run.restart.YOUNG_S": 0.0}
 OWN = "port = 0\nadmin_port = 0\ndeadline = 10\n"  # the longest: no request may fail
@@ -118,6 +120,71 @@ async def test_addresses(serving: Serving, settings: Path) -> None:
     assert before[1] != serving.callback_process()
     for serving.port in old:
         await eventually(serving.is_refused, bool)
+
+
+async def test_open_streams(serving: Serving, settings: Path) -> None:
+    """They end as streams do, and their listeners can come back. The API is served all the while, by the same
+    machine. A token that was rotated is asked for then."""
+    old, new = (
+        {"Authorization": "Bearer old-and-long-enough"},
+        {"Authorization": "Bearer new-and-long-enough"},
+    )
+    write(settings, OWN + "workers = 2\nadmin_token = 'old-and-long-enough'\n")
+    await reloads(serving)
+
+    async def machine(fields: dict[str, str]) -> str:
+        answer = await serving.ask("/api/v1/status", admin=True, fields=fields)
+        return str(json.loads(answer.body)["machine"]) if answer.status == 200 else str(answer.status)
+
+    before = await machine(old)
+    streams = [await stream(serving, path, old) for path in ("/api/v1/events", "/page/events")]
+    write(settings, OWN + "workers = 2\nadmin_token = 'new-and-long-enough'\n")
+    is_over = asyncio.Event()
+    asking = asyncio.create_task(served_until(is_over, serving))
+    await reloads(serving)
+    is_over.set()
+    assert await asking > 0
+    for wire in streams:
+        assert (await rest(wire)).endswith(b"\r\n0\r\n\r\n")  # an end, and no cut
+        wire.close()
+    assert (await machine(new), await machine(old)) == (before, "401")
+    again = await stream(serving, "/api/v1/events", new)
+    again.close()
+
+
+async def stream(serving: Serving, path: str, fields: dict[str, str]) -> Wire:
+    """An open one."""
+    wire = await connect(serving.admin_port)
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    await wire.send(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{head}\r\n".encode())
+    answer = await wire.answer()
+    assert answer is not None
+    assert answer.headers["Content-Type"] == "text/event-stream"
+    return wire
+
+
+async def rest(wire: Wire) -> bytes:
+    said = b""
+    async with asyncio.timeout(30):
+        while data := await asyncio.get_running_loop().sock_recv(wire.socket, 65_536):
+            said += data
+    return said
+
+
+async def served_until(is_over: asyncio.Event, serving: Serving) -> int:
+    """How many requests the admin listener has answered. One in the very moment of the change may get no
+    answer; the next one does."""
+    count = failed = 0
+    while not is_over.is_set():
+        try:
+            async with asyncio.timeout(30):
+                assert (await serving.ask("/livez", admin=True)).status == 200
+        except (ConnectionError, AssertionError):
+            failed += 1
+            assert failed <= 2
+        count += 1
+        await asyncio.sleep(0.02)
+    return count - failed
 
 
 async def test_what_fails(serving: Serving, settings: Path) -> None:

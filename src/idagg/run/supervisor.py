@@ -189,6 +189,11 @@ class Supervisor:
         """Empty until the embedded store runs."""
         return self._children.settings.redis_url or self._children.store_url
 
+    @property
+    def admin_address(self) -> str:
+        host, port, *_ = self._admin_listener.getsockname()
+        return sockets.shown(host, port)
+
     def trouble(self) -> dict[str, str]:
         """Present trouble, one sentence for each part; empty if there is none."""
         found: dict[str, str] = {}
