@@ -165,7 +165,7 @@ async def test_24_cut_off(hosts: list[Host], row: Row) -> None:
         instance(hosts[1], f"redis://{hosts[1].store.here}:{server.port}") as second,
     ):
         instances = [first, second]
-        assert "leading: epoch 1" in first.said
+        await begins_to_lead(first, 1)
         async with Load(first, callers=CALLERS) as first_load, Load(second, callers=CALLERS) as second_load:
             loads = [first_load, second_load]
             since = await next_window(1)

@@ -22,7 +22,7 @@ from kit.stepped import Clock
 from kit.waiting import eventually, until
 
 IDS = 50
-WITHIN_S = 30.0
+WITHIN_S = 60.0
 HOUR_S = 3600
 # A day of its clock, so that no test begins just before midnight.
 TEN = int(time.time()) // DAY_S * DAY_S + 10 * HOUR_S
@@ -47,7 +47,7 @@ class Machine:
 
         async def newest() -> str:
             page = json.loads((await self.serving.ask("/api/v1/windows?limit=1", admin=True)).body)
-            return str(page["windows"][0]["window_start"])
+            return str(page["windows"][0]["window_start"]) if page.get("windows") else ""
 
         await eventually(newest, lambda start: start >= iso(today_s), within_s=WITHIN_S)
         await until(lambda: len(self.serving.records("rollup")) >= 1, within_s=WITHIN_S)
@@ -68,6 +68,14 @@ class Machine:
         )
         assert (done.returncode, done.stderr) == (0, f"idagg: {note}\n" if note else "")
         return done.stdout
+
+    async def has_no_trouble(self) -> None:
+        """Something may be late for a moment, on a busy machine or after a step of its clock."""
+        await eventually(
+            lambda: self.told("status"),
+            lambda said: said.splitlines()[-1] == "trouble: none",
+            within_s=WITHIN_S,
+        )
 
     async def some_ids(self) -> str:
         """Counted and delivered; returns the start of the first window."""
@@ -101,7 +109,8 @@ async def test_the_next_day(machine: Machine) -> None:
     as the log file has them."""
     first = await machine.some_ids()
     await machine.days_later(1)
-    assert sum(table(await machine.told("counts"))) == IDS
+    # By default the last ones are shown: a busy machine may have had more windows meanwhile.
+    assert sum(table(await machine.told("counts", "--limit", "10000"))) == IDS
     yesterday = ("--from", "yesterday", "--to", "today")
     note = f"no record is kept of windows before {first}"
     shown = await machine.told("counts", *yesterday, "--format", "csv", note=note)
@@ -112,7 +121,7 @@ async def test_the_next_day(machine: Machine) -> None:
     assert f"unique ids  {IDS}, an estimate" in estimate
     assert "covered     all of the range, by sketches of hours" in estimate
     assert [line["unique_ids"] for line in machine.serving.records("rollup")] == [str(IDS)]
-    assert (await machine.told("status")).splitlines()[-1] == "trouble: none"
+    await machine.has_no_trouble()
 
 
 @pytest.mark.slow
@@ -143,4 +152,4 @@ async def test_weeks_later(machine: Machine) -> None:
     one = await machine.serving.ask(f"/api/v1/windows/{first}", admin=True)
     assert (one.status, f"no record of a window that starts at {first}" in one.body.decode()) == (404, True)
     assert f"unique ids  {IDS}, an estimate" in await machine.told("counts", "--estimate", *day)
-    assert (await machine.told("status")).splitlines()[-1] == "trouble: none"
+    await machine.has_no_trouble()
