@@ -545,12 +545,16 @@ class _Clients(_Process):
 
     def turn(self) -> _Turn:
         ready, self._ready = self._ready, []
-        is_free = not self._plan.cores
-        yield 0 if is_free else self._costs.client_turn_s
+        yield self._costs.client_turn_s
         for request in ready:
             share = _CLIENT_READ if request.is_answered else 1 - _CLIENT_READ
-            yield 0 if is_free else share * self._costs.client_request_s
+            yield share * self._costs.client_request_s
             self._done(request)
+
+    def _spend(self, cpu_s: float) -> None:
+        if not self._plan.cores:
+            cpu_s = self.owes_s = 0.0
+        super()._spend(cpu_s)
 
     def _done(self, request: _Request) -> None:
         now = self.clock.now

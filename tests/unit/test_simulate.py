@@ -147,3 +147,11 @@ def test_shards_share_a_redis_or_have_one_each() -> None:
     plan = Plan(1, 4, cores=0, connections=64, seconds=0.1)
     together, apart = (simulate(dataclasses.replace(plan, servers=number), USUAL) for number in (1, 4))
     assert together.busiest_redis > 2 * apart.busiest_redis
+
+
+def test_clients_elsewhere_cost_nothing() -> None:
+    """However many requests they send: a machine that has to be sized is not slowed down by its clients."""
+    plan = Plan(8, cores=0, connections=512, rate=200_000, seconds=0.02)
+    outcome = simulate(plan, USUAL)
+    assert outcome.client_us == 0
+    assert outcome.p99_ms < 5
