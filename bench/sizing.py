@@ -36,7 +36,7 @@ from kit.processes import Usage
 from kit.waiting import first_window
 
 _WARM_UP_IDS, _LOAD_IDS = 100_000_000, 500_000_000
-_OPENING_S = 2
+_OPENING_S = 6
 _PACED_CONNECTIONS, _RATE = 64, 10_000
 _SETTLE_S = 0.5
 # Of Redis' costs, each kind of batch for so long.
