@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from idagg.run.combiner_keeper import MAX_ALONE
 from kit.faults import worker
 from kit.oracle import Load
 from kit.servers import RedisServer, free_port
@@ -92,6 +93,25 @@ async def test_number_of_workers(serving: Serving, settings: Path) -> None:
     for load in (keeping, opening):
         assert (load.failed, load.unknown, load.trouble_at) == (set(), set(), [])
     await eventually(serving.figures, lambda figures: figures["idagg_reloads_total{done}"] == 2)
+
+
+@pytest.mark.slow
+async def test_combiner(serving: Serving, settings: Path) -> None:
+    """It comes with many workers, is replaced with them, and goes with them. No request fails for it."""
+    combiners = []
+    async with Load(serving, callers=4) as load:
+        for workers in (MAX_ALONE + 1, MAX_ALONE + 1, 2):
+            write(settings, OWN + f"workers = {workers}\n")
+            await reloads(serving, workers=workers)
+            await load.goes_on(200)
+            combiners.append(serving.combiner())
+    assert (load.failed, load.unknown) == (set(), set())
+    first, second, none = combiners
+    assert first
+    assert second
+    assert (first != second, none) == (True, None)
+    assert "died" not in serving.said
+    assert sum((await serving.delivered()).values()) == len(load.ok)
 
 
 async def test_number_of_shards(serving: Serving, settings: Path) -> None:

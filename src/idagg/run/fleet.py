@@ -31,6 +31,8 @@ from idagg.tasks import end
 
 # Lines that are kept.
 MOST_RECENT = 50
+# Processes whose name in the journal is not the one in the status.
+_NAMES = {"the callback process": "callbacks", "the combiner": "combiner"}
 # The same line within this time, of another process as a rule, is the same event.
 _TOGETHER = datetime.timedelta(seconds=10)
 # Interval at which the state is published; of the leader, which has the counts, more often.
@@ -76,7 +78,7 @@ class Fleet:
     def heard(self, process: str, heartbeat: Heartbeat) -> None:
         """Take the log's lines out of a heartbeat."""
         if heartbeat.lines:
-            self._note(process if process.startswith("worker-") else "callbacks", heartbeat.lines)
+            self._note(_NAMES.get(process, process), heartbeat.lines)
 
     async def run(self) -> None:
         """Publish for ever."""
