@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from idagg.errors import StoreAwayError, StoreRefusedError
 from idagg.store.client import Client
-from idagg.store.combining import ALONE_S, Combined, Combiner
+from idagg.store.combining import ABSENT_S, ALONE_S, Combined, Combiner
 from idagg.store.hits import COMMON, OWN, HitStore, Scripts
 from idagg.store.shards import ONE_SHARD, Regime
 from idagg.store.windows import WindowStore
@@ -43,6 +43,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """However busy the machine is, the way that a batch takes is the same."""
     monkeypatch.setattr("idagg.store.combining.PATIENCE_S", 15.0)
     monkeypatch.setattr("idagg.store.combining.ALONE_S", 60.0)
+    monkeypatch.setattr("idagg.store.combining.ABSENT_S", 60.0)
 
 
 @dataclasses.dataclass
@@ -426,6 +427,7 @@ async def test_it_is_used_again(
 ) -> None:
     """After a while, if it is there again. If its end met no batch, then at once."""
     monkeypatch.setattr("idagg.store.combining.ALONE_S", 0.0)
+    monkeypatch.setattr("idagg.store.combining.ABSENT_S", 0.0)
     scripts, path = Watched(client), tmp_path / "s"
     scripts.held.set()
     worker = Worker(client, path)
@@ -440,4 +442,4 @@ async def test_it_is_used_again(
         await worker.hits.add(5, ids(0, 5))
     worker.close()
     assert (worker.direct.calls, scripts.calls) == (1, 4)
-    assert ALONE_S > 0
+    assert ALONE_S > ABSENT_S > 0

@@ -38,8 +38,10 @@ from idagg.store.hits import COMMON, OWN, Scripts
 LINGER_S = 0.004
 # How long a worker waits for the combiner, at most, before it sends a batch itself. A slow fsync takes less.
 PATIENCE_S = 0.25
-# For so long it sends all batches itself then. Meanwhile the supervisor replaces a combiner that has died.
+# For so long it sends all batches itself then.
 ALONE_S = 5.0
+# The same where no combiner listens: it starts beside its workers, or is being replaced. To look costs little.
+ABSENT_S = 0.5
 # Ids and endpoints in one call, unless a single batch has more: 4096 ids of 9 digits, as in hits.py.
 MAX_BYTES = 49_152
 
@@ -77,23 +79,23 @@ class Combined:
     async def _ask(self, *args: Argument) -> Any:
         """The answer; None: the outcome is unknown."""
         answer = None
+        alone_s = ALONE_S
         try:
             async with asyncio.timeout(self._patience_s):
                 if self._connection is None or self._connection.is_lost:
                     self._connection = await open_connection(self._address)
                 answer = await self._connection.send(args)
+        except (FileNotFoundError, ConnectionRefusedError):
+            alone_s = ABSENT_S
         except OSError:  # TimeoutError included
             pass
         finally:
             # Cancelled, too: the next batch must not meet this one there.
             if answer is None or isinstance(answer, hiredis.ReplyError):
                 answer = None
-                self._give_up()
+                self._alone_until = asyncio.get_running_loop().time() + alone_s
+                self._drop()
         return answer
-
-    def _give_up(self) -> None:
-        self._alone_until = asyncio.get_running_loop().time() + ALONE_S
-        self._drop()
 
     async def close(self) -> None:
         self._drop()
