@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from typing import Any, cast
 
 import orjson
@@ -122,14 +121,13 @@ async def test_a_killed_worker_is_shown(any_server: RedisServer) -> None:
     with Serving("--redis-url", any_server.url, tuned=tuned, window=long_window()) as serving:
         victim = serving.workers()[0]
         os.kill(victim, signal.SIGKILL)
-        began = time.monotonic()
         seen = await eventually(
             lambda: status(serving),
             lambda seen: any("died (SIGKILL)" in line["text"] for line in seen["recent"]),
         )
-        assert time.monotonic() < began + OWN_S
-        # A worker's own lines come with its heartbeats: here of a store that keeps nothing.
-        assert {line["process"] for line in seen["recent"]} == {"supervisor", "worker-0"}
+        # A worker's own lines come with its heartbeats: here the leader's, of a store that keeps nothing.
+        (leading,) = {line["process"] for line in seen["recent"]} - {"supervisor"}
+        assert leading in ("worker-0", "worker-1")
         assert victim not in {worker["pid"] for worker in seen["machines"][0]["workers"]}
         serving.stop()
 
