@@ -9,7 +9,7 @@ import dataclasses
 class Costs:
     """What each step takes, in seconds of CPU where nothing else is said. ``bench.sizing`` measures them."""
 
-    # A worker. A turn is one of its event loop; half of a request's cost is before the store has it.
+    # A worker. A turn is one of its event loop. A request is read and judged, then answered, and written.
     turn_s: float
     request_s: float
     batch_s: float
@@ -18,13 +18,18 @@ class Costs:
     script_s: float
     id_s: float
     fsyncs_s: tuple[float, ...]  # waits for the disk, as likely each as any other
-    # With WAIT: the primary's part of a batch, of an acknowledgement; the replica's of a batch, and of an id.
+    # With WAIT: what the primary does more for a batch, and for a turn with acknowledgements; the replica.
     wait_s: float
     acknowledge_s: float
-    replicated_batch_s: float
-    replicated_id_s: float
-    # Of any process: the core that it gets was another's.
+    replica_turn_s: float
+    replica_batch_s: float
+    replica_id_s: float
+    # Of any process: to wake another one on an idle core; to begin on a core that was idle, or that was
+    # another's. ``sleep_s`` is no CPU: how long an idle core takes to begin.
+    call_s: float
+    woken_s: float
     switch_s: float
+    sleep_s: float
     # The load generator, where it shares the cores: a turn of its loop, and a request with its answer.
     client_turn_s: float
     client_request_s: float
@@ -61,11 +66,11 @@ class Outcome:
     p99_ms: float
     ids_per_batch: float
     server_us: float
-    redis_us: float
+    redis_us: float  # of primaries and replicas
     client_us: float = 0
-    # Only of a simulation, for each request: turns of event loops, and cores that passed to another process.
-    turns: float = 0
-    client_turns: float = 0
+    # Only of a simulation, for each request: turns of event loops, and cores that had been another process's.
     redis_turns: float = 0
-    switches: float = 0
+    server_switches: float = 0
+    redis_switches: float = 0
+    client_switches: float = 0
     busiest_redis: float = 0  # share of a core

@@ -42,9 +42,9 @@ return ids
 
 
 class Store(RedisServer):
-    def __init__(self, parent: Path, options: Mapping[str, str] = ALWAYS) -> None:
+    def __init__(self, parent: Path, options: Mapping[str, str] = ALWAYS, *, tcp: bool = False) -> None:
         self.parent = parent
-        super().__init__("redis", tcp=False, **options)
+        super().__init__("redis", tcp=tcp, **options)
 
     def ask(self, *command: str | int) -> Any:
         with redis.Redis.from_url(self.url, decode_responses=True) as client:

@@ -5,27 +5,31 @@ worker has one batch under way, ids collect meanwhile, and a linger lets the cli
 answered. Sizes of batches, latencies and throughput are its results. It is pure: the same plan has the same
 outcome.
 
-A process is an event loop. In each turn it takes what has come, up to a time slice, and uses a core for what
-that costs. Then others see the effects. Processes that are ready get a free core in the order in which they
-became ready, and keep it until they have nothing to do, or for a time slice.
+A process is an event loop. Each turn is a generator: it takes what has come, and yields what CPU its next
+step takes, or for how long it sleeps, as in an fsync. Others see what a step did when its CPU is spent.
+Processes that are ready get a free core in the order in which they became ready, and keep it until they have
+nothing to do, or for a time slice.
 """
 
 from __future__ import annotations
 
-import collections
+import dataclasses
 import heapq
 import itertools
+import math
 import random
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from bench.model import Costs, Outcome, Plan
 
-# So many requests, or answers, until others see what was done. Smaller slices change little.
-_SLICE = 8
-# How long a process keeps its core while others are ready: Linux' base slice on two cores.
-_TIME_SLICE_S = 0.0014
+# Linux' scheduler at 250 Hz: its tick; for how long after it ran a process is not moved; and the share of the
+# cores in use from which on it does not look for an idle one.
+_SCHEDULER_TICK_S, _HOT_S, _BUSY = 0.004, 0.0005, 0.6
+# Shares of a request's cost: until its id is in a batch; until its answer is made; until that is written.
+_READ, _ANSWER, _WRITE = 0.5, 0.1, 0.4
+# Resolution of the timers of a worker's event loop.
+_TIMER_S = 0.001
 # How often the open loop sends what is due: as kit/generator.py does; as many clients by themselves would.
 _TICK_S, _FINE_TICK_S = 0.0005, 0.00005
 # The part of the run that does not count, since queues are empty at its start.
@@ -47,12 +51,13 @@ class _Clock:
             action()
 
 
-class _Turn(NamedTuple):
-    """CPU; then, for ``blocked_s``, neither a core nor other work, as in an fsync; then effects."""
+class _Sleep(NamedTuple):
+    """Neither a core nor other work."""
 
-    cpu_s: float
-    effects: Callable[[], None]
-    blocked_s: float = 0
+    seconds: float
+
+
+_Turn = Iterator[float | _Sleep]
 
 
 class _Process:
@@ -62,85 +67,184 @@ class _Process:
         self.clock = clock
         self._cores = cores
         self._sleeps = True
-        self._runs_since_s = 0.0
+        self._turn: _Turn = iter(())
+        self._next_s = 0.0  # CPU of the step for which it needs a core
+        self.owes_s = 0.0  # CPU for what its last step had the cores do
+        self.core = cores.home()
+        self.ran_at_s = 0.0
         self.cpu_s = 0.0
+        self.used_s = 0.0  # the same, as the scheduler counts it
         self.turns = 0
+        self.switches = 0
 
-    def wake(self) -> None:
-        if self._sleeps:
-            self._sleeps = False
-            self._cores.enter(self)
-
-    def next_turn(self) -> _Turn | None:
-        """None: there is nothing to do."""
+    def turn(self) -> _Turn:
         raise NotImplementedError
 
-    def begins(self, switch_s: float) -> bool:
-        """Whether it uses the core that it was given, after another one if ``switch_s`` is not 0."""
-        self._runs_since_s = self.clock.now
-        return self._goes_on(switch_s)
+    def has_work(self) -> bool:
+        raise NotImplementedError
 
-    def _goes_on(self, switch_s: float = 0) -> bool:
-        turn = self.next_turn()
-        if turn is None:
-            self._sleeps = True
-            return False
-        cpu_s = turn.cpu_s + switch_s
+    def rests(self) -> None:
+        """It has nothing to do now."""
+
+    def wake(self, by: _Process | None = None) -> None:
+        if self._sleeps:
+            self._sleeps = False
+            self._cores.wake(self, by)
+
+    def runs(self) -> None:
+        """It has a core."""
+        self._spend(self._next_s)
+        self._next_s = 0.0
+
+    def _spend(self, cpu_s: float) -> None:
+        cpu_s += self.owes_s
+        self.owes_s = 0.0
         self.cpu_s += cpu_s
-        self.clock.after(cpu_s, lambda: self._has_run(turn))
-        return True
+        self.used_s += cpu_s
+        self.clock.after(cpu_s, self._go_on)
 
-    def _has_run(self, turn: _Turn) -> None:
-        if turn.blocked_s:
-            self.clock.after(turn.blocked_s, lambda: self._is_unblocked(turn))
-            self._cores.leave(self)
-            return
-        turn.effects()
-        if self.clock.now - self._runs_since_s >= _TIME_SLICE_S:
-            self._cores.enter(self)
-            self._cores.leave(self)
-        elif not self._goes_on():
-            self._cores.leave(self)
+    def _go_on(self) -> None:
+        self.ran_at_s = self.clock.now
+        step = next(self._turn, None)
+        while step is None:
+            if not self.has_work():
+                self._sleeps = True
+                self._cores.leave(self.core)
+                self.rests()
+                return
+            self.turns += 1
+            self._turn = self.turn()
+            step = next(self._turn, None)
+        if isinstance(step, _Sleep):
+            self.clock.after(step.seconds, lambda: self._cores.wake(self, None))
+            self._cores.leave(self.core)
+        elif self.core.must_yield:
+            self._next_s = step
+            self._cores.leave(self.core, yields=True)
+        else:
+            self._spend(step)
 
-    def _is_unblocked(self, turn: _Turn) -> None:
-        turn.effects()
-        self._cores.enter(self)
+
+class _Core:
+    """``floor_s`` is the least that those here have used, in CPU since the start, as Linux' min_vruntime."""
+
+    def __init__(self) -> None:
+        self.running: _Process | None = None
+        self.last: _Process | None = None
+        self.since_s = 0.0  # has it been with this process
+        self.queue: list[_Process] = []
+        self.must_yield = False
+        self.floor_s = 0.0
+
+    def raise_floor(self) -> None:
+        present = [process.used_s for process in self.queue]
+        if self.running is not None:
+            present.append(self.running.used_s)
+        if present:
+            self.floor_s = max(self.floor_s, min(present))
 
 
 class _Cores:
-    """A core that another process had before costs ``switch_s``: its caches are full of that one's data."""
+    """Cores as Linux gives them: each has a queue, and a process stays where it was, as long as it can.
 
-    def __init__(self, count: int, switch_s: float) -> None:
-        self._switch_s = switch_s
-        self.switches = 0
-        self._free: list[_Process | None] = [None] * count  # by who had them last
-        self._ready: collections.deque[_Process] = collections.deque()
+    A process that is woken goes to its core, and takes it over at once, unless it has used more than its
+    share. Only on a machine with little to do does it look for a core that is idle. Processes that wait get
+    the core when it is left, or at a tick. A core that is left with nothing to do takes what waits elsewhere
+    and has not run for a while, since that one's caches are cold. Until then a process waits, although a core
+    is idle.
+    """
 
-    def enter(self, process: _Process) -> None:
-        self._ready.append(process)
-        self._fill()
+    def __init__(self, clock: _Clock, count: int, costs: Costs) -> None:
+        self._clock, self._costs = clock, costs
+        self._busy_s = 0.0
+        self._all = [_Core() for _ in range(count)]
+        self._homes = itertools.cycle(self._all)
+        if count > 1:
+            clock.after(_SCHEDULER_TICK_S, self._tick)
 
-    def leave(self, process: _Process) -> None:
-        self._free.append(process)
-        self._fill()
+    def home(self) -> _Core:
+        return next(self._homes)
 
-    def _fill(self) -> None:
-        while self._free and self._ready:
-            process = self._ready.popleft()
-            last = self._free.pop(self._free.index(process) if process in self._free else 0)
-            if process.begins(0 if last is process else self._switch_s):
-                self.switches += last is not process
-            else:
-                self._free.append(last)
+    def wake(self, process: _Process, by: _Process | None) -> None:
+        core = process.core
+        if core.running is not None and self._busy_s < _BUSY * self._clock.now * len(self._all):
+            core = next((other for other in self._all if other.running is None), core)
+        self._come(process, core)
+        running = core.running
+        if running is None:
+            process.owes_s += self._costs.woken_s
+            if by is not None:
+                by.owes_s += self._costs.call_s
+            self._give(core, process, self._costs.sleep_s)
+            return
+        core.queue.append(process)
+        core.must_yield |= process.used_s <= running.used_s
+
+    def leave(self, core: _Core, *, yields: bool = False) -> None:
+        self._busy_s += self._clock.now - core.since_s
+        core.raise_floor()
+        if yields and core.running is not None:
+            core.queue.append(core.running)
+        core.running = None
+        core.must_yield = False
+        if core.queue:
+            self._give(core, self._take(core, min(core.queue, key=lambda process: process.used_s)))
+        else:
+            self._pull(core)
+
+    def _pull(self, core: _Core) -> None:
+        for other in self._all:
+            for process in other.queue:
+                if self._clock.now - process.ran_at_s >= _HOT_S:
+                    self._come(self._take(other, process), core)
+                    self._give(core, process)
+                    return
+
+    @staticmethod
+    def _take(core: _Core, process: _Process) -> _Process:
+        core.queue.remove(process)
+        return process
+
+    @staticmethod
+    def _come(process: _Process, core: _Core) -> None:
+        """What it has used more than others stays with it; time that it slept is no credit."""
+        core.raise_floor()
+        process.used_s = core.floor_s + max(0.0, process.used_s - process.core.floor_s)
+        process.core = core
+
+    def _give(self, core: _Core, process: _Process, wake_s: float = 0) -> None:
+        core.running = process
+        core.since_s = self._clock.now
+        is_other = core.last is not process
+        core.last = process
+        if is_other:
+            process.switches += 1
+            process.owes_s += self._costs.switch_s
+        self._clock.after(wake_s, process.runs)
+
+    def _tick(self) -> None:
+        for core in self._all:
+            running = core.running
+            if running is None:
+                self._pull(core)
+            elif any(process.used_s < running.used_s for process in core.queue):
+                core.must_yield = True
+        self._clock.after(_SCHEDULER_TICK_S, self._tick)
 
 
 class _Request:
-    __slots__ = ("connection", "due_s", "shard")
+    __slots__ = ("connection", "due_s", "is_answered", "shard")
 
-    def __init__(self, connection: int, due_s: float, shard: int) -> None:
+    def __init__(self, connection: int, shard: int, due_s: float = 0) -> None:
         self.connection = connection
-        self.due_s = due_s
         self.shard = shard
+        self.due_s = due_s
+        self.is_answered = False
+
+
+def _place(request: _Request) -> int:
+    """Some order of connections that has nothing to do with their numbers: Knuth's multiplicative hash."""
+    return request.connection * 2_654_435_761 % 2**32
 
 
 class _Batch(NamedTuple):
@@ -155,22 +259,21 @@ def _ids(batches: Sequence[_Batch]) -> int:
 class _Redis(_Process):
     def __init__(self, clock: _Clock, cores: _Cores, plan: Plan, costs: Costs) -> None:
         super().__init__(clock, cores)
-        self._net_s, self._costs = plan.net_s, costs
+        self.costs, self._net_s = costs, plan.net_s
         self._random = random.Random(plan.seed)
-        self._came: list[_Batch] = []
+        self.came: list[_Batch] = []
 
-    def take(self, batches: Sequence[_Batch]) -> None:
-        self._came += batches
-        self.wake()
+    def take(self, batches: Sequence[_Batch], by: _Process) -> None:
+        self.came += batches
+        self.wake(by)
 
-    def _all(self) -> list[_Batch]:
-        came, self._came = self._came, []
-        return came
+    def has_work(self) -> bool:
+        return bool(self.came)
 
-    def _fsync_s(self) -> float:
-        return self._random.choice(self._costs.fsyncs_s)
+    def fsync(self) -> _Sleep:
+        return _Sleep(self._random.choice(self.costs.fsyncs_s))
 
-    def _sends(self, action: Callable[[], None]) -> None:
+    def sends(self, action: Callable[[], None]) -> None:
         self.clock.after(self._net_s, action)
 
 
@@ -186,28 +289,29 @@ class _Primary(_Redis):
 
     def acknowledge(self, batches: Sequence[_Batch]) -> None:
         self._acknowledged += batches
-        self.wake()
+        self.wake(self.replica)
 
-    def next_turn(self) -> _Turn | None:
-        costs, replica = self._costs, self.replica
-        if self._acknowledged:
-            acknowledged, self._acknowledged = self._acknowledged, []
-            return _Turn(costs.acknowledge_s, lambda: self._answer(acknowledged))
-        if not self._came:
-            return None
-        batches = self._all()
-        self.turns += 1
-        self.batches += len(batches)
-        self.ids += _ids(batches)
-        cpu_s = costs.redis_turn_s + len(batches) * costs.script_s + _ids(batches) * costs.id_s
-        if replica is None:
-            return _Turn(cpu_s, lambda: self._answer(batches), self._fsync_s())
-        cpu_s += len(batches) * costs.wait_s
-        return _Turn(cpu_s, lambda: self._sends(lambda: replica.take(batches)), self._fsync_s())
+    def has_work(self) -> bool:
+        return bool(self.came or self._acknowledged)
 
-    def _answer(self, batches: Sequence[_Batch]) -> None:
-        for batch in batches:
-            self._sends(partial(batch.commit.answered, batch.requests))
+    def turn(self) -> _Turn:
+        costs, replica = self.costs, self.replica
+        batches, self.came = self.came, []
+        answered, self._acknowledged = self._acknowledged, []
+        yield costs.acknowledge_s if answered else 0
+        if batches:
+            self.batches += len(batches)
+            self.ids += _ids(batches)
+            a_batch_s = costs.script_s + (costs.wait_s if replica else 0)
+            yield costs.redis_turn_s + len(batches) * a_batch_s + _ids(batches) * costs.id_s
+            # All that leaves waits for it.
+            yield self.fsync()
+        if replica is not None and batches:
+            self.sends(lambda: replica.take(batches, self))
+        else:
+            answered = answered + batches
+        for batch in answered:
+            self.sends(lambda batch=batch: batch.commit.answered(batch.requests))
 
 
 class _Replica(_Redis):
@@ -215,17 +319,15 @@ class _Replica(_Redis):
         super().__init__(clock, cores, plan, costs)
         self._primary = primary
 
-    def next_turn(self) -> _Turn | None:
-        if not self._came:
-            return None
-        batches, costs = self._all(), self._costs
-        cpu_s = (
-            costs.redis_turn_s
-            + len(batches) * costs.replicated_batch_s
-            + _ids(batches) * costs.replicated_id_s
+    def turn(self) -> _Turn:
+        costs = self.costs
+        batches, self.came = self.came, []
+        yield (
+            costs.replica_turn_s + len(batches) * costs.replica_batch_s + _ids(batches) * costs.replica_id_s
         )
-        # Its answer leaves at the end of the turn, after its fsync.
-        return _Turn(cpu_s, lambda: self._sends(lambda: self._primary.acknowledge(batches)), self._fsync_s())
+        # Its answer leaves at the end of the turn.
+        yield self.fsync()
+        self.sends(lambda: self._primary.acknowledge(batches))
 
 
 class _Crowd:
@@ -233,26 +335,20 @@ class _Crowd:
 
     def __init__(self, worker: _Worker, linger_s: float) -> None:
         self._worker, self._linger_s = worker, linger_s
-        self._lingers: object | None = None
         self.missing = 0
 
     def answered(self, clients: int) -> None:
         self.missing += clients
-        if self._lingers is None:
-            self._lingers = linger = object()
-            self._worker.clock.after(self._linger_s, lambda: self._end_linger(linger))
+        self._worker.lingers(self.go, self._linger_s)
 
     def back(self) -> None:
         if self.missing:
             self.missing -= 1
             if not self.missing:
-                self._lingers = None
+                self._worker.lingers_no_more(self.go)
 
-    def _end_linger(self, linger: object) -> None:
-        if self._lingers is linger:
-            self._lingers = None
-            self.missing = 0
-            self._worker.has_some_due()
+    def go(self) -> None:
+        self.missing = 0
 
 
 class _Commit:
@@ -262,8 +358,7 @@ class _Commit:
         self._worker, self._server, self._plan, self._crowd = worker, server, plan, crowd
         self._open: list[_Request] = []
         self._is_under_way = False
-        self._lingers: object | None = None
-        self._expected = 0
+        self._expected = 0  # requests that end the linger
         self._answered: list[_Request] = []
 
     @property
@@ -272,7 +367,7 @@ class _Commit:
             return False
         if self._crowd is not None:
             return not self._crowd.missing
-        return self._lingers is None or len(self._open) >= self._expected
+        return len(self._open) >= self._expected
 
     def add(self, request: _Request) -> None:
         self._open.append(request)
@@ -280,35 +375,33 @@ class _Commit:
             self._crowd.back()
 
     def send(self) -> None:
-        self._lingers = None
+        self._worker.lingers_no_more(self.go)
         self._is_under_way = True
         batch, self._open = _Batch(self, self._open), []
-        self._worker.clock.after(self._plan.net_s, lambda: self._server.take([batch]))
+        self._worker.clock.after(self._plan.net_s, lambda: self._server.take([batch], self._worker))
 
     def answered(self, requests: list[_Request]) -> None:
         """The store has answered. The worker finds out in its next turn."""
         self._answered = requests
-        self._worker.hears_of(self)
+        self._worker.hears_of(self, self._server)
 
     def end(self) -> list[_Request]:
         """Let those come who are answered now, for a while."""
         self._is_under_way = False
         if self._crowd is not None:
             self._crowd.answered(len(self._answered))
-            return self._answered
-        self._expected = len(self._open) + len(self._answered)
-        self._lingers = linger = object()
-        self._worker.clock.after(self._plan.linger_s, lambda: self._end_linger(linger))
+        elif self._plan.linger_s:
+            self._expected = len(self._open) + len(self._answered)
+            self._worker.lingers(self.go, self._plan.linger_s)
         return self._answered
 
-    def _end_linger(self, linger: object) -> None:
-        if self._lingers is linger:
-            self._lingers = None
-            if self._open:
-                self._worker.has_due(self)
+    def go(self) -> None:
+        self._expected = 0
 
 
 class _Worker(_Process):
+    """A turn of uvloop: what can be read, timers, callbacks, and then all writes of these."""
+
     def __init__(
         self,
         clock: _Clock,
@@ -324,81 +417,84 @@ class _Worker(_Process):
         self._commits = [
             _Commit(self, servers[shard % len(servers)], plan, crowd) for shard in range(plan.shards)
         ]
-        self._came: collections.deque[_Request] = collections.deque()
-        self._ended: collections.deque[_Commit] = collections.deque()
-        self._due: collections.deque[_Commit] = collections.deque()
-        self._unanswered: list[_Request] = []  # the rest of a batch that is larger than a slice
-        self._ready = 0  # requests that this turn of the loop still has to read
+        self._came: list[_Request] = []
+        self._ended: list[_Commit] = []
+        self._timers: dict[Callable[[], None], float] = {}
 
-    def take(self, requests: Sequence[_Request]) -> None:
-        self._came += requests
-        self.wake()
+    def take(self, request: _Request) -> None:
+        self._came.append(request)
+        self.wake(self._clients)
 
-    def hears_of(self, commit: _Commit) -> None:
+    def hears_of(self, commit: _Commit, by: _Process) -> None:
         self._ended.append(commit)
-        self.wake()
+        self.wake(by)
 
-    def has_due(self, commit: _Commit) -> None:
-        self._due.append(commit)
-        self.wake()
+    def lingers(self, go: Callable[[], None], delay_s: float) -> None:
+        self._timers.setdefault(go, self._time() + delay_s)
 
-    def has_some_due(self) -> None:
-        self._due += (commit for commit in self._commits if commit.is_due)
-        self.wake()
+    def lingers_no_more(self, go: Callable[[], None]) -> None:
+        self._timers.pop(go, None)
 
-    def next_turn(self) -> _Turn | None:
+    def _time(self) -> float:
+        """The loop's, which is in whole steps, rounded down."""
+        return math.floor(self.clock.now / _TIMER_S) * _TIMER_S
+
+    def _over(self) -> list[Callable[[], None]]:
+        return [go for go, at_s in self._timers.items() if at_s < self._time() + _TIMER_S / 2]
+
+    def has_work(self) -> bool:
+        return bool(self._came or self._ended or self._over())
+
+    def rests(self) -> None:
+        # It sleeps for the whole of the difference, from now.
+        for at_s in self._timers.values():
+            self.clock.after(at_s - self._time(), self._is_roused)
+
+    def _is_roused(self) -> None:
+        if self.has_work():
+            self.wake()
+
+    def turn(self) -> _Turn:
         costs = self._costs
-        if self._unanswered:
-            return self._answers(0)
-        if self._ready:
-            return self._reads(0)
-        if not self._ended and not self._came and not self._due:
-            return None
-        self.turns += 1
-        self._ready = len(self._came)
-        if self._ended:
-            self._unanswered = self._ended.popleft().end()
-            return self._answers(costs.turn_s + costs.batch_s / 2)
-        if self._ready:
-            return self._reads(costs.turn_s)
-        due = list(self._due)
-        self._due.clear()
-        return _Turn(costs.turn_s + len(due) * costs.batch_s / 2, lambda: self._sends(due))
-
-    def _answers(self, cpu_s: float) -> _Turn:
-        part, self._unanswered = self._unanswered[:_SLICE], self._unanswered[_SLICE:]
-        cpu_s += len(part) * self._costs.request_s / 2
-        return _Turn(cpu_s, lambda: self._clients.read(part))
-
-    def _reads(self, cpu_s: float) -> _Turn:
-        """What was ready when the turn began; then batches leave."""
-        taken = [self._came.popleft() for _ in range(min(_SLICE, self._ready))]
-        self._ready -= len(taken)
-        for request in taken:
+        came, self._came = self._came, []
+        ended, self._ended = self._ended, []
+        yield costs.turn_s
+        for request in came:
+            yield _READ * costs.request_s
             self._commits[request.shard].add(request)
-        due = [] if self._ready else [commit for commit in self._commits if commit.is_due]
-        cpu_s += len(taken) * self._costs.request_s / 2 + len(due) * self._costs.batch_s / 2
-        return _Turn(cpu_s, lambda: self._sends(due))
-
-    @staticmethod
-    def _sends(due: Sequence[_Commit]) -> None:
-        for commit in due:
+        for go in self._over():
+            del self._timers[go]
+            go()
+        answered: list[_Request] = []
+        for commit in ended:
+            requests = commit.end()
+            yield costs.batch_s / 2 + len(requests) * _ANSWER * costs.request_s
+            answered += requests
+        for commit in self._commits:
             if commit.is_due:
+                yield costs.batch_s / 2
                 commit.send()
+        # uvloop keeps streams with something to write in a set, whose order is that of their addresses.
+        answered.sort(key=_place)
+        for request in answered:
+            yield _WRITE * costs.request_s
+            self._clients.read(request, self)
 
 
 class _Clients(_Process):
-    """The load generator. In the closed loop a connection sends its next request when it has its answer."""
+    """The load generator.
+
+    In the closed loop it is wrk: in one turn of its loop a connection has its answer read, in the next one
+    its next request written.
+    """
 
     def __init__(self, clock: _Clock, cores: _Cores, plan: Plan, costs: Costs) -> None:
         super().__init__(clock, cores)
         self._plan, self._costs = plan, costs
         self._random = random.Random(plan.seed)
         self._workers: list[_Worker] = []  # by connection
-        self._answered: collections.deque[_Request] = collections.deque()
-        self._unsent: collections.deque[_Request] = collections.deque()
+        self._ready: list[_Request] = []  # answered ones, and those to be sent
         self._sent = 0
-        self._ready = 0  # of those, how many this turn of the loop still has
         self.latencies_s: list[float] = []
 
     def start(self, workers: Sequence[_Worker]) -> None:
@@ -407,47 +503,44 @@ class _Clients(_Process):
         if self._plan.rate:
             self._tick()
         else:
-            self._unsent += (self._request(number, 0) for number in range(self._plan.connections))
+            self._ready += (self._request(number) for number in range(self._plan.connections))
             self.wake()
 
-    def read(self, answered: Sequence[_Request]) -> None:
-        self._answered += answered
-        self.wake()
+    def read(self, answered: _Request, by: _Process) -> None:
+        answered.is_answered = True
+        self._ready.append(answered)
+        self.wake(by)
 
-    def next_turn(self) -> _Turn | None:
-        cpu_s = 0.0
-        if not self._ready:
-            self._ready = len(self._answered) + len(self._unsent)
-            self.turns += 1
-            cpu_s = self._costs.client_turn_s
-        answered = [self._answered.popleft() for _ in range(min(_SLICE, len(self._answered)))]
-        if not self._plan.rate:
-            self._unsent += (self._request(request.connection, self.clock.now) for request in answered)
-        sent = [self._unsent.popleft() for _ in range(min(_SLICE, len(self._unsent)))]
-        if not answered and not sent:
-            self._ready = 0
-            return None
-        self._ready = max(0, self._ready - max(len(answered), len(sent)))
-        cpu_s += (len(answered) + len(sent)) * self._costs.client_request_s / 2
-        return _Turn(cpu_s if self._plan.cores else 0, lambda: self._done(answered, sent))
+    def has_work(self) -> bool:
+        return bool(self._ready)
 
-    def _done(self, answered: Sequence[_Request], sent: Sequence[_Request]) -> None:
+    def turn(self) -> _Turn:
+        ready, self._ready = self._ready, []
+        is_free = not self._plan.cores
+        yield 0 if is_free else self._costs.client_turn_s
+        for request in ready:
+            yield 0 if is_free else self._costs.client_request_s / 2
+            self._done(request)
+
+    def _done(self, request: _Request) -> None:
         now = self.clock.now
-        self.latencies_s += (now - request.due_s for request in answered)
-        by_worker: dict[_Worker, list[_Request]] = {}
-        for request in sent:
-            by_worker.setdefault(self._workers[request.connection], []).append(request)
-        for worker, requests in by_worker.items():
-            worker.take(requests)
+        if request.is_answered:
+            self.latencies_s.append(now - request.due_s)
+            if not self._plan.rate:
+                self._ready.append(self._request(request.connection))
+            return
+        if not self._plan.rate:
+            request.due_s = now
+        self._workers[request.connection].take(request)
 
-    def _request(self, connection: int, due_s: float) -> _Request:
-        return _Request(connection, due_s, self._random.randrange(self._plan.shards))
+    def _request(self, connection: int, due_s: float = 0) -> _Request:
+        return _Request(connection, self._random.randrange(self._plan.shards), due_s)
 
     def _tick(self) -> None:
         plan = self._plan
         tick_s = _TICK_S if plan.cores else _FINE_TICK_S
         for number in range(self._sent, int((self.clock.now + tick_s / 2) * plan.rate) + 1):
-            self._unsent.append(self._request(number % plan.connections, number / plan.rate))
+            self._ready.append(self._request(number % plan.connections, number / plan.rate))
             self._sent = number + 1
         self.clock.after(tick_s, self._tick)
         self.wake()
@@ -455,10 +548,12 @@ class _Clients(_Process):
 
 def simulate(plan: Plan, costs: Costs) -> Outcome:
     clock = _Clock()
-    shared = _Cores(plan.cores, costs.switch_s)
+    shared = _Cores(clock, plan.cores, costs)
+
+    alone = dataclasses.replace(costs, switch_s=0)
 
     def cores() -> _Cores:
-        return shared if plan.cores else _Cores(1, 0)
+        return shared if plan.cores else _Cores(clock, 1, alone)
 
     servers = [_Primary(clock, cores(), plan, costs) for _ in range(plan.servers or plan.shards)]
     if plan.with_wait:
@@ -467,25 +562,23 @@ def simulate(plan: Plan, costs: Costs) -> Outcome:
     clients = _Clients(clock, cores(), plan, costs)
     workers = [_Worker(clock, cores(), plan, costs, servers, clients) for _ in range(plan.workers)]
 
+    def sums(processes: Sequence[_Process]) -> list[float]:
+        return [sum(process.cpu_s for process in processes), sum(process.switches for process in processes)]
+
     def spent() -> list[float]:
-        return [
-            sum(worker.cpu_s for worker in workers),
-            sum(worker.turns for worker in workers),
-            sum(server.cpu_s + (server.replica.cpu_s if server.replica else 0) for server in servers),
-            sum(server.batches for server in servers),
-            sum(server.ids for server in servers),
-            clients.cpu_s,
-            clients.turns,
-            sum(server.turns for server in servers),
-            shared.switches,
-        ]
+        stores = servers + [server.replica for server in servers if server.replica is not None]
+        batches, ids, turns = (
+            sum(figures)
+            for figures in zip(*((one.batches, one.ids, one.turns) for one in servers), strict=True)
+        )
+        return [batches, ids, turns, *sums(workers), *sums(stores), *sums([clients])]
 
     clients.start(workers)
     clock.run(plan.seconds * _WARM_UP)
     before, redis_s = spent(), [server.cpu_s for server in servers]
     clients.latencies_s.clear()
     clock.run(plan.seconds)
-    server_s, turns, store_s, batches, ids, client_s, client_turns, redis_turns, switches = (
+    batches, ids, turns, server_s, server_switches, store_s, store_switches, client_s, client_switches = (
         now - then for now, then in zip(spent(), before, strict=True)
     )
     counted_s = plan.seconds * (1 - _WARM_UP)
@@ -498,10 +591,10 @@ def simulate(plan: Plan, costs: Costs) -> Outcome:
         server_us=server_s / ids * 1e6,
         redis_us=store_s / ids * 1e6,
         client_us=client_s / ids * 1e6,
-        turns=turns / ids,
-        client_turns=client_turns / ids,
-        redis_turns=redis_turns / ids,
-        switches=switches / ids,
+        redis_turns=turns / ids,
+        server_switches=server_switches / ids,
+        redis_switches=store_switches / ids,
+        client_switches=client_switches / ids,
         busiest_redis=max(server.cpu_s - then for server, then in zip(servers, redis_s, strict=True))
         / counted_s,
     )

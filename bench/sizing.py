@@ -8,23 +8,24 @@ import dataclasses
 import itertools
 import multiprocessing
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from statistics import linear_regression
-from typing import Any
+from statistics import linear_regression, median
+from typing import Any, NamedTuple
 
 import uvloop
 
 from bench import load
 from bench.model import Costs, Outcome, Plan
 from bench.samples import Findings
-from bench.service import Idagg, Store, idagg
+from bench.service import Idagg, Store
 from bench.simulate import simulate
-from bench.tools import numbers, say
+from bench.tools import idle_s, numbers, say
 from bench.traffic import Traffic
 from idagg.accept.commit import linger_s
 from idagg.store.client import Client
@@ -36,16 +37,15 @@ from kit.waiting import first_window
 
 _WARM_UP_IDS, _LOAD_IDS = 100_000_000, 500_000_000
 _OPENING_S = 2
-_CONNECTIONS, _FEW_CONNECTIONS, _RATE = 256, 64, 10_000
-# The connections of the runs of one worker from which costs are taken.
-_SOLVED_AT = (16, 64, 256)
+_PACED_CONNECTIONS, _RATE = 64, 10_000
 _SETTLE_S = 0.5
 # Of Redis' costs, each kind of batch for so long.
-_ROUNDS_S = 1.0
-_FSYNCS, _WARM_UP_ROUNDS = 500, 20
+_ROUNDS_S = 0.7
+_FSYNCS, _WARM_UP_ROUNDS, _TURNS, _PINGS = 500, 20, 100_000, 5000
 # So many batches in one turn of Redis' event loop: what they send fits what it reads at once.
 _TOGETHER = 16
-_SOLVED_IN = 16
+_SOLVED_IN = 8
+_SIMULATED_CLOSED_S, _SIMULATED_PACED_S = 0.5, 2
 
 # For the table, by rate: VMs, workers on each, shards. If one VM is down, the others can take it all.
 _SIZES = {
@@ -69,35 +69,37 @@ _DAY_S, _GB = 86_400, 1e9
 
 def add_options(group: argparse._ArgumentGroup, *, quick: bool) -> None:
     add = group.add_argument
-    add("--sizing-workers", type=numbers, default=[1, 2, 3, 4], help="default: %(default)s")
-    add("--sizing-shards", type=numbers, default=[1], help="default: %(default)s")
-    add("--sizing-seconds", type=int, default=3, help="of each load, default: %(default)s")
+    add("--sizing-workers", type=numbers, default=[1, 2, 4], help="default: %(default)s")
+    add("--sizing-shards", type=numbers, default=[1, 2, 4], help="default: %(default)s")
+    add("--sizing-replicas", type=numbers, default=[0, 1], help="0, 1 or both; default: %(default)s")
+    add("--sizing-connections", type=numbers, default=[64, 512], help="default: %(default)s")
+    add("--sizing-rounds", type=int, default=3, help="default: %(default)s")
+    add("--sizing-seconds", type=int, default=2, help="of each load, default: %(default)s")
 
 
 def measure(found: Findings, options: argparse.Namespace) -> None:
-    closed, paced = _costs(found, options)
-    if not closed.request_s or not closed.redis_turn_s:
-        found.troubles.append(
-            "sizing: a request or a turn of Redis seems to cost nothing, so others were busy"
-        )
-    for shards in options.sizing_shards:
-        for workers in options.sizing_workers:
-            plan = Plan(workers, shards, servers=1, connections=_CONNECTIONS, linger_s=linger_s(workers))
-            _compare(found, "model, closed loop", plan, closed, options)
-            plan = dataclasses.replace(plan, connections=_FEW_CONNECTIONS, rate=_RATE, seconds=3)
-            _compare(found, "model, open loop", plan, paced, options)
+    """Costs are those that the runs with one shard and without replicas show. No others are looked at."""
+    for number in range(1, options.sizing_rounds + 1):
+        alone = _measured(options.cache)
+        seen = [pair for service in _services(options) for pair in _runs(*service, options)]
+        say(f"round {number} of {options.sizing_rounds}: simulating")
+        costs = _solved([one for one in seen if one.plan.shards == 1 and not one.plan.with_wait], alone)
+        for name, cost in dataclasses.asdict(costs).items():
+            cost_s = median(cost) if isinstance(cost, tuple) else cost
+            found.add("costs", name.removesuffix("_s"), {"µs": cost_s * 1e6}, number)
+        for one, said in zip(seen, _all(costs, [one.plan for one in seen]), strict=True):
+            _compare(found, one, said, number)
+        say(f"round {number} of {options.sizing_rounds}: done")
     for rate, (machines, workers, shards) in _SIZES.items():
-        say(str(found.add("sizing", rate, _size(rate, machines, workers, shards, paced))))
+        say(str(found.add("sizing", rate, _size(rate, machines, workers, shards, costs))))
 
 
-def _compare(found: Findings, what: str, plan: Plan, costs: Costs, options: argparse.Namespace) -> None:
-    real, simulated = _run(plan, options), simulate(plan, costs)
-    figures: dict[str, float] = {}
-    for name, title in _TITLES.items():
-        is_value, is_said = getattr(real, name), getattr(simulated, name)
-        figures |= {title: is_value, f"÷ {title}": is_said / is_value}
-    row = f"{plan.workers} workers, {plan.shards} shards"
-    say(str(found.add(what, row, figures)))
+class _Seen(NamedTuple):
+    """A real run. ``others`` is how many cores others used meanwhile."""
+
+    plan: Plan
+    outcome: Outcome
+    others: float
 
 
 _TITLES = {
@@ -107,56 +109,102 @@ _TITLES = {
     "ids_per_batch": "ids/batch",
     "server_us": "server µs",
     "redis_us": "Redis µs",
+    "client_us": "load µs",
 }
+
+
+def _compare(found: Findings, seen: _Seen, said: Outcome, number: int) -> None:
+    plan, figures = seen.plan, dict[str, float]()
+    for name, title in _TITLES.items():
+        is_value, is_said = getattr(seen.outcome, name), getattr(said, name)
+        figures |= {title: is_value, f"÷ {title}": is_said / is_value}
+    what = "model, open loop" if plan.rate else "model, closed loop"
+    row = f"{plan.workers} workers, {plan.shards} shards, {int(plan.with_wait)} replicas, {plan.connections}"
+    say(str(found.add(what, row, figures | {"others' cores": seen.others}, number)))
+
+
+def _all(costs: Costs, plans: Sequence[Plan]) -> list[Outcome]:
+    with multiprocessing.get_context("spawn").Pool() as pool:
+        return pool.map(partial(_simulated, costs), plans)
+
+
+def _simulated(costs: Costs, plan: Plan) -> Outcome:
+    seconds = _SIMULATED_PACED_S if plan.rate else _SIMULATED_CLOSED_S
+    return simulate(dataclasses.replace(plan, seconds=seconds), costs)
 
 
 # Real runs
 
 
-def _run(plan: Plan, options: argparse.Namespace) -> Outcome:
-    with _started(plan, options) as service:
-        return _open(service, plan, options) if plan.rate else _closed(service, plan, options)
+def _services(options: argparse.Namespace) -> Iterator[tuple[int, int, int]]:
+    return itertools.product(options.sizing_workers, options.sizing_shards, options.sizing_replicas)
+
+
+def _runs(workers: int, shards: int, replicas: int, options: argparse.Namespace) -> Iterator[_Seen]:
+    """The closed loop with each number of connections; with one shard also at a constant rate."""
+    plan = Plan(workers, shards, servers=1, with_wait=bool(replicas), linger_s=linger_s(workers))
+    with _started(plan, options.cache) as (service, replica):
+        for connections in options.sizing_connections:
+            yield _closed(service, replica, dataclasses.replace(plan, connections=connections), options)
+        if shards == 1:
+            paced = dataclasses.replace(plan, connections=_PACED_CONNECTIONS, rate=_RATE)
+            yield _open(service, replica, paced, options)
 
 
 @contextmanager
-def _started(plan: Plan, options: argparse.Namespace) -> Iterator[Idagg]:
+def _started(plan: Plan, cache: Path) -> Iterator[tuple[Idagg, Store | None]]:
     # Not in /tmp, which may be memory, where an fsync costs nothing.
-    flags = ("--shards", str(plan.shards)) if plan.shards > 1 else ()
-    with (
-        tempfile.TemporaryDirectory(dir=options.cache, prefix="sizing-") as folder,
-        idagg(Path(folder), *flags, workers=plan.workers) as service,
-    ):
-        yield service
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=cache, prefix="sizing-")))
+        store, replica = stack.enter_context(_stores(folder, plan.with_wait))
+        flags = {"--workers": plan.workers, "--shards": plan.shards, "--replicas": int(plan.with_wait)}
+        words = (str(word) for flag in flags.items() for word in flag)
+        yield (
+            stack.enter_context(Idagg(folder, *words, store=store, window_s=3600, first="/readyz")),
+            replica,
+        )
 
 
-def _closed(service: Idagg, plan: Plan, options: argparse.Namespace) -> Outcome:
+@contextmanager
+def _stores(folder: Path, with_replica: bool) -> Iterator[tuple[Store, Store | None]]:
+    with ExitStack() as stack:
+        store = stack.enter_context(Store(folder, tcp=True))
+        replica = stack.enter_context(Store(folder, tcp=True)) if with_replica else None
+        if replica is not None:
+            replica.ask("REPLICAOF", "127.0.0.1", store.port)
+            while replica.ask("INFO", "replication")["master_link_status"] != "up":
+                time.sleep(0.01)
+        yield store, replica
+
+
+def _closed(service: Idagg, replica: Store | None, plan: Plan, options: argparse.Namespace) -> _Seen:
     traffic = Traffic("sizing", connections=plan.connections)
-    load.drive(service.port, traffic, first_id=_WARM_UP_IDS, seconds=1)
-    before = _batches(service.redis)
-    did, figures = load.cost(
-        service.running,
-        lambda: load.drive(service.port, traffic, first_id=_LOAD_IDS, seconds=options.sizing_seconds),
-    )
-    return Outcome(
-        rate=figures["requests/s"],
-        p50_ms=figures["p50 ms"],
-        p99_ms=figures["p99 ms"],
-        ids_per_batch=did.accepted / (_batches(service.redis) - before),
-        server_us=figures["server µs"],
-        redis_us=figures["Redis µs"],
+    place = plan.connections * load.ids(options.sizing_seconds)  # others than with other connections
+    load.drive(service.port, traffic, first_id=_WARM_UP_IDS + place, seconds=1)
+    before = _usage(service, replica)
+    did = load.drive(service.port, traffic, first_id=_LOAD_IDS + place, seconds=options.sizing_seconds)
+    spent = _usage(service, replica) - before
+    outcome = Outcome(
+        rate=did.accepted / did.seconds,
+        p50_ms=did.p50_ms,
+        p99_ms=did.p99_ms,
+        ids_per_batch=did.accepted / spent.batches,
+        server_us=spent.server_s / did.accepted * 1e6,
+        redis_us=spent.redis_s / did.accepted * 1e6,
         client_us=did.cpu_s / did.accepted * 1e6,
     )
+    return _Seen(plan, outcome, spent.others(did.cpu_s))
 
 
-def _open(service: Idagg, plan: Plan, options: argparse.Namespace) -> Outcome:
+def _open(service: Idagg, replica: Store | None, plan: Plan, options: argparse.Namespace) -> _Seen:
     """CPU is that of the time between the first requests and the last."""
-    seconds = options.sizing_seconds
+    seconds = options.sizing_seconds + 2 * _SETTLE_S
     start_s = first_window(1, after_s=_OPENING_S)
     offer = partial(
         drive,
         service.port,
         rate=plan.rate,
-        seconds=seconds,
+        seconds=int(seconds),
         connections=plan.connections,
         first_id=_LOAD_IDS,
         start_s=start_s,
@@ -164,106 +212,74 @@ def _open(service: Idagg, plan: Plan, options: argparse.Namespace) -> Outcome:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         running = pool.apply_async(offer)
         time.sleep(max(0, start_s + _SETTLE_S - time.time()))
-        began_s, before = time.monotonic(), _usage(service)
-        time.sleep(seconds - 2 * _SETTLE_S)
-        after, took_s = _usage(service), time.monotonic() - began_s
+        before = _usage(service, replica)
+        time.sleep(options.sizing_seconds)
+        spent = _usage(service, replica) - before
         result: Result = running.get(seconds + 30)
     latencies = Histogram.sum(result.seconds).summary()
-    server_s, redis_s, batches = (now - then for now, then in zip(after, before, strict=True))
-    requests = plan.rate * took_s
-    return Outcome(
-        rate=result.ok / seconds,
+    requests = plan.rate * spent.took_s
+    client_s = result.usage.cpu_s / result.ok
+    outcome = Outcome(
+        rate=result.ok / int(seconds),
         p50_ms=latencies.p50_ms,
         p99_ms=latencies.p99_ms,
-        ids_per_batch=requests / batches,
-        server_us=server_s / requests * 1e6,
-        redis_us=redis_s / requests * 1e6,
-        client_us=result.usage.cpu_s / result.ok * 1e6,
+        ids_per_batch=requests / spent.batches,
+        server_us=spent.server_s / requests * 1e6,
+        redis_us=spent.redis_s / requests * 1e6,
+        client_us=client_s * 1e6,
     )
+    return _Seen(plan, outcome, spent.others(client_s * requests))
 
 
-def _usage(service: Idagg) -> tuple[float, float, int]:
-    pids = service.pid, service.redis.pid
-    return Usage.of(pids[0]).cpu_s, Usage.of(pids[1]).cpu_s, _batches(service.redis)
+class _Used(NamedTuple):
+    at_s: float
+    server_s: float
+    redis_s: float
+    batches: int
+    idle_s: float
+
+    def __sub__(self, earlier: _Used) -> _Used:
+        return _Used(*(now - then for now, then in zip(self, earlier, strict=True)))
+
+    @property
+    def took_s(self) -> float:
+        return self.at_s
+
+    def others(self, client_s: float) -> float:
+        """Cores that neither we used, nor the load, nor nobody."""
+        used_s = (os.cpu_count() or 1) * self.took_s - self.idle_s
+        return max(0, used_s - self.server_s - self.redis_s - client_s) / self.took_s
 
 
-def _batches(store: Store) -> int:
-    """Scripts that it has run; those of the leader are few."""
-    return int(store.ask("INFO", "commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"])
+def _usage(service: Idagg, replica: Store | None) -> _Used:
+    store = service.redis
+    batches = store.ask("INFO", "commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"]
+    redis_s = sum(Usage.of(one.pid).cpu_s for one in (store, replica) if one is not None)
+    return _Used(time.monotonic(), Usage.of(service.pid).cpu_s, redis_s, int(batches), idle_s())
 
 
 # Costs
 
 
-def _costs(found: Findings, options: argparse.Namespace) -> tuple[Costs, Costs]:
-    """Of the closed and of the open loop, whose load generators differ."""
-    script_s, batch_s = _batch_costs(options.cache)
-    # Other fields are solved for.
-    costs = Costs(
-        turn_s=15e-6,
-        request_s=7e-6,
-        batch_s=batch_s,
-        redis_turn_s=100e-6,
-        script_s=script_s,
-        id_s=1.5e-6,
-        fsyncs_s=_fsyncs_s(options.cache),
-        wait_s=script_s / 2,
-        acknowledge_s=30e-6,
-        replicated_batch_s=script_s,
-        replicated_id_s=1.5e-6,
-        switch_s=10e-6,
-        client_turn_s=8e-6,
-        client_request_s=7e-6,
-    )
-    closed_plans = [Plan(1, connections=number) for number in _SOLVED_AT]
-    crowded_plan = Plan(max(options.sizing_workers), connections=_CONNECTIONS)
-    closed = _solved(
-        [(plan, _run(plan, options)) for plan in closed_plans],
-        (crowded_plan, _run(crowded_plan, options)),
-        costs,
-    )
-    client_us = _run(Plan(1, connections=_FEW_CONNECTIONS, rate=_RATE), options).client_us
-    for name, cost in dataclasses.asdict(closed).items():
-        if isinstance(cost, float):
-            found.add("costs", name.removesuffix("_s"), {"µs": cost * 1e6})
-    return closed, dataclasses.replace(closed, client_turn_s=0, client_request_s=client_us / 1e6)
+def _solved(seen: Sequence[_Seen], costs: Costs) -> Costs:
+    """The costs with which the simulation spends what real runs did.
 
-
-_Seen = tuple[Plan, Outcome]
-
-
-def _solved(alone: Sequence[_Seen], crowded: _Seen, costs: Costs) -> Costs:
-    """The costs with which the simulation spends what real runs did, of one worker and of several.
-
-    A request costs something, and a turn of the loop does. How many turns there are for each request, only
-    the simulation knows, and that depends on the costs. So this goes round some times.
+    How many turns and switches there are for each request, only the simulation knows, and that depends on the
+    costs. So this goes round some times. The load of the open loop costs more; it is not asked for.
     """
-    real = [outcome for _, outcome in alone]
+    real = [one for one in seen if not one.plan.rate]
     for _ in range(_SOLVED_IN):
-        said = [simulate(plan, costs) for plan, _ in alone]
-        server = _line(
-            [one.turns for one in said],
-            [is_us.server_us - one.server_us for is_us, one in zip(real, said, strict=True)],
+        said = _all(costs, [one.plan for one in real])
+        switch_us, request_us = _line(
+            [one.server_switches for one in said], _missing(real, said, "server_us")
         )
-        redis = _line(
-            [one.redis_turns for one in said],
-            [is_us.redis_us - one.redis_us for is_us, one in zip(real, said, strict=True)],
-        )
-        client = _line(
-            [one.client_turns for one in said],
-            [is_us.client_us - one.client_us for is_us, one in zip(real, said, strict=True)],
-        )
-        busy = simulate(crowded[0], costs)
-        switch_us = (crowded[1].server_us - busy.server_us) / max(busy.switches, 0.01)
+        turn_us, id_us = _line([one.redis_turns for one in said], _missing(real, said, "redis_us"))
         more_us = {
-            "turn_s": server[0],
-            "request_s": server[1],
-            "redis_turn_s": redis[0],
-            "id_s": redis[1],
-            "replicated_id_s": redis[1],
-            "client_turn_s": client[0],
-            "client_request_s": client[1],
-            "switch_s": switch_us / 2,
+            "switch_s": switch_us,
+            "request_s": request_us,
+            "redis_turn_s": turn_us,
+            "id_s": id_us,
+            "client_request_s": median(_missing(real, said, "client_us")),
         }
         # Half of what is missing, since each cost changes how often others arise. None is less than nothing.
         changed: dict[str, Any] = {
@@ -273,47 +289,109 @@ def _solved(alone: Sequence[_Seen], crowded: _Seen, costs: Costs) -> Costs:
     return costs
 
 
-def _line(turns: Sequence[float], missing_us: Sequence[float]) -> tuple[float, float]:
-    """What a turn costs more, and what a request does."""
-    slope, intercept = linear_regression(turns, missing_us)
+def _missing(real: Sequence[_Seen], said: Sequence[Outcome], name: str) -> list[float]:
+    return [getattr(is_us.outcome, name) - getattr(one, name) for is_us, one in zip(real, said, strict=True)]
+
+
+def _line(times: Sequence[float], missing_us: Sequence[float]) -> tuple[float, float]:
+    """What each time costs more, and what a request does."""
+    slope, intercept = linear_regression(times, missing_us)
     return slope, intercept
 
 
-def _batch_costs(cache: Path) -> tuple[float, float]:
-    """What a batch costs Redis, beside its turn and its ids, and what it costs the worker that sends it."""
-    with tempfile.TemporaryDirectory(dir=cache, prefix="sizing-") as folder, Store(Path(folder)) as store:
-        (alone_s, batch_s), (large_s, _), (together_s, _) = (
-            uvloop.run(_round_s(store, place, ids, at_once))
-            for place, (ids, at_once) in enumerate(((1, 1), (256, 1), (1, _TOGETHER)), 1)
-        )
-    id_s = (large_s - alone_s) / 255
-    return (together_s - alone_s) / (_TOGETHER - 1) - id_s, batch_s
+def _measured(cache: Path) -> Costs:
+    """What can be measured by itself, and a guess of the rest."""
+    alone, batch_s = _batches(cache, with_replica=False)
+    waiting, _ = _batches(cache, with_replica=True)
+    wait = _parts([waits - alone for waits, alone in zip(waiting.primary, alone.primary, strict=True)])
+    redis, replica = _parts(alone.primary), _parts(waiting.replica)
+    return Costs(
+        turn_s=uvloop.run(_turn_s()),
+        request_s=7e-6,
+        batch_s=batch_s,
+        redis_turn_s=redis.turn_s,
+        script_s=redis.batch_s,
+        id_s=redis.id_s,
+        fsyncs_s=_fsyncs_s(cache),
+        wait_s=wait.batch_s,
+        acknowledge_s=wait.turn_s,
+        replica_turn_s=replica.turn_s,
+        replica_batch_s=replica.batch_s,
+        replica_id_s=replica.id_s,
+        client_turn_s=1e-6,  # wrk's own, in C; a system call
+        client_request_s=7e-6,
+        **_wakes(),
+    )
 
 
-async def _round_s(store: Store, place: int, ids: int, at_once: int) -> tuple[float, float]:
-    """CPU of Redis, and of this process, for batches that arrive in one piece."""
-    client = Client(store.url)
+class _Parts(NamedTuple):
+    turn_s: float
+    batch_s: float
+    id_s: float
+
+
+# Ids in a batch, and batches at once.
+_KINDS = ((1, 1), (256, 1), (1, _TOGETHER))
+
+
+def _parts(rounds_s: Sequence[float]) -> _Parts:
+    """From rounds of each kind."""
+    alone_s, large_s, together_s = rounds_s
+    id_s = (large_s - alone_s) / (_KINDS[1][0] - 1)
+    batch_s = (together_s - alone_s) / (_TOGETHER - 1) - id_s
+    return _Parts(max(0, alone_s - batch_s - id_s), max(0, batch_s), max(0, id_s))
+
+
+class _Rounds(NamedTuple):
+    """CPU of a round of each kind."""
+
+    primary: list[float]
+    replica: list[float]
+
+
+def _batches(cache: Path, *, with_replica: bool) -> tuple[_Rounds, float]:
+    """What rounds of batches cost Redis, and what a batch costs the worker that sends it."""
+    rounds = _Rounds([], [])
+    with (
+        tempfile.TemporaryDirectory(dir=cache, prefix="sizing-") as folder,
+        _stores(Path(folder), with_replica) as (store, replica),
+    ):
+        for place, (ids, at_once) in enumerate(_KINDS, 1):
+            spent = uvloop.run(_round_s(store, replica, place, ids, at_once))
+            rounds.primary.append(spent[0])
+            rounds.replica.append(spent[1])
+            if place == 1:
+                batch_s = spent[2]
+    return rounds, batch_s
+
+
+async def _round_s(store: Store, replica: Store | None, place: int, ids: int, at_once: int) -> list[float]:
+    """CPU of Redis, of its replica, and of this process, for batches that arrive in one piece."""
+    client = Client(store.url, replicas=0 if replica is None else 1)
     workers = [
         HitStore(client, namespace="idagg", window_s=86_400, exact_limit=10**9) for _ in range(at_once)
     ]
     next_id = itertools.count(place * _WARM_UP_IDS)
+
+    def spent() -> tuple[float, float, float]:
+        return _cpu_s(store.pid), _cpu_s(replica.pid) if replica else 0.0, time.thread_time()
+
     rounds = 0
     for seq in itertools.count(1):
         if seq == _WARM_UP_ROUNDS:
-            before_s, own_s = _main_thread_s(store.pid), time.thread_time()
-            ends_s = time.monotonic() + _ROUNDS_S
+            before, ends_s = spent(), time.monotonic() + _ROUNDS_S
         elif seq > _WARM_UP_ROUNDS:
             rounds += 1
             if time.monotonic() >= ends_s:
                 break
         await asyncio.gather(*(w.add(seq, [b"%d" % next(next_id) for _ in range(ids)]) for w in workers))
-    spent_s = _main_thread_s(store.pid) - before_s, time.thread_time() - own_s
+    after = spent()
     await client.close()
-    return spent_s[0] / rounds, spent_s[1] / rounds
+    return [(now - then) / rounds for now, then in zip(after, before, strict=True)]
 
 
-def _main_thread_s(pid: int) -> float:
-    """Which makes the fsyncs, too; to the nanosecond."""
+def _cpu_s(pid: int) -> float:
+    """Of the main thread, which with Redis makes the fsyncs, too; to the nanosecond."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
@@ -327,6 +405,81 @@ def _fsyncs_s(cache: Path) -> tuple[float, ...]:
             os.fdatasync(file.fileno())
             waits_s.append(time.monotonic() - began_s - (time.thread_time() - before_s))
     return tuple(sorted(waits_s))
+
+
+async def _turn_s() -> float:
+    """A turn of the event loop with one callback, and nothing to read."""
+    loop = asyncio.get_running_loop()
+    ends = loop.create_future()
+    left = _TURNS
+
+    def again() -> None:
+        nonlocal left
+        left -= 1
+        if left:
+            loop.call_soon(again)
+        else:
+            ends.set_result(None)
+
+    ours, _theirs = socket.socketpair()
+    loop.add_reader(ours, lambda: None)  # else it would not look for anything
+    before_s = time.thread_time()
+    again()
+    await ends
+    spent_s = time.thread_time() - before_s
+    loop.remove_reader(ours)
+    return spent_s / _TURNS
+
+
+class _Pings(NamedTuple):
+    """Of a byte to another process and back: CPU of our sending, of all that we do; the time it takes."""
+
+    send_s: float
+    cpu_s: float
+    took_s: float
+
+
+def _wakes() -> dict[str, float]:
+    """What it costs to wake a process on an idle core, to be woken there, and to be next on a core."""
+    cores = sorted(os.sched_getaffinity(0))
+    awake, apart, together = _pings(None), _pings((cores[0], cores[-1])), _pings((cores[0], cores[0]))
+    call_s = max(0, apart.send_s - awake.send_s)
+    return {
+        "call_s": call_s,
+        "woken_s": max(0, apart.cpu_s - awake.cpu_s - call_s),
+        "sleep_s": max(0, apart.took_s / 2 - apart.cpu_s),
+        "switch_s": max(0, together.cpu_s - awake.cpu_s),
+    }
+
+
+def _pings(cores: tuple[int, int] | None) -> _Pings:
+    """With a process on the second core, or with ourselves."""
+    ours, theirs = socket.socketpair()
+    if cores is not None:
+        echo = multiprocessing.get_context("fork").Process(target=_echo, args=(theirs, cores[1]), daemon=True)
+        echo.start()
+        theirs.close()
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, cores[:1])
+    send_s, began_s, before_s = 0.0, time.monotonic(), time.thread_time()
+    for _ in range(_PINGS):
+        send_s -= time.thread_time()
+        ours.send(b"x")
+        send_s += time.thread_time()
+        (theirs if cores is None else ours).recv(1)
+    pings = _Pings(
+        send_s / _PINGS, (time.thread_time() - before_s) / _PINGS, (time.monotonic() - began_s) / _PINGS
+    )
+    if cores is not None:
+        os.sched_setaffinity(0, before)
+    ours.close()
+    return pings
+
+
+def _echo(wire: socket.socket, core: int) -> None:
+    os.sched_setaffinity(0, {core})
+    while byte := wire.recv(1):
+        wire.send(byte)
 
 
 # The table

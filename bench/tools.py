@@ -109,16 +109,16 @@ class Unrest:
 
     @classmethod
     def now(cls) -> Unrest:
-        load_average, before, began = os.getloadavg()[0], _idle_s(), time.monotonic()
+        load_average, before, began = os.getloadavg()[0], idle_s(), time.monotonic()
         time.sleep(_LOOK_S)
-        free = (_idle_s() - before) / (time.monotonic() - began)
+        free = (idle_s() - before) / (time.monotonic() - began)
         return cls(load_average, max(0, (os.cpu_count() or 1) - free))
 
     def __str__(self) -> str:
         return f"load average {self.load_average:.2f}, {self.busy_cores:.2f} cores busy"
 
 
-def _idle_s() -> float:
+def idle_s() -> float:
     """Core seconds without work since the start of the machine."""
     fields = Path("/proc/stat").read_text().split(maxsplit=6)
     return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")

@@ -37,7 +37,7 @@ class Balancer(Server):
 class Varnish(Balancer):
     """With its built-in VCL: it keeps every answer for 120 s unless that says something else."""
 
-    start_timeout_s = 20.0  # it compiles its VCL
+    start_timeout_s = 60.0  # it compiles its VCL
 
     def _command(self) -> list[str]:
         return [
@@ -92,6 +92,8 @@ class HAProxy(Balancer):
             "    timeout server 10s",
             "listen all",
             f"    bind 127.0.0.1:{self.port}",
+            # Otherwise that is the interval, and a busy machine looks like a server that is down.
+            "    timeout check 10s",
             *(f"    {line}" for line in self._check),
             f"    server idagg 127.0.0.1:{self.target} check inter 100ms fall 2 rise 2",
         ]

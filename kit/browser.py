@@ -9,9 +9,14 @@ from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
+
+from kit.waiting import LIMIT_S
 
 _FLAGS = ["--disable-dev-shm-usage", "--no-proxy-server", "--disable-background-networking"]
+# What a page has to show, it shows in the end; 5 s, the default, is little on a busy machine.
+expect.set_options(timeout=LIMIT_S * 1000)
+
 PHONE = {"width": 400, "height": 800}
 DESK = {"width": 1280, "height": 900}
 
@@ -44,7 +49,7 @@ async def tab(
     elsewhere: list[str] = []
     async with await browser.new_context(**{"viewport": DESK} | options) as context:
         page = await context.new_page()
-        page.set_default_timeout(5000)
+        page.set_default_timeout(LIMIT_S * 1000)
         page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: said.append(str(error)))
 

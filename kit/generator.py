@@ -31,7 +31,7 @@ from kit.traffic import get
 # What is due goes out once a tick: to wake up for each request would take twice the CPU.
 _TICK_S = 0.0005
 # How long answers are waited for when everything is sent. Longer than any server's own deadline.
-_PATIENCE_S = 5.0
+_PATIENCE_S = 15.0
 _READ_BYTES = 16_384
 _MAX_HEADS = 1024
 
@@ -136,7 +136,7 @@ class _Connection:
     def open(self, *, wait: bool) -> socket.socket:
         self._socket = sock = socket.socket()
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.settimeout(5)
+        sock.settimeout(30)
         if wait:
             sock.connect(("127.0.0.1", self._run.port))
         sock.setblocking(False)

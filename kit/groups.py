@@ -16,6 +16,7 @@ from urllib.parse import quote, urlencode
 
 from idagg.store.shards import slot_of
 from kit.servers import PEM, RedisServer, free_port
+from kit.waiting import LIMIT_S
 
 T = TypeVar("T")
 
@@ -24,7 +25,7 @@ T = TypeVar("T")
 _HURRIED_MS = {"publish-period": 500, "info-period": 500, "ask-period": 200}
 
 # Until servers that start, elect and copy have agreed, on a machine that is shared.
-AGREED_S = 30.0
+AGREED_S = 60.0
 
 
 def wait_for(condition: Callable[[], T | None], *, within_s: float = AGREED_S, what: str = "") -> T:
@@ -49,7 +50,7 @@ HERE = Place()
 class Node(RedisServer):
     """One server of a group."""
 
-    start_timeout_s = 20.0  # it may have much to load
+    start_timeout_s = 60.0  # it may have much to load
     _announces = "replica_announce_ip"  # which of its addresses others are told
 
     def __init__(
@@ -87,7 +88,7 @@ class Node(RedisServer):
     def runs(self) -> bool:
         return self._process is not None
 
-    def ask(self, *words: str, within_s: float = 5.0) -> str:
+    def ask(self, *words: str, within_s: float = LIMIT_S) -> str:
         """The answer to a command, as redis-cli prints it; raises CalledProcessError where it is an error."""
         return redis_cli("-s", str(self.socket), "-e", *words, password=self.password, within_s=within_s)
 
@@ -537,7 +538,7 @@ class RedisCluster(Group):
         while keys := source.ask("CLUSTER", "GETKEYSINSLOT", str(slot), "100").split():
             login = ("AUTH", self._password) if self._password else ()
             address = (target.place.host, str(target.port))
-            source.ask("MIGRATE", *address, "", "0", "5000", *login, "KEYS", *keys, within_s=10)
+            source.ask("MIGRATE", *address, "", "0", "5000", *login, "KEYS", *keys)
         identity = self.identity(target)
         target.ask("CLUSTER", "SETSLOT", str(slot), "NODE", identity)
         for node in set(self.masters) - {target}:
@@ -600,7 +601,7 @@ def _slots_lines(nodes: str, running: set[str]) -> Iterator[str]:
             yield f"{identity} {sorted(words)} {master} {link} {slots}"
 
 
-def redis_cli(*words: str, password: str = "", within_s: float = 5.0) -> str:
+def redis_cli(*words: str, password: str = "", within_s: float = LIMIT_S) -> str:
     """What redis-cli prints."""
     done = subprocess.run(
         ["redis-cli", *words],

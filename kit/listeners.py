@@ -49,7 +49,7 @@ async def open_listener(
     *,
     more: Sequence[Hits] = (),
     path: PathName = "fast",
-    deadline_s: float = 2.0,
+    deadline_s: float = 20.0,
     max_waiting: int = 65_536,
     keepalive_s: int = 75,
     max_age_s: float = math.inf,

@@ -244,7 +244,7 @@ class Load(Journal):
         if kind is None:
             assert [result for result in results if result is not None] == []
 
-    async def goes_on(self, requests: int = 2000, *, within_s: float = 15) -> None:
+    async def goes_on(self, requests: int = 2000, *, within_s: float = 60) -> None:
         """Wait until so many more got their ok."""
         wanted = len(self.ok) + requests
         broken = await until(
@@ -256,7 +256,7 @@ class Load(Journal):
     async def fails(self, requests: int = 1) -> None:
         """Wait until so many more failed."""
         wanted = len(self.failed) + requests
-        await until(lambda: len(self.failed) >= wanted, within_s=15)
+        await until(lambda: len(self.failed) >= wanted)
 
     async def _call(self) -> None:
         wire: Wire | None = None
@@ -360,6 +360,16 @@ class Consumer:
             body = json.loads(message.body)
             message_id = message.header.properties.message_id or ""
             found.append(Delivery(message_id, body["window_start"], body["unique_ids"]))
+        return found
+
+    async def epochs(self) -> dict[str, list[int]]:
+        """The epochs of all deliveries until now, oldest first, by message id."""
+        found: dict[str, list[int]] = {}
+        for message in await self.take():
+            properties = message.header.properties
+            found.setdefault(properties.message_id or "", []).append(
+                int(str((properties.headers or {})["epoch"]))
+            )
         return found
 
     async def counts(self) -> dict[str, int]:

@@ -85,13 +85,14 @@ class Usage:
     @classmethod
     def of(cls, root: int) -> Usage:
         cpu_s = cpu_seconds(root)
-        return cls(sum(cpu_s.values()), sum(map(_waited_s, cpu_s)))
+        return cls(sum(cpu_s.values()), sum(map(waited_s, cpu_s)))
 
     def __sub__(self, earlier: Usage) -> Usage:
         return Usage(self.cpu_s - earlier.cpu_s, self.waited_s - earlier.waited_s)
 
 
-def _waited_s(pid: int) -> float:
+def waited_s(pid: int) -> float:
+    """For how long its main thread was ready to run and had no core."""
     with contextlib.suppress(OSError):  # it has ended
         return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
     return 0

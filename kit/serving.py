@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from idagg.settings import is_loopback
 from idagg.window import iso
 from kit.servers import Server
-from kit.waiting import eventually, until
+from kit.waiting import LIMIT_S, eventually, until
 from kit.wire import Answer, connect, ids, request
 
 # Sets constants of modules and environment variables, then is the command.
@@ -41,6 +41,8 @@ sys.exit(main())
 """
 
 WORKERS = 2
+# Flags where no request may fail, though the machine may stand still for seconds: the longest deadline.
+PATIENT = ("--deadline", "10")
 
 
 class Figures(dict[str, float]):
@@ -58,7 +60,7 @@ class Serving(Server):
     both listeners are then. ``without`` are flags of ours that are left to a settings file.
     """
 
-    start_timeout_s = 20.0
+    start_timeout_s = 60.0
 
     def __init__(
         self,
@@ -144,16 +146,24 @@ class Serving(Server):
 
     def workers(self) -> list[int]:
         """Pids, oldest first: by their slots, as long as none has been replaced."""
-        return sorted(pid for pid in self.processes() if b"idagg.run.worker" in _command_line(pid))
+        return [pid for pid in self._oldest_first() if b"idagg.run.worker" in _of_process(pid, "cmdline")]
 
     def store(self) -> int:
         """The embedded store's pid."""
-        (pid,) = self.processes() - {self.pid, *self.workers(), self.callback_process()}
+        (pid,) = (pid for pid in self.processes() if _of_process(pid, "comm").endswith(b"-server\n"))
         return pid
 
     def callback_process(self) -> int:
-        (pid,) = (pid for pid in self.processes() if _command_line(pid).endswith(b"callback_process\0"))
+        """The pid of the last that was started: while it is replaced, there are two."""
+        found = (
+            pid for pid in self._oldest_first() if _of_process(pid, "cmdline").endswith(b"callback_process\0")
+        )
+        *_, pid = found
         return pid
+
+    def _oldest_first(self) -> list[int]:
+        """Pids begin anew at the kernel's limit, which may be 32,768: their order says nothing."""
+        return sorted(self.processes(), key=_started)
 
     def leader(self) -> int:
         """The slot of the worker that was elected last."""
@@ -177,9 +187,7 @@ class Serving(Server):
         """The counts, once the log file has all windows as far as the one that is open now."""
         now_s = int(time.time())
         present = iso(now_s - now_s % self.window)
-        return await until(
-            lambda: counts if max(counts := self.counts(), default="") >= present else None, within_s=15
-        )
+        return await until(lambda: counts if max(counts := self.counts(), default="") >= present else None)
 
     async def ask(
         self, path: str, *, admin: bool = False, method: str = "GET", fields: Mapping[str, str] | None = None
@@ -197,23 +205,37 @@ class Serving(Server):
         assert answer is not None
         return answer
 
+    async def is_refused(self) -> bool:
+        """Whether nobody listens at the port. A process that ends gives up its memory and its folder, by
+        which it is found, before its sockets."""
+        try:
+            wire = await connect(self.port, self.host)
+        except ConnectionRefusedError:
+            return True
+        wire.close()
+        return False
+
     async def health(self) -> Answer:
         """What the admin listener says of it."""
         return await self.ask("/readyz?verbose", admin=True)
+
+    async def readiness(self) -> set[int]:
+        """What ``/readyz`` of the public listener says: of every worker, as good as certain."""
+        return {(await self.ask("/readyz")).status for _ in range(8 * WORKERS)}
 
     async def hit(self) -> int:
         """Send a new id; returns the status."""
         return (await self.ask(f"/api/verve/accept?id={next(ids)}")).status
 
-    async def counts_again(self, *, within_s: float = 5.0) -> None:
+    async def counts_again(self, *, within_s: float = LIMIT_S) -> None:
         """Wait until a new id gets its ok."""
         await eventually(self.hit, lambda status: status == 200, within_s=within_s)
 
-    async def ready(self, *, within_s: float = 10.0) -> None:
+    async def ready(self, *, within_s: float = LIMIT_S) -> None:
         """Wait until every worker listens and reaches the store."""
         await eventually(self.health, lambda answer: answer.status == 200, within_s=within_s)
 
-    async def replaces(self, pid: int, *, within_s: float = 10.0) -> None:
+    async def replaces(self, pid: int, *, within_s: float = LIMIT_S) -> None:
         """Wait until another worker listens in the place of this one."""
         await until(lambda: pid not in (now := self.workers()) and len(now) == WORKERS, within_s=within_s)
         await self.ready()
@@ -303,9 +325,18 @@ def agreed(counts: Iterable[tuple[str, int]]) -> dict[str, int]:
     return found
 
 
-def _command_line(pid: int) -> bytes:
+def _started(pid: int) -> tuple[int, int]:
+    """When it was started, in the kernel's ticks, and the pid."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
+        # The second field is the program's name in parentheses and may hold anything.
+        return int(_of_process(pid, "stat").rpartition(b")")[2].split()[19]), pid
+    except IndexError:  # it has ended
+        return 0, pid
+
+
+def _of_process(pid: int, name: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
         return b""
 

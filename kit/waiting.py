@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Self, TypeVar
+
+from idagg.tasks import end
 
 T = TypeVar("T")
 
 # A moment that is the start of a window of any usual length.
 NOON = 1_800_000_000
-# Nothing takes this long unless it fails.
-LIMIT_S = 10.0
+# Nothing takes this long unless it fails, on a machine that is busy or stands still for some seconds.
+LIMIT_S = 30.0
 
 
 async def until(condition: Callable[[], T | None], *, within_s: float = LIMIT_S) -> T:
@@ -27,7 +29,7 @@ async def until(condition: Callable[[], T | None], *, within_s: float = LIMIT_S)
 
 
 async def eventually(
-    ask: Callable[[], Awaitable[T]], enough: Callable[[T], bool], *, within_s: float = 5.0
+    ask: Callable[[], Awaitable[T]], enough: Callable[[T], bool], *, within_s: float = LIMIT_S
 ) -> T:
     """Ask again and again; returns the first answer that is enough."""
     async with asyncio.timeout(within_s):
@@ -36,6 +38,30 @@ async def eventually(
             if enough(answer):
                 return answer
             await asyncio.sleep(0.02)
+
+
+class StoodStill:
+    """For how many seconds, in all, this process had no turn. A limit in seconds needs as much more: on a
+    machine that is busy or stands still, others had none either."""
+
+    _PAUSE_S, _LATE_S = 0.02, 0.01
+
+    def __init__(self) -> None:
+        self.s = 0.0
+
+    async def __aenter__(self) -> Self:
+        self._measuring = asyncio.create_task(self._measure())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await end(self._measuring)
+
+    async def _measure(self) -> None:
+        while True:
+            due_s = time.monotonic() + self._PAUSE_S
+            await asyncio.sleep(self._PAUSE_S)
+            if (late_s := time.monotonic() - due_s) > self._LATE_S:
+                self.s += late_s
 
 
 def first_window(length_s: int, *, after_s: float = 0) -> int:

@@ -12,6 +12,8 @@ import struct
 from email.message import Message
 from email.parser import BytesParser
 
+from kit.waiting import LIMIT_S
+
 ids = itertools.count(1)  # no id is sent twice, whoever sends it
 
 
@@ -75,7 +77,7 @@ class Wire:
         self.socket.close()
 
     async def _receive(self) -> bool:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LIMIT_S):
             try:
                 data = await asyncio.get_running_loop().sock_recv(self.socket, 65536)
             except ConnectionError:

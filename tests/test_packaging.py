@@ -17,7 +17,9 @@ import pytest
 from packaging.requirements import Requirement
 
 import idagg
-from idagg.settings import Settings, default_text, example, load
+from idagg.credentials import SECRETS
+from idagg.settings import Settings, default_text, example
+from idagg.sources import load
 
 _ROOT = Path(__file__).parents[1]
 _BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
@@ -162,6 +164,12 @@ def test_the_unit_outlives_the_loss_of_a_process(unit: Path) -> None:
     lines = unit.read_text().splitlines()
     assert "OOMPolicy=continue" in lines
     assert "StartLimitIntervalSec=0" in lines
+
+
+def test_the_unit_names_every_secret(unit: Path) -> None:
+    """The comment at LoadCredential= has all settings that a file in that folder can give."""
+    said = " ".join(unit.read_text().replace("\n# ", " ").split())
+    assert f"a secret, named as its setting: {', '.join(SECRETS)}." in said
 
 
 def test_the_unit_may_use_all_addresses_but_multicast_and_broadcast(unit: Path) -> None:

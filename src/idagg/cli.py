@@ -13,16 +13,8 @@ from typing import TYPE_CHECKING
 
 from idagg import __version__
 from idagg.errors import CannotStartError, Exit, NoAnswerError
-from idagg.settings import (
-    INHERITED_VARIABLE,
-    Settings,
-    SettingsError,
-    default_text,
-    example,
-    flag,
-    is_switch,
-    load,
-)
+from idagg.settings import INHERITED_VARIABLE, Settings, default_text, example, flag, is_switch
+from idagg.sources import SettingsError, load
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite

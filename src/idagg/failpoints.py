@@ -22,6 +22,8 @@ PLACES = (
         "after-drop",
     ),
     *("after-confirm", "before-mark", "after-mark", "attempt", "callback"),
+    *("before-roll", "after-roll", "before-finish", "after-finish"),
+    *("before-mark-rollup", "after-mark-rollup"),
 )
 ACTIONS = {"kill": signal.SIGKILL, "stall": signal.SIGSTOP}
 

@@ -1,23 +1,12 @@
-"""The settings: meaning, allowed values, and source of each.
-
-Precedence: flag, environment variable, TOML file, systemd credential, the default of a unit, default. This is
-plain pydantic.
-pydantic-settings ignores a missing file and an unreadable credential, and its models would read the
-environment again in each worker.
-"""
+"""The settings: meaning, allowed values and default of each. ``sources`` has where their values come from."""
 
 from __future__ import annotations
 
 import base64
-import difflib
 import ipaddress
-import logging
 import re
-import shlex
 import textwrap
-import tomllib
-from collections.abc import Callable, Iterable, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -29,18 +18,15 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     ValidationInfo,
     field_validator,
 )
 
-from idagg import cpus, credentials, failpoints
+from idagg import cpus
 from idagg.amqp_url import one_per_host
 from idagg.credentials import SECRETS
-from idagg.errors import IdaggError, UnfitError
+from idagg.errors import UnfitError
 from idagg.in_force import InForce
-
-log = logging.getLogger("idagg.settings")
 
 MAX_WORKERS = 256
 # Four answer some 200,000 requests a second, and one Redis takes little more. Each further worker makes
@@ -53,10 +39,6 @@ MAX_DEADLINE_S = 10
 INHERITED_VARIABLE = "_IDAGG_INHERITED"
 """Names the descriptor from which a supervisor reads what its predecessor left (``run/reload.py``)."""
 
-CONFIG_VARIABLE = "IDAGG_CONFIG"
-# Other defaults, as NAME=VALUE separated by spaces. They are for a unit or an image: whatever it sets as
-# environment variables would take precedence over the operator's file.
-_DEFAULTS_VARIABLE = "IDAGG_DEFAULTS"
 # RFC 1123, and underscores, which container names have. A last label that begins with a digit is refused: it
 # is a mistyped address, or a form that only resolvers read (127.1, 0x7f000001).
 _HOST_NAME = re.compile(
@@ -65,18 +47,6 @@ _HOST_NAME = re.compile(
 
 _PROXY = re.compile(
     r"http://(?:[^\s:@/]*(?::[^\s@/]*)?@)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}/?"
-)
-
-# Variables that Kubernetes sets in containers for each Service of their namespace, named after the Service. A
-# Service named idagg-admin yields IDAGG_ADMIN_PORT.
-_ADDRESS = r"[0-9a-f.:]+"
-_INJECTED = re.compile(
-    rf"""IDAGG(_[A-Z0-9]+)*_(
-        SERVICE_HOST=({_ADDRESS}) | SERVICE_PORT(_[A-Z0-9_]+)?=[0-9]+ |
-        PORT=(tcp|udp|sctp)://\S+ | PORT_[0-9]+_(TCP|UDP|SCTP)=(tcp|udp|sctp)://\S+ |
-        PORT_[0-9]+_(TCP|UDP|SCTP)_(PROTO=(tcp|udp|sctp) | PORT=[0-9]+ | ADDR={_ADDRESS})
-    )""",
-    re.VERBOSE,
 )
 
 # RFC 6750's b64token: what a Bearer field may carry without quotes.
@@ -88,16 +58,6 @@ _MAKE_ONE = "write whsec_ followed by the output of `openssl rand -base64 32`"
 
 # Validation context after a reload: the rehearsal has checked these values already.
 _PASSED_ON = {"passed_on": True}
-
-_Found = dict[str, tuple[object, str]]  # setting → value, where it came from
-
-
-class SettingsError(IdaggError):
-    """Settings that cannot be used. ``problems`` has one sentence for each."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
 
 
 def _host(value: str) -> str:
@@ -531,13 +491,13 @@ class Settings(BaseModel):
 
     def masked(self) -> dict[str, object]:
         """The values, with secrets masked."""
-        return {name: _masked(name, value) for name, value in self}
+        return {name: masked(name, value) for name, value in self}
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         return self.masked().items()
 
 
-def _masked(name: str, value: object) -> object:
+def masked(name: str, value: object) -> object:
     if name not in SECRETS or value is None:
         return value
     if name in ("callback_secret", "admin_token"):
@@ -547,7 +507,7 @@ def _masked(name: str, value: object) -> object:
     return re.sub(r"(?<=password=)[^&#]*", "***", text)
 
 
-def _described(name: str) -> str | None:
+def described(name: str) -> str | None:
     return Settings.model_fields[name].description
 
 
@@ -595,135 +555,3 @@ def example() -> str:
         )
         lines.append(f"#{name} = {value}")
     return "\n".join(lines) + "\n"
-
-
-def load(
-    flags: Mapping[str, object], environ: Mapping[str, str], *, only: AbstractSet[str] | None = None
-) -> tuple[Settings, dict[str, str]]:
-    """The settings in force and the source of each. Raises SettingsError with every problem at once.
-
-    ``flags`` has settings by name, and ``config``. None means not given. ``only`` names the settings that
-    matter to a command that does not serve: the others have their defaults, whatever the sources say.
-    """
-    problems: list[str] = []
-    path = flags.get("config")
-    found = (  # a later source takes precedence
-        _from_default(environ)
-        | _from_defaults(environ, problems)
-        | _from_credentials(environ, problems)
-        | _from_file(environ.get(CONFIG_VARIABLE) if path is None else str(path), problems)
-        | _from_environment(environ, problems)
-        | _from_flags(flags)
-    )
-    if only is not None:
-        found = {name: found[name] for name in only & found.keys()} | {"state_dir": ("/", "default")}
-    origin = {name: found[name][1] if name in found else "default" for name in Settings.model_fields}
-    try:
-        settings = Settings.model_validate({name: value for name, (value, _) in found.items()})
-    except ValidationError as error:
-        for detail in error.errors(include_url=False):
-            name = str(detail["loc"][0])
-            reason = detail.get("ctx", {}).get("error")
-            problems.append(
-                f"{name} ({origin[name]}) cannot be {_masked(name, detail['input'])!r}: "
-                + (str(reason) if isinstance(reason, UnfitError) else f"it is the {_described(name)}")
-            )
-    if problems:
-        raise SettingsError(problems)
-    return settings, origin
-
-
-def _from_default(environ: Mapping[str, str]) -> _Found:
-    """The one default that depends on the environment."""
-    if folders := environ.get("STATE_DIRECTORY"):
-        folder = folders.split(":")[0]  # systemd lists all folders of a unit
-    elif state := environ.get("XDG_STATE_HOME"):
-        folder = f"{state}/idagg"
-    elif home := environ.get("HOME"):
-        folder = f"{home}/.local/state/idagg"
-    else:
-        return {}
-    return {"state_dir": (folder, "default")}
-
-
-def _from_defaults(environ: Mapping[str, str], problems: list[str]) -> _Found:
-    where = f"environment {_DEFAULTS_VARIABLE}"
-    found: _Found = {}
-    try:
-        items = shlex.split(environ.get(_DEFAULTS_VARIABLE, ""))
-    except ValueError as error:
-        problems.append(f"{where} cannot be read: {error}")
-        return {}
-    for item in items:
-        name, is_given, value = item.partition("=")
-        if not is_given or name not in Settings.model_fields:
-            problems.append(f"{name} in {where} is no setting with a value{_meant(name)}")
-        else:
-            found[name] = value, where
-    return found
-
-
-def _from_credentials(environ: Mapping[str, str], problems: list[str]) -> _Found:
-    found: _Found = {}
-    for name in SECRETS:
-        where = f"credential {credentials.name_of(name)}"
-        try:
-            value = credentials.read(name, environ)
-        except (OSError, UnicodeDecodeError) as error:
-            problems.append(f"{where} cannot be read: {error}")
-        else:
-            if value is not None:
-                found[name] = value, where
-    return found
-
-
-def _from_file(path: str | None, problems: list[str]) -> _Found:
-    if path is None:
-        return {}
-    try:
-        table = tomllib.loads(Path(path).read_text("utf-8"))
-    except OSError as error:
-        problems.append(f"the settings file {path!r} cannot be read: {error.strerror}")
-        return {}
-    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError
-        problems.append(f"the settings file {path!r} is not TOML: {error}")
-        return {}
-    known = Settings.model_fields.keys()
-    problems += [f"{key} in file {path} is no setting{_meant(key)}" for key in table if key not in known]
-    return {name: (value, f"file {path}") for name, value in table.items() if name in known}
-
-
-def _from_environment(environ: Mapping[str, str], problems: list[str]) -> _Found:
-    names = {variable(name): name for name in Settings.model_fields}
-    injected = [
-        f"{name}={value}" for name, value in environ.items() if _INJECTED.fullmatch(f"{name}={value}")
-    ]
-    if injected:
-        log.warning(
-            "environment %s: %d variables like this are of a Kubernetes Service named like idagg: "
-            "they are no settings, and are passed over",
-            injected[0],
-            len(injected),
-        )
-        environ = {name: value for name, value in environ.items() if f"{name}={value}" not in injected}
-    problems += [
-        f"environment {given} is no setting{_meant(given.removeprefix('IDAGG_'), variable)}"
-        for given in environ
-        if given.startswith("IDAGG_")
-        and given not in names
-        and given not in (CONFIG_VARIABLE, _DEFAULTS_VARIABLE, failpoints.VARIABLE)
-    ]
-    if problem := failpoints.problem(environ.get(failpoints.VARIABLE)):
-        problems.append(problem)
-    return {name: (environ[v], f"environment {v}") for v, name in names.items() if v in environ}
-
-
-def _from_flags(flags: Mapping[str, object]) -> _Found:
-    given = ((name, flags.get(name)) for name in Settings.model_fields)
-    return {name: (value, f"flag {flag(name)}") for name, value in given if value is not None}
-
-
-def _meant(wrong: str, written: Callable[[str], str] = str) -> str:
-    """What to do about an unknown name. ``written`` spells a setting as its source does."""
-    close = difflib.get_close_matches(wrong.lower(), Settings.model_fields, n=1)
-    return f"; did you mean {written(close[0])}?" if close else "; `idagg config` lists them all"

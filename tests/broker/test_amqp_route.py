@@ -21,11 +21,11 @@ from idagg.settings import Settings
 from idagg.window import Record
 from kit.proxy import Proxy
 from kit.servers import RabbitServer
+from kit.waiting import LIMIT_S
 
 RECORD = Record(
     start_s=1795344780, length_s=60, unique_ids=4000, estimate=3988, hits=10000, exact=True, epoch=7
 )
-LIMIT_S = 5.0
 
 
 @contextlib.asynccontextmanager
@@ -118,7 +118,10 @@ async def test_what_the_settings_say(rabbit: RabbitServer, rabbit_queue: str) ->
     assert sinks.broker(InForce()) is None
     async with Proxy(rabbit.port) as proxy:
         broker = made_of(
-            amqp_url=proxy.amqp_url, amqp_queue=rabbit_queue, amqp_connect_timeout=5, amqp_publish_timeout=0.2
+            amqp_url=proxy.amqp_url,
+            amqp_queue=rabbit_queue,
+            amqp_connect_timeout=30,
+            amqp_publish_timeout=0.2,
         )
         broker.start()
         await ready(broker)

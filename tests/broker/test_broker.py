@@ -9,7 +9,7 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -25,14 +25,12 @@ from idagg.errors import BrokerAwayError
 from idagg.window import Record
 from kit.proxy import Proxy
 from kit.servers import PEM, RabbitServer, free_port
-from kit.waiting import until
+from kit.waiting import LIMIT_S, eventually, until
 
 RECORD = Record(
     start_s=1795344780, length_s=60, unique_ids=4000, estimate=3988, hits=10000, exact=True, epoch=7
 )
 
-AT_ONCE_S = 0.2  # far below each timeout
-RECOVERY_S = 5.0
 
 Connect = Callable[..., Broker]
 
@@ -60,18 +58,38 @@ async def admin(rabbit: RabbitServer) -> AsyncIterator[AbstractChannel]:
         yield await connection.channel()
 
 
-async def ready(broker: Broker, within_s: float = RECOVERY_S) -> None:
+async def ready(broker: Broker, within_s: float = LIMIT_S) -> None:
     async with asyncio.timeout(within_s):
         await broker.ready.wait()
     assert broker.trouble is None
 
 
 @contextlib.contextmanager
-def fails(match: str, within_s: float = AT_ONCE_S) -> Iterator[None]:
+def fails(match: str) -> Iterator[None]:
     start_s = time.monotonic()
     with pytest.raises(BrokerAwayError, match=match):
         yield
-    assert time.monotonic() - start_s < within_s
+    assert time.monotonic() - start_s < LIMIT_S
+
+
+async def fails_at_once(publish: Coroutine[Any, Any, None], match: str) -> None:
+    """It waits for nobody: so many turns of the event loop are far below each timeout."""
+    task = asyncio.create_task(publish)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert task.done()
+    with pytest.raises(BrokerAwayError, match=match):
+        await task
+
+
+async def published(broker: Broker) -> None:
+    """RabbitMQ that was silent just now may not confirm the first message within a short limit."""
+    async with asyncio.timeout(LIMIT_S):
+        while True:
+            with contextlib.suppress(BrokerAwayError):
+                await broker.publish(RECORD)
+                return
+            await ready(broker)
 
 
 async def channels(rabbit: RabbitServer) -> set[str]:
@@ -79,7 +97,7 @@ async def channels(rabbit: RabbitServer) -> set[str]:
 
 
 async def take(admin: AbstractChannel, queue: str) -> DeliveredMessage:
-    return await admin.basic_get(queue, no_ack=True, timeout=2)
+    return await admin.basic_get(queue, no_ack=True, timeout=LIMIT_S)
 
 
 async def queue_facts(rabbit: RabbitServer, queue: str) -> list[str]:
@@ -134,7 +152,10 @@ async def test_an_existing_queue_is_used_as_it_is(
 async def test_heartbeat(connect: Connect, rabbit: RabbitServer, query: str, expected_s: str) -> None:
     """It is a short one unless the URL sets another."""
     await ready(connect(rabbit.url + query))
-    assert await asyncio.to_thread(rabbit.ctl, "list_connections", "timeout") == f"timeout\n{expected_s}\n"
+    await eventually(  # those of earlier tests are on their way out
+        lambda: asyncio.to_thread(rabbit.ctl, "list_connections", "timeout"),
+        lambda told: told == f"timeout\n{expected_s}\n",
+    )
 
 
 async def test_restart(
@@ -146,9 +167,8 @@ async def test_restart(
     await broker.publish(RECORD)
     with caplog.at_level(logging.INFO):
         await asyncio.to_thread(rabbit.stop)
-        await until(lambda: not broker.ready.is_set(), within_s=1)
-        with fails("CONNECTION_FORCED|Connection refused"):
-            await broker.publish(RECORD)
+        await until(lambda: not broker.ready.is_set())
+        await fails_at_once(broker.publish(RECORD), "CONNECTION_FORCED|Connection refused")
         await asyncio.to_thread(rabbit.start)
         await ready(broker)
         await broker.publish(RECORD)
@@ -164,14 +184,14 @@ async def test_loss_of_the_connection_during_publish(
     """It is told as a failure to publish, never as a cancellation; and the keeper sees it too."""
     # RabbitMQ 3.10 finds no leader for a quorum queue that was seconds old when it was killed.
     await admin.queue_declare(rabbit_queue, durable=True)
-    broker = connect(publish_timeout_s=20)
+    broker = connect(publish_timeout_s=2 * LIMIT_S)
     await ready(broker)
     rabbit.freeze()
     publish = asyncio.create_task(broker.publish(RECORD))
     done, _ = await asyncio.wait({publish}, timeout=0.1)
     assert not done
     await asyncio.to_thread(rabbit.kill)
-    with fails("connection", within_s=1):
+    with fails("connection"):
         await publish
     assert not broker.ready.is_set()
     await asyncio.to_thread(rabbit.start)
@@ -181,32 +201,31 @@ async def test_loss_of_the_connection_during_publish(
 
 async def test_silence_during_publish(connect: Connect, rabbit: RabbitServer) -> None:
     """A silent RabbitMQ costs one publish its timeout and the next ones nothing."""
-    broker = connect(publish_timeout_s=0.3, connect_timeout_s=0.5)
+    broker = connect(publish_timeout_s=0.3, connect_timeout_s=1.5)
     await ready(broker)
     rabbit.freeze()
     try:
-        with fails(r"RabbitMQ did not answer within 0\.3 s", within_s=1):
+        with fails(r"RabbitMQ did not answer within 0\.3 s"):
             await broker.publish(RECORD)
-        with fails("RabbitMQ did not answer"):
-            await broker.publish(RECORD)
-        await until(lambda: "0.5 s" in str(broker.trouble), within_s=3)  # it tries to connect
+        await fails_at_once(broker.publish(RECORD), "RabbitMQ did not answer")
+        await until(lambda: "1.5 s" in str(broker.trouble))  # it tries to connect
     finally:
         rabbit.thaw()
     await ready(broker)
-    await broker.publish(RECORD)
+    await published(broker)
 
 
 async def test_silence_without_a_timeout(connect: Connect, rabbit: RabbitServer) -> None:
     """The heartbeat finds it, publishing or not; at one a second aiormq gives up after six."""
     url = f"{rabbit.url}?heartbeat=1"
-    idle, busy = connect(url), connect(url, publish_timeout_s=20)
+    idle, busy = connect(url), connect(url, publish_timeout_s=2 * LIMIT_S)
     await ready(idle)
     await ready(busy)
     rabbit.freeze()
     try:
-        with fails("connection to RabbitMQ was lost", within_s=9):
+        with fails("connection to RabbitMQ was lost"):
             await busy.publish(RECORD)
-        await until(lambda: not idle.ready.is_set(), within_s=2)
+        await until(lambda: not idle.ready.is_set())
     finally:
         rabbit.thaw()
     await ready(idle)
@@ -216,25 +235,24 @@ async def test_resource_alarm(
     connect: Connect, rabbit: RabbitServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """RabbitMQ that takes no messages for want of memory is told from one that is silent, and told once."""
-    broker = connect(publish_timeout_s=0.3, connect_timeout_s=0.3)
+    broker = connect(publish_timeout_s=0.5, connect_timeout_s=1.5)
     await ready(broker)
     await asyncio.to_thread(rabbit.ctl, "set_vm_memory_high_watermark", "0.000001")
     try:
-        with fails("did not answer within", within_s=1):
+        with fails("did not answer within"):
             await broker.publish(RECORD)
-        await until(lambda: "short of memory" in str(broker.trouble), within_s=1)
+        await until(lambda: "short of memory" in str(broker.trouble))
         with pytest.raises(TimeoutError):
             await ready(broker, within_s=1)
-        with fails("short of memory"):
-            await broker.publish(RECORD)
+        await fails_at_once(broker.publish(RECORD), "short of memory")
         assert [record.levelname for record in caplog.records] == ["WARNING"]
-        late = connect(publish_timeout_s=0.3, connect_timeout_s=0.3)
-        await until(lambda: "short of memory" in str(late.trouble), within_s=2)
+        late = connect(publish_timeout_s=0.5, connect_timeout_s=1.5)
+        await until(lambda: "short of memory" in str(late.trouble))
     finally:
         await asyncio.to_thread(rabbit.ctl, "set_vm_memory_high_watermark", "0.4")
     for blocked in broker, late:
         await ready(blocked)
-        await blocked.publish(RECORD)
+        await published(blocked)
 
 
 async def test_deleted_queue(connect: Connect, admin: AbstractChannel, rabbit_queue: str) -> None:
@@ -242,11 +260,11 @@ async def test_deleted_queue(connect: Connect, admin: AbstractChannel, rabbit_qu
     broker = connect()
     await ready(broker)
     await admin.queue_delete(rabbit_queue)
-    with fails("no such queue", within_s=1):
+    with fails("no such queue"):
         await broker.publish(RECORD)
     assert not broker.ready.is_set()
     troubles = set()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(LIMIT_S):
         while not broker.ready.is_set():
             troubles.add(broker.trouble)
             await asyncio.sleep(0)
@@ -264,12 +282,11 @@ async def test_full_queue(
     await ready(broker)
     await broker.publish(RECORD)
     before = await channels(rabbit)
-    with fails("refused the message", within_s=1):
+    with fails("refused the message"):
         await broker.publish(RECORD)
     assert broker.ready.is_set()
     # A quorum queue may refuse what comes by this channel alone, so another takes its place.
-    after = await channels(rabbit)
-    assert len(after - before) == len(before - after) == 1
+    await eventually(lambda: channels(rabbit), lambda after: len(after - before) == len(before - after) == 1)
     await admin.queue_purge(rabbit_queue)
     await broker.publish(RECORD)
 
@@ -279,10 +296,9 @@ async def test_wrong_password(
 ) -> None:
     """The reason says so, and the password is told to nobody."""
     broker = connect(f"amqp://guest:geheim@127.0.0.1:{rabbit.port}/")
-    await until(lambda: "password" in str(broker.trouble), within_s=2)
+    await until(lambda: "password" in str(broker.trouble))
+    await fails_at_once(broker.publish(RECORD), "refused the user name or the password")
     with fails("refused the user name or the password"):
-        await broker.publish(RECORD)
-    with fails("refused the user name or the password", within_s=2):
         await broker.check()
     assert "refused the user name or the password" in caplog.text
     assert "geheim" not in caplog.text + str(broker.trouble)
@@ -290,7 +306,7 @@ async def test_wrong_password(
 
 async def test_unknown_virtual_host(connect: Connect, rabbit: RabbitServer) -> None:
     broker = connect(f"{rabbit.url}nowhere")
-    await until(lambda: "virtual host" in str(broker.trouble), within_s=2)
+    await until(lambda: "virtual host" in str(broker.trouble))
 
 
 async def test_nothing_listens(connect: Connect) -> None:
@@ -320,7 +336,7 @@ async def test_many_failed_attempts_are_one_line(connect: Connect, caplog: pytes
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server:
         connect(f"amqp://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        await until(lambda: len(attempts_s) == 5, within_s=3)
+        await until(lambda: len(attempts_s) == 5)
     assert len(caplog.records) == 1
     pauses_s = [later - earlier for earlier, later in itertools.pairwise(attempts_s)]
     assert all(pause_s > 0.05 * 2**n for n, pause_s in enumerate(pauses_s))
@@ -337,9 +353,9 @@ async def test_cancelled_publish(connect: Connect, rabbit: RabbitServer) -> None
         done, _ = await asyncio.wait({publish}, timeout=0.1)
         assert not done
         publish.cancel()
-        await asyncio.wait({publish}, timeout=AT_ONCE_S)
+        await asyncio.wait({publish}, timeout=LIMIT_S)
         assert publish.cancelled()
-        await until(lambda: asyncio.all_tasks() == tasks, within_s=AT_ONCE_S)
+        await until(lambda: asyncio.all_tasks() == tasks)
     finally:
         rabbit.thaw()
     assert broker.ready.is_set()
@@ -361,7 +377,7 @@ async def test_check_of_a_silent_server(rabbit_queue: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"amqp://127.0.0.1:{listener.getsockname()[1]}"
         broker = Broker(url, Route(rabbit_queue), body="json", namespace="test", connect_timeout_s=0.3)
-        with fails(r"RabbitMQ did not answer within 0\.3 s", within_s=1):
+        with fails(r"RabbitMQ did not answer within 0\.3 s"):
             await broker.check()
 
 
@@ -376,7 +392,7 @@ async def test_check_of_a_silent_server_over_tls(tmp_path: Path, rabbit_queue: s
         )
         url = f"amqps://127.0.0.1:{listener.getsockname()[1]}/?cafile={tmp_path}/pem"
         broker = Broker(url, Route(rabbit_queue), body="json", namespace="test", connect_timeout_s=0.3)
-        with fails(r"RabbitMQ did not answer within 0\.3 s", within_s=2):
+        with fails(r"RabbitMQ did not answer within 0\.3 s"):
             await broker.check()
         (await serving).close()
 
@@ -386,9 +402,8 @@ async def test_close_leaves_nothing(connect: Connect, caplog: pytest.LogCaptureF
     broker = connect()
     await ready(broker)
     await broker.close()
-    with fails("is closed"):
-        await broker.publish(RECORD)
-    await until(lambda: asyncio.all_tasks() == {asyncio.current_task()}, within_s=1)
+    await fails_at_once(broker.publish(RECORD), "is closed")
+    await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
     assert not caplog.records
 
 
@@ -410,7 +425,7 @@ async def test_close_at_any_moment_of_connecting(rabbit_queue: str) -> None:
             await connected.wait()
             for _ in range(number % 20):
                 await asyncio.sleep(0)
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(LIMIT_S):
                 await broker.close()
 
 
@@ -419,7 +434,7 @@ async def test_close_while_rabbitmq_is_silent(connect: Connect, rabbit: RabbitSe
     await ready(broker)
     rabbit.freeze()
     try:
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(LIMIT_S):
             await broker.close()
     finally:
         rabbit.thaw()
@@ -453,8 +468,8 @@ async def test_the_next_host_when_one_is_lost(
         await ready(broker)
         assert proxy.accepted == 1
         proxy.refuse = True
-        await until(lambda: not broker.ready.is_set(), within_s=1)
-        await ready(broker, within_s=1)
+        await until(lambda: not broker.ready.is_set())
+        await ready(broker)
         await broker.publish(RECORD)
         assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
 
@@ -463,9 +478,9 @@ async def test_no_host_can_be_used(connect: Connect, caplog: pytest.LogCaptureFi
     """One warning, of the last; each is named to who checks."""
     ports = free_port(), free_port()
     broker = connect(",".join((f"amqp://127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}")))
-    with fails(f"^127.0.0.1:{ports[1]}: RabbitMQ cannot be reached: Connection refused$", within_s=1):
+    with fails(f"^127.0.0.1:{ports[1]}: RabbitMQ cannot be reached: Connection refused$"):
         await broker.publish(RECORD)
-    with fails(f"^127.0.0.1:{ports[0]}: .*; 127.0.0.1:{ports[1]}: ", within_s=1):
+    with fails(f"^127.0.0.1:{ports[0]}: .*; 127.0.0.1:{ports[1]}: "):
         await broker.check()
     assert len(caplog.records) == 1
 
@@ -515,22 +530,21 @@ async def test_a_private_ca(
             "RabbitMQ's certificate cannot be trusted: Hostname mismatch",
         ),
     ):
-        with fails(sentence, within_s=2):
+        with fails(sentence):
             await Broker(wrong, Route(rabbit_queue), body="json", namespace="test").check()
 
 
-@pytest.mark.parametrize(("connect_timeout_s", "well"), [(0.2, False), (5, True)])
+@pytest.mark.parametrize(("connect_timeout_s", "well"), [(0.2, False), (30, True)])
 async def test_a_slow_handshake(
     connect: Connect, rabbit: RabbitServer, connect_timeout_s: float, well: bool
 ) -> None:
     """Through a VPN, or with a slow directory of users: it takes the time it needs, if it is given that."""
     async with Proxy(rabbit.port) as proxy:
         proxy.delay_s = 0.05  # of each reply
-        broker = connect(proxy.amqp_url, connect_timeout_s=connect_timeout_s, publish_timeout_s=5)
+        broker = connect(proxy.amqp_url, connect_timeout_s=connect_timeout_s, publish_timeout_s=LIMIT_S)
         if well:
             await ready(broker)
             await broker.publish(RECORD)
         else:
-            await until(lambda: broker.trouble, within_s=2)
-            with fails(r"did not answer within 0\.2 s"):
-                await broker.publish(RECORD)
+            await until(lambda: broker.trouble)
+            await fails_at_once(broker.publish(RECORD), r"did not answer within 0\.2 s")

@@ -29,7 +29,7 @@ async def by_pika(url: str, queue: str, queue_type: str) -> tuple[bytes, str | N
     connection = pika.BlockingConnection(pika.URLParameters(url))
     channel = connection.channel()
     channel.queue_declare(queue, durable=True, arguments={"x-queue-type": queue_type})
-    method, properties, body = next(channel.consume(queue, inactivity_timeout=5))
+    method, properties, body = next(channel.consume(queue, inactivity_timeout=30))
     channel.basic_ack(method.delivery_tag)
     connection.close()
     return body, properties.message_id
@@ -39,7 +39,7 @@ async def by_aio_pika(url: str, queue: str, queue_type: str) -> tuple[bytes, str
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
         declared = await channel.declare_queue(queue, durable=True, arguments={"x-queue-type": queue_type})
-        async with declared.iterator(timeout=5) as messages:
+        async with declared.iterator(timeout=30) as messages:
             async for message in messages:
                 async with message.process():
                     return message.body, message.message_id
@@ -55,7 +55,7 @@ async def by_kombu(url: str, queue: str, queue_type: str) -> tuple[bytes, str | 
         message.ack()
 
     with kombu.Connection(url) as connection, connection.Consumer(declared, on_message=take):
-        connection.drain_events(timeout=5)
+        connection.drain_events(timeout=30)
     return got[0]
 
 

@@ -13,8 +13,10 @@ import pytest
 from idagg import failpoints
 from kit.faults import (
     ANSWER_S,
+    GIVEN_AWAY_MS,
     RECOVERS_S,
     SUCCESSOR_S,
+    Handovers,
     arrived,
     beside,
     confirmed,
@@ -31,13 +33,12 @@ from kit.proxy import Proxy
 from kit.servers import RabbitServer, RedisServer
 from kit.serving import Serving
 from kit.waiting import eventually, long_window, next_window, until
-from kit.wire import connect
 
 
 @pytest.mark.fault("1", "worker killed")
 async def test_1_workers_killed(any_server: RedisServer, row: Row) -> None:
     """Workers die in turn, the leader among them: every ok id is in the store, and others take over."""
-    with Serving("--redis-url", any_server.url, window=long_window()) as serving:
+    with Serving("--redis-url", any_server.url, *row.patient, window=long_window()) as serving:
         async with Load(serving) as load:
             async for number in row.inject(2):
                 victim = serving.workers()[number % 2]
@@ -93,7 +94,6 @@ async def test_2_worker_hung(any_server: RedisServer, row: Row) -> None:
         serving.stop()
 
 
-@pytest.mark.alone  # who comes early waits for the start of the next instance, within ANSWER_S
 @pytest.mark.fault("3", "supervisor killed, then another instance")
 async def test_3_supervisor_killed(row: Row) -> None:
     """Nobody stays behind, and a new instance on the same port and folder delivers the rest."""
@@ -101,9 +101,9 @@ async def test_3_supervisor_killed(row: Row) -> None:
         async with Load(serving) as load:
             async for _ in row.inject(1):
                 serving.kill()
-                await until(lambda: not serving.processes(), within_s=10)
+                await until(lambda: not serving.processes())
                 # A process that ends gives up its memory, by which it is found, before its sockets.
-                await eventually(lambda: is_refused(serving.port), bool)
+                await eventually(serving.is_refused, bool)
                 serving.flags = ("--port", str(serving.port))
                 await asyncio.to_thread(serving.start)
                 since_s = time.monotonic()
@@ -123,32 +123,33 @@ async def test_leader_killed(any_server: RedisServer, row: Row) -> None:
                 leader = worker(serving, serving.leader())
                 killed_s = time.monotonic()
                 os.kill(leader, signal.SIGKILL)
-                await until(lambda: f"leading: epoch {deaths + 2}\n" in serving.said, within_s=8)
+                await until(lambda: f"leading: epoch {deaths + 2}\n" in serving.said)
                 row.taken_over(time.monotonic() - killed_s)
                 await serving.replaces(leader)
                 await load.goes_on()
         assert await sealed(row, serving, load, since=since, answer_s=SUCCESSOR_S) == []
-        assert (await serving.figures())["idagg_leader"] == 1
+        await eventually(serving.figures, lambda figures: figures["idagg_leader"] == 1)
         serving.stop()
 
 
 @pytest.mark.fault("5", "leading instance stopped by SIGTERM", takeover_must_s=0.5)
 async def test_leader_stopped(any_server: RedisServer, row: Row) -> None:
     """Of two instances the one that leads is stopped: the other leads at once."""
-    flags = ("--redis-url", any_server.url)
+    flags = ("--redis-url", any_server.url, *row.patient)
     with Serving(*flags) as leading, Serving(*flags) as other:
-        async with Load(leading) as load:
+        async with Load(leading) as load, Handovers(any_server.url) as handovers:
             since = await next_window(2)
             async for _ in row.inject(1):
                 stopped_s = time.monotonic()
                 stopping = asyncio.create_task(asyncio.to_thread(leading.stop))
                 await tells(other, "INFO leading: epoch")
-                row.taken_over(took_s := time.monotonic() - stopped_s)
-                assert took_s < 2
+                row.taken_over(time.monotonic() - stopped_s)
                 await stopping
                 await asyncio.to_thread(leading.start)
                 await load.goes_on()
                 leading, other = other, leading
+            assert handovers.left_ms
+            assert min(handovers.left_ms) > GIVEN_AWAY_MS
         last = int(epoch_s(max(await leading.delivered())))
         deliveries = [*lines(leading), *lines(other)]
         assert load.failed == set()
@@ -190,7 +191,8 @@ async def test_5_to_9_leader_killed_between_two_steps(
         last = int(epoch_s(max(delivery.window for delivery in deliveries)))
         assert row.verdict(load, deliveries, expected=grid(since, last, 1), answer_s=SUCCESSOR_S) == []
         repeats = len(deliveries) - len({delivery.message_id for delivery in deliveries})
-        assert (repeats >= row.injections) == (place in ("after-confirm", "before-mark"))
+        # Others may come again, too, where RabbitMQ is too slow with a confirm.
+        assert repeats >= row.injections or place not in ("after-confirm", "before-mark")
         serving.stop()
 
 
@@ -220,7 +222,7 @@ async def test_7_leader_killed_before_the_confirm(
             deliveries = await arrived(serving, consumer)
             last = int(epoch_s(max(delivery.window for delivery in deliveries)))
             assert row.verdict(load, deliveries, expected=grid(since, last, 1), answer_s=SUCCESSOR_S) == []
-            assert {deliveries.count(delivery) for delivery in unconfirmed} == {2}
+            assert min(deliveries.count(delivery) for delivery in unconfirmed) >= 2
             await asyncio.to_thread(serving.stop)
 
 
@@ -252,7 +254,7 @@ async def test_10_zombie_leader(any_server: RedisServer, tmp_path: Path, place: 
         last = int(epoch_s(max(await serving.delivered())))
         found = lines(serving)
         # Whom a stopped process holds up cannot be answered in time.
-        assert row.verdict(load, found, expected=grid(since, last, 1), answer_s=5) == []
+        assert row.verdict(load, found, expected=grid(since, last, 1), answer_s=SUCCESSOR_S) == []
         # What is pending when it is stopped, or when it wakes, the zombie may write again; it cannot mark it.
         repeats = {delivery for delivery in found if found.count(delivery) > 1}
         assert len(found) == len(set(found)) + len(repeats)
@@ -260,15 +262,6 @@ async def test_10_zombie_leader(any_server: RedisServer, tmp_path: Path, place: 
         async with store_client(any_server.url) as client:
             assert b"errorstat_FENCED" in await client.command("INFO", "errorstats")
         serving.stop()
-
-
-async def is_refused(port: int) -> bool:
-    try:
-        wire = await connect(port)
-    except ConnectionRefusedError:
-        return True
-    wire.close()
-    return False
 
 
 def state_of(pid: int) -> str:

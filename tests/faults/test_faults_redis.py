@@ -29,9 +29,10 @@ from kit.faults import (
 from kit.figures import Row
 from kit.oracle import Load, lines, open_hits, open_windows
 from kit.proxy import Proxy
-from kit.servers import RedisServer, libfaketime
+from kit.servers import RedisServer
 from kit.serving import Serving
-from kit.waiting import eventually, long_window, next_window, until
+from kit.stepped import SteppedServer
+from kit.waiting import LIMIT_S, eventually, long_window, next_window, until
 
 
 @pytest.fixture
@@ -109,7 +110,7 @@ async def test_13_redis_frozen_over_boundaries(redis_server: RedisServer, row: R
                         await load.fails(64)
                         answer = await eventually(serving.health, lambda answer: answer.status == 503)
                         assert b"\nstore: " in answer.body
-                        assert (await serving.ask("/readyz")).status == 503
+                        await eventually(serving.readiness, lambda said: said == {503})
                     finally:
                         redis_server.thaw()
                     await recovers(row, load)
@@ -146,14 +147,14 @@ async def test_14_replies_lost(any_server: RedisServer, row: Row) -> None:
     async with (
         Proxy(str(any_server.socket)) as proxy,
         nobody_seals(any_server.url, 1),
-        beside(Serving("--redis-url", proxy.url, window=1)) as serving,
+        beside(Serving("--redis-url", proxy.url, *row.patient, window=1)) as serving,
     ):
         async with Load(serving) as load:
             async for number in row.inject(8):
                 if number % 5:
                     proxy.swallowed.clear()
                     proxy.drop_replies = 1
-                    await asyncio.wait_for(proxy.swallowed.wait(), 5)
+                    await asyncio.wait_for(proxy.swallowed.wait(), LIMIT_S)
                 else:
                     proxy.stall_replies = True
                     await next_window(1)
@@ -172,7 +173,7 @@ async def test_14_replies_lost(any_server: RedisServer, row: Row) -> None:
 @pytest.mark.fault("15", "scripts forgotten")
 async def test_15_scripts_forgotten(any_server: RedisServer, row: Row) -> None:
     """`SCRIPT FLUSH` under load: nobody notices."""
-    with Serving("--redis-url", any_server.url, window=1) as serving:
+    with Serving("--redis-url", any_server.url, *row.patient, window=1) as serving:
         async with Load(serving) as load, store_client(any_server.url) as client:
             since = await next_window(1)
             async for _ in row.inject(10):
@@ -225,29 +226,11 @@ async def test_17_redis_disk_full(small_disk: Path, row: Row) -> None:
         serving.stop()
 
 
-class SteppedServer(RedisServer):
-    """A Valkey on a host whose clock is off, and steps. (Debian's Redis does not start under libfaketime.)"""
-
-    def step(self, off_s: int) -> None:
-        new = self.folder / "clock.new"
-        new.write_text(f"{off_s:+d}s\n")
-        new.rename(self.folder / "clock")
-
-    def _environment(self) -> dict[str, str]:
-        self.step(0)
-        return {
-            "LD_PRELOAD": str(libfaketime()),
-            "FAKETIME_TIMESTAMP_FILE": str(self.folder / "clock"),
-            "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        }
-
-
 @pytest.mark.slow
 @pytest.mark.fault("18", "clock of Redis steps by 90 s")
 async def test_18_clock_of_redis_stepped(row: Row) -> None:
     """The store's clock steps by 90 s, both ways: sealed windows stay sealed, and nothing is lost."""
-    with SteppedServer() as server, Serving("--redis-url", server.url, window=1) as serving:
+    with SteppedServer() as server, Serving("--redis-url", server.url, *row.patient, window=1) as serving:
         async with Load(serving) as load:
             async for number in row.inject(5):
                 off_s = (-90, 90, 0)[number % 3]
@@ -258,6 +241,6 @@ async def test_18_clock_of_redis_stepped(row: Row) -> None:
                 assert lines(serving)[: len(known)] == known
         assert (load.failed, load.unknown) == (set(), set())
         server.step(200)
-        await until(lambda: max(serving.counts()) > iso(int(time.time()) + 195), within_s=15)
+        await until(lambda: max(serving.counts()) > iso(int(time.time()) + 195))
         assert row.verdict(load, lines(serving), answer_s=ANSWER_S) == []
         serving.stop()

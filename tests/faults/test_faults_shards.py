@@ -19,7 +19,7 @@ from kit.waiting import eventually, next_window, until
 
 SHARDS = 4
 # Until a leader takes its own number of shards for the store's: the others are gone for so long, and more.
-CHANGES_S = 20.0
+CHANGES_S = 60.0
 
 
 @pytest.mark.parametrize(

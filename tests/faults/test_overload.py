@@ -15,70 +15,37 @@ from statistics import median
 import pytest
 
 from kit import oracle
-from kit.generator import Outcomes, offer
 from kit.oracle import Size, open_windows
 from kit.proxy import Proxy
 from kit.servers import RedisServer
 from kit.serving import Serving
+from kit.told import FIRST_ID, NOT_ANSWERED, OK, REFUSED, STARTING_S, Told, tell
 from kit.waiting import long_window
-from kit.wire import Answer, ids, request
+from kit.wire import Answer, ids
 
 # An id of nine digits is twelve bytes of a batch.
 TAKES = 8000
 LINE_BYTES_PER_S = 12 * TAKES
-CALM, FLOOD = TAKES * 7 // 8, TAKES * 2
-FIRST_ID = 100_000_000
-# Until the generator has its connections.
-STARTING_S = 3
-CALM_S, BACK_WITHIN_S = 3, 2
-# At the default deadline, as the machine is shared.
-ANSWER_S = 2.5
-AT_ONCE_S = 0.5  # most of those who are refused; the deadline is 2 s
+CALM, FLOOD = TAKES // 2, TAKES * 2
+# After the flood.
+CALM_S, BACK_WITHIN_S = 3, 3
+# At the default deadline, 2 s, as the machine is shared.
+ANSWER_S = 8.0
+AT_ONCE_S = 1.0  # most of those who are refused
 # So many that none of them has more requests waiting than are read from it.
 CONNECTIONS = 256
-NOT_ANSWERED, OK, REFUSED = range(3)
 
 
-class Told(Outcomes):
-    """What came of each request, beside the figures."""
-
-    def __init__(self, first_id: int, rate: int, seconds: int) -> None:
-        super().__init__(seconds)
-        self.first_id = first_id
-        self.outcome = bytearray(rate * seconds)
-        self.slowest_s = 0.0
-
-    def settle(self, number: int, due_s: float, took_s: float | None, *, ok: bool) -> None:
-        super().settle(number, due_s, took_s, ok=ok)
-        if took_s is not None:
-            self.outcome[number] = OK if ok else REFUSED
-            self.slowest_s = max(self.slowest_s, took_s)
-
-    def request(self, number: int) -> bytes:
-        return request(self.first_id + number)
-
-    def told(self, outcome: int) -> set[int]:
-        return {self.first_id + number for number, what in enumerate(self.outcome) if what == outcome}
-
-
-def loads(port: int, flood_s: int, start_s: float) -> list[Told]:
+def loads(port: int, flood_s: int) -> list[Told]:
     """A load that can be taken, the flood, and, as soon as that must be over, what can be taken again."""
     found = []
     first_id = FIRST_ID
+    start_s = time.time() + STARTING_S
     for rate, seconds in (CALM, CALM_S), (FLOOD, flood_s), (CALM, CALM_S):
-        told = Told(first_id, rate, seconds)
-        offer(
-            port,
-            told.request,
-            told,
-            rate=rate,
-            seconds=seconds,
-            connections=CONNECTIONS,
-            start_s=start_s,
-        )
-        found.append(told)
+        found.append(tell(port, first_id, rate, seconds, connections=CONNECTIONS, start_s=start_s))
         first_id += rate * seconds
-        start_s += seconds + BACK_WITHIN_S
+        # On a busy machine the generator may be late itself.
+        start_s = max(start_s + seconds + BACK_WITHIN_S * (rate == FLOOD), time.time() + STARTING_S)
     return found
 
 
@@ -105,9 +72,10 @@ class Passers:
         self.answers.append((answer, time.monotonic() - began_s))
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(
-    ("flood_s", "share"), [(6, 0.5), pytest.param(60, 0.8, marks=pytest.mark.slow)], ids=["short", "long"]
+    ("flood_s", "share"),
+    [(6, 0.4), pytest.param(60, 0.7, marks=[pytest.mark.slow, pytest.mark.alone])],
+    ids=["short", "long"],
 )
 async def test_overload(flood_s: int, share: float) -> None:
     """All are answered in time, about as many are stored as before, none is lost; then all are stored again.
@@ -124,8 +92,7 @@ async def test_overload(flood_s: int, share: float) -> None:
                 passers = Passers(serving)
                 sizes, tasks = [Size.of(worker)], [await serving.tasks()]
                 with multiprocessing.get_context("spawn").Pool(1) as pool:
-                    start_s = time.time() + STARTING_S
-                    parts = pool.apply_async(loads, (serving.port, flood_s, start_s))
+                    parts = pool.apply_async(loads, (serving.port, flood_s))
                     while not parts.ready():
                         passers.pass_by()
                         await asyncio.sleep(0.1)
@@ -151,10 +118,11 @@ async def test_overload(flood_s: int, share: float) -> None:
     settled = flood.seconds[2:]
     rates = [sum(map(len, seconds)) / len(seconds) for seconds in (before.seconds, settled)]
     print(f"{rates[0]:,.0f} ok/s before, {rates[1]:,.0f} in the flood")  # noqa: T201  figures for those who ask
-    assert rates[1] > share * rates[0]
+    assert rates[1] > share * TAKES
     for size in sizes:
         assert oracle.grown(sizes[0], size, memory_kib=16_384, descriptors=CONNECTIONS + 64) == []
-    assert oracle.crowded(tasks[0], max(tasks)) == []
+    # Each connection that is being accepted is a task.
+    assert oracle.crowded(tasks[0], max(tasks), tasks=CONNECTIONS + 64) == []
     refused = [(answer, took_s) for answer, took_s in passers.answers if answer.status == 503]
     assert refused
     assert {(answer.body, answer.headers["Retry-After"]) for answer, _ in refused} == {(b"failed", "1")}

@@ -11,7 +11,8 @@ import pytest
 from idagg.ask import times
 from idagg.ask.client import MAX_BYTES, Client, base_url
 from idagg.errors import Exit, NoAnswerError
-from idagg.settings import Settings, SettingsError
+from idagg.settings import Settings
+from idagg.sources import SettingsError
 from kit.canned import Canned, http
 from kit.servers import free_port
 

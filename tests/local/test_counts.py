@@ -89,7 +89,7 @@ def counts(server: Canned, *arguments: str) -> subprocess.CompletedProcess[str]:
         env=own,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
 
@@ -176,6 +176,23 @@ def test_older_windows_are_not_there() -> None:
         done = counts(server, *SPAN)
     assert done.stderr == f"idagg: no record is kept of windows before {begin}\n"
     assert len(done.stdout.splitlines()) == 3
+
+
+def test_csv_says_so_too() -> None:
+    """It has no place for it: the command asks once more. Where no window is left it is a head alone."""
+    begin = "2026-11-22T10:00:00Z"
+    span = ("--from", "2026-11-22 09:00", "--format", "csv")
+    for answers, note, rows in (
+        ((csv_page([0], "c"), page([0], "c", begin), csv_page([1])), f"windows before {begin}", 2),
+        ((csv_page([]), page([])), "a window in this range", 0),
+        ((csv_page([0]), page([0])), "", 1),
+    ):
+        with Canned(*answers) as server:
+            done = counts(server, *span)
+        assert done.stderr == (f"idagg: no record is kept of {note}\n" if note else "")
+        assert done.stdout.splitlines()[0] == COLUMNS
+        assert len(done.stdout.splitlines()) == 1 + rows
+        assert [query["limit"] for query in queries(server)][:2] == [str(PAGE), "1"]
 
 
 def test_an_estimate() -> None:
@@ -285,4 +302,4 @@ def test_a_reader_that_has_enough(form: str) -> None:
             assert re.match(rb"window|\[", process.stdout.readline())
             process.stdout.close()
             assert process.stderr.read() == b""
-            assert process.wait(timeout=30) == 141
+            assert process.wait(timeout=60) == 141

@@ -30,6 +30,7 @@ from idagg.accept.turns import Turns
 from idagg.errors import StoreRefusedError
 from kit.fakes import Hits, settle
 from kit.listeners import OpenListener, open_listener
+from kit.waiting import LIMIT_S
 from kit.wire import Wire
 
 KEEPALIVE_S = 75  # the default
@@ -58,25 +59,25 @@ class Stage:
         return await self.listener.connect()
 
     async def sent(self, batches: int) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LIMIT_S):
             while len(self.hits.sent) < batches:  # noqa: ASYNC110  what it waits for sets no event
                 await asyncio.sleep(0.001)
 
     async def until(self, thing: object, state: str) -> None:
         """Wait for what ``thing`` shows of itself."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             while state not in repr(thing):  # noqa: ASYNC110  likewise
                 await asyncio.sleep(0.001)
 
     async def catch_up(self) -> None:
         """Let ticks pass until no connection is late any more."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LIMIT_S):
             while self.listener.public.late:
                 self.listener.public.tick()
                 await asyncio.sleep(0.001)
 
     async def connections(self, count: int) -> Stage:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LIMIT_S):
             while len(self.listener.public.connections) != count:  # noqa: ASYNC110  likewise
                 await asyncio.sleep(0.001)
         return self
@@ -455,7 +456,7 @@ async def test_running_out_of_descriptors_is_told_and_survived(
     resource.setrlimit(resource.RLIMIT_NOFILE, (spare, hard))
     try:
         await wire.send(get("id=x"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LIMIT_S):
             while "connections are not accepted for 1 s" not in caplog.text:  # noqa: ASYNC110  a log sets no event
                 await asyncio.sleep(0.001)
     finally:
@@ -543,12 +544,12 @@ BEHIND = [get("id=2"), get("id=2", CLOSE), post(b"2\n3"), HANDED_OFF]
 async def test_what_waits_behind_a_request_that_has_expired_is_refused_at_once(behind: bytes) -> None:
     """It has been waiting as long; but only until its connection has caught up with its client."""
     hits = Hits()
-    async with open_listener(hits, deadline_s=0.3) as listener:
+    async with open_listener(hits, deadline_s=1) as listener:
         stage = Stage(listener, hits)
         wire = await stage.connect()
         # One more than may wait, so that what is behind is not taken.
         await wire.send(get("id=1") * (MAX_UNANSWERED + 1) + behind)
-        async with asyncio.timeout(0.3 * 1.8):  # not twice the deadline
+        async with asyncio.timeout(1.9):  # not twice the deadline
             for _ in range(MAX_UNANSWERED + 2):
                 answer = await wire.answer()
                 assert answer is not None
@@ -568,7 +569,7 @@ async def test_what_waits_behind_a_request_that_has_expired_is_refused_at_once(b
 async def test_a_client_that_waits_for_its_answers_is_never_late() -> None:
     """Its next request was not waiting: as soon as the store is back it is stored."""
     hits = Hits()
-    async with open_listener(hits, deadline_s=0.2) as listener:
+    async with open_listener(hits, deadline_s=1) as listener:
         stage = Stage(listener, hits)
         wire = await stage.connect()
         await wire.send(get("id=1"))
@@ -733,7 +734,7 @@ async def test_an_answer_that_never_comes_ends_its_connection(stage: Stage) -> N
     await stage.connections(0)
     stage.hits.reply(None)
     await stage.until(stage.listener.router, "queued=0 collecting=0")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT_S):
         while handlers(stage):  # noqa: ASYNC110  likewise
             await asyncio.sleep(0.001)
 

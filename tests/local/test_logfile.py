@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from idagg.deliver.logfile import CallbackLine, LogFile, window_line
 from idagg.errors import LogFileError
 from idagg.window import Record
+from kit.waiting import LIMIT_S
 
 RECORD = Record(
     start_s=1795344780, length_s=60, unique_ids=4000, estimate=3988, hits=10000, exact=True, epoch=7
@@ -221,7 +222,7 @@ async def test_append_waits_for_the_lock_and_not_in_the_loop(tmp_path: Path) -> 
         done, _ = await asyncio.wait({append}, timeout=0.1)
         assert not done
         other.write("one\n")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT_S):
         await append
     assert (tmp_path / "log").read_text() == "one\ntwo\n"
 
@@ -238,7 +239,7 @@ class Hang:
 
     def __call__(self, _: int) -> None:
         self.begun += 1
-        assert self.end.wait(timeout=30)
+        assert self.end.wait(timeout=300)
 
 
 async def fails_within(log: LogFile, limit_s: float) -> str:
@@ -259,17 +260,20 @@ async def test_a_disk_that_hangs_costs_one_thread_and_nobodys_time(
     with monkeypatch.context() as patch:
         hang = Hang()
         patch.setattr(os, "fsync", hang)
-        told = await asyncio.gather(*(fails_within(log, 2) for _ in range(20)))
+        # One after the other they would take 60 s.
+        told = await asyncio.gather(*(fails_within(log, LIMIT_S) for _ in range(200)))
         expected = f"the log file {tmp_path / 'log'} did not take a line within 0.3 s: "
         assert {*told} == {expected + "its disk, or the reader of its pipe, hangs"}
+        begun_s = time.monotonic()
         for _ in range(1000):
-            await fails_within(log, 0.1)
+            await fails_within(log, LIMIT_S)
+        assert time.monotonic() - begun_s < LIMIT_S  # each with its limit, they would take 300 s
         with pytest.raises(LogFileError, match="did not take a line"):
             await log.check()
         assert hang.begun == 1
         assert threading.active_count() == threads
         hang.end.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT_S):
         while True:
             with contextlib.suppress(LogFileError):
                 await log.append("two", durable=True)
@@ -290,7 +294,7 @@ async def test_a_cancelled_line_that_hangs_is_left_behind(
         while not hang.begun:  # noqa: ASYNC110  a thread sets it
             await asyncio.sleep(0.01)
         append.cancel()
-        await asyncio.wait([append], timeout=1)
+        await asyncio.wait([append], timeout=LIMIT_S)
         assert append.cancelled()
         hang.end.set()
 
@@ -303,7 +307,7 @@ async def test_a_pipe(tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
     log = LogFile(path)
-    assert await fails_within(log, 1) == f"the log file {path} cannot be written: nobody reads from it"
+    assert await fails_within(log, LIMIT_S) == f"the log file {path} cannot be written: nobody reads from it"
     with pytest.raises(LogFileError, match="nobody reads from it"):
         await log.check()
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -315,7 +319,7 @@ async def test_a_pipe(tmp_path: Path) -> None:
     await log.append("two", durable=True)
     assert os.read(reader, 99) == b"two\n"
     os.close(reader)
-    assert "Broken pipe" in await fails_within(log, 1)
+    assert "Broken pipe" in await fails_within(log, LIMIT_S)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     await log.append("three", durable=True)
     assert os.read(reader, 99) == b"three\n"
@@ -329,12 +333,12 @@ async def test_a_pipe_whose_reader_hangs(tmp_path: Path) -> None:
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     log = LogFile(path, timeout_s=0.3)
     await log.append("x" * 65_000, durable=False)
-    for limit_s in (2, 0.1):
-        with pytest.raises(LogFileError, match="the reader of its pipe, hangs"):
-            async with asyncio.timeout(limit_s):
+    async with asyncio.timeout(LIMIT_S):
+        for _ in range(200):  # each with its limit, they would take 60 s
+            with pytest.raises(LogFileError, match="the reader of its pipe, hangs"):
                 await log.append("y" * 1000, durable=False)
     text = os.read(reader, 99_999)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT_S):
         while not text.endswith(b"y\n"):
             await asyncio.sleep(0.01)
             with contextlib.suppress(BlockingIOError):
@@ -372,10 +376,10 @@ def test_standard_streams(tmp_path: Path, name: str, kind: str) -> None:
     writer = subprocess.Popen([sys.executable, "-c", ONE_LINE, name], stdout=stdout, stderr=stderr)
     os.close(writing)
     if kind == "file":
-        assert writer.wait(timeout=10) == 0
+        assert writer.wait(timeout=60) == 0
     with os.fdopen(reading, "rb") as stream:
         text = stream.read()
-    assert writer.wait(timeout=10) == 0
+    assert writer.wait(timeout=60) == 0
     assert text == b"".join(b"%d" % number * 100_000 + b"\n" for number in range(3))
 
 
@@ -388,7 +392,7 @@ def test_a_stream_that_others_made_non_blocking() -> None:
     time.sleep(0.3)  # its first line is in the pipe, as far as that goes
     with os.fdopen(reading, "rb") as stream:
         assert len(stream.read()) == 300_003
-    assert writer.wait(timeout=10) == 0
+    assert writer.wait(timeout=60) == 0
 
 
 WRITER = """
@@ -409,7 +413,7 @@ def test_many_processes_and_threads_write_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "log"
     names = "abcd"
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, path, name]) for name in names]
-    assert [writer.wait(timeout=30) for writer in writers] == [0] * len(names)
+    assert [writer.wait(timeout=60) for writer in writers] == [0] * len(names)
     expected = [f"{name}-{number}-" + name * (number * 100) for name in names for number in range(50)]
     assert sorted(path.read_text().splitlines()) == sorted(expected)
 

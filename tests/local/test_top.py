@@ -61,7 +61,7 @@ class Terminal:
     def press(self, keys: bytes) -> None:
         os.write(self._own, keys)
 
-    def shows(self, is_there: Callable[[str], bool], within_s: float = 15) -> str:
+    def shows(self, is_there: Callable[[str], bool], within_s: float = 60) -> str:
         """Wait until the screen is so; returns it."""
         give_up_at = time.monotonic() + within_s
         while True:
@@ -71,7 +71,7 @@ class Terminal:
             assert time.monotonic() < give_up_at, text
             self._read(0.1)
 
-    def ends(self, within_s: float = 30) -> int:
+    def ends(self, within_s: float = 60) -> int:
         """Its exit code. Meanwhile the terminal takes what is written: a program waits for that."""
         give_up_at = time.monotonic() + within_s
         while self._read(0.1) or self.process.poll() is None:
@@ -169,7 +169,7 @@ def test_no_terminal() -> None:
             [sys.executable, "-m", "idagg", "top", "--admin-url", server.url],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=60,
             check=False,
         )
     assert (done.returncode, done.stderr) == (0, "")

@@ -122,7 +122,7 @@ def promtool(folder: Path, tests: Iterable[dict[str, object]]) -> None:
         json.dumps({"rule_files": [str(rules)], "evaluation_interval": f"{SCRAPE_S}s", "tests": list(tests)})
     )
     done = subprocess.run(
-        ["promtool", "test", "rules", file], capture_output=True, text=True, timeout=60, check=False
+        ["promtool", "test", "rules", file], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -134,6 +134,7 @@ async def test_the_open_window(serving: Serving) -> None:
     found = OpenWindow.model_validate(await told(serving, "windows/current"))
     assert not found.sealed
     assert found.window_start <= found.as_of
+    assert (found.window_end - found.window_start).total_seconds() == 1
 
 
 async def test_one_window(serving: Serving) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -54,10 +55,12 @@ async def test_a_cache_answers_for_no_id(shared: Serving) -> None:
     with Varnish(shared.port) as varnish:
         expected = {}
         for _ in range(2):
-            window = iso(await next_window(shared.window))
-            for _ in range(3):
-                assert await status(varnish.port, number) == 200
-            expected[window] = 1
+            start = 0
+            while time.time() >= start + shared.window:  # until the machine is not too slow for one window
+                start = await next_window(shared.window)
+                for _ in range(3):
+                    assert await status(varnish.port, number) == 200
+            expected[iso(start)] = 1
         counts = await shared.delivered()
         assert {window: counts[window] for window in expected} == expected
 
@@ -77,14 +80,14 @@ async def test_a_cache_answers_for_no_id(shared: Serving) -> None:
 async def test_haproxy_finds_a_server_up(shared: Serving, check: list[str]) -> None:
     """Its checks are HTTP/1.0 without a Host and, unless they say otherwise, OPTIONS."""
     with HAProxy(shared.port, *check) as haproxy:
-        assert await until(haproxy.last_check) == "L7OK"
-        assert haproxy.state() == "UP"
+        await until(lambda: haproxy.last_check() == "L7OK")
+        await until(lambda: haproxy.state() == "UP")
 
 
 async def test_haproxy_passes_traffic_on(serving: Serving) -> None:
     """Requests of many clients share its connections to idagg."""
     with HAProxy(serving.port, "option httpchk OPTIONS /readyz", "http-reuse always") as haproxy:
-        assert await until(haproxy.last_check) == "L7OK"
+        await until(lambda: haproxy.last_check() == "L7OK")
         await traffic(serving, haproxy.port)
         assert haproxy.state() == "UP"
 
@@ -96,12 +99,12 @@ async def test_haproxy_leaves_a_server_whose_store_is_away() -> None:
         Serving("--redis-url", store.url, window=1) as serving,
         HAProxy(serving.port, "option httpchk OPTIONS /readyz") as haproxy,
     ):
-        assert await until(haproxy.last_check) == "L7OK"
+        await until(lambda: haproxy.last_check() == "L7OK")
         assert await status(haproxy.port, next(ids)) == 200
         store.stop()
-        await until(lambda: haproxy.state() == "DOWN", within_s=10)
+        await until(lambda: haproxy.state() == "DOWN")
         store.start()
-        await until(lambda: haproxy.state() == "UP", within_s=10)
+        await until(lambda: haproxy.state() == "UP")
         assert await status(haproxy.port, next(ids)) == 200
 
 

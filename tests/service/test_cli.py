@@ -56,7 +56,7 @@ def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         env=os.environ | environ,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
 
@@ -217,7 +217,7 @@ def test_broken_pipe(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> N
             [sys.executable, "-m", "idagg", *arguments],
             stdout=writer,
             stderr=subprocess.PIPE,
-            timeout=30,
+            timeout=60,
             check=False,
         )
     finally:

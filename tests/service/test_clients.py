@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -136,7 +135,7 @@ async def browse(
                 start_new_session=True,
             )
             try:
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(90):
                     seen = await told
                     await stay()
                     return seen
@@ -173,7 +172,7 @@ async def test_a_page_of_another_origin_counts_and_reads_nothing(flags: list[str
 
 async def test_a_beacon_counts_many(serving: Serving) -> None:
     """A page that is being left sends its ids, a line each, whatever its origin."""
-    arrived = functools.partial(eventually, serving.handed_off, lambda requests: requests > 0, within_s=10)
+    arrived = functools.partial(eventually, serving.handed_off, lambda requests: requests > 0)
     assert await browse(serving, free_port(), BEACON, [next(ids) for _ in range(3)], arrived) == [True]
     assert await total(serving) == 3
 
@@ -196,7 +195,7 @@ async def output(*command: str, code: Callable[[int], bool] = lambda code: code 
     """What a command prints that ends as it should."""
     process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             said, errors = await process.communicate()
     finally:
         if process.returncode is None:
@@ -246,22 +245,18 @@ async def test_curl_gets_its_answer(
 
 
 async def test_curl_need_not_wait_to_send_a_large_body(shared: Serving, before: int, tmp_path: Path) -> None:
-    """It asks for 100 (Continue) and would wait a second for it."""
+    """It asks for 100 (Continue) and would wait for it, here for longer than it may take."""
     body = tmp_path / "ids"
     body.write_text("".join(f"{next(ids)}\n" for _ in range(4096)))
-    began_s = time.monotonic()
-    asks = ["-H", "Expect: 100-continue"]
+    asks = ["-H", "Expect: 100-continue", "--expect100-timeout", "600"]
     assert await curl(shared, *LINES, *asks, "--data-binary", f"@{body}") == "ok 1.1 200"
-    assert time.monotonic() - began_s < 0.9
     assert await total(shared) == before + 4096
 
 
 async def test_a_client_that_speaks_only_http_2_hears_at_once_that_it_is_wrong(shared: Serving) -> None:
     """It gets an answer that it cannot read, not silence."""
-    began_s = time.monotonic()
     await output(
-        *("curl", "--silent", "--noproxy", "*", "--http2-prior-knowledge", "--max-time", "10"),
+        *("curl", "--silent", "--noproxy", "*", "--http2-prior-knowledge", "--max-time", "60"),
         f"http://127.0.0.1:{shared.port}/api/verve/accept?id=5",
         code=lambda code: code not in (0, 28),  # 28: it had to give up
     )
-    assert time.monotonic() - began_s < 2

@@ -64,7 +64,7 @@ class ComposeRedis(RedisServer):
 class Container(Server):
     """``deploy/container/Containerfile``'s ENTRYPOINT and CMD."""
 
-    start_timeout_s = 20.0
+    start_timeout_s = 60.0
     # Root of the new namespaces makes the mounts; then it is another user, and has no capability left.
     _SCRIPT = (
         "mount -o remount,bind,ro / && mount -t tmpfs tmpfs {tmp} && cd / && "
@@ -95,7 +95,7 @@ class Container(Server):
     def health(self) -> subprocess.CompletedProcess[str]:
         """Run the image's HEALTHCHECK."""
         command = [word.replace(":8001", f":{self.admin_port}") for word in words("HEALTHCHECK")]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     def leave(self) -> int:
         """Stop it as an engine does: SIGTERM to its process 1. Returns its exit code."""
@@ -156,7 +156,7 @@ async def test_the_services_of_the_compose_file(
             assert (health.returncode, health.stderr) == (0, "")
         for number in range(40):
             url = f"http://127.0.0.1:{(one, other)[number % 2].port}/api/verve/accept?id={number}"
-            with await asyncio.to_thread(urllib.request.urlopen, url, timeout=5) as answer:
+            with await asyncio.to_thread(urllib.request.urlopen, url, timeout=LIMIT_S) as answer:
                 assert answer.read() == b"ok"
         assert await asyncio.to_thread(delivered, rabbit, rabbit_queue, 40) == 40
         assert [await asyncio.to_thread(container.leave) for container in (one, other)] == [0, 0]
@@ -167,5 +167,5 @@ async def test_the_services_of_the_compose_file(
 async def test_the_image_alone() -> None:
     """Without a Redis it keeps its data on a volume, and its records go to standard output."""
     with Container(IDAGG_WINDOW="1") as container:
-        await until(lambda: "event=window" in container.said, within_s=10)
+        await until(lambda: "event=window" in container.said)
         assert await asyncio.to_thread(container.leave) == 0

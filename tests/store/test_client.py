@@ -20,6 +20,7 @@ from kit.fakes import Batches
 from kit.faults import store_client
 from kit.oracle import open_hits
 from kit.proxy import Proxy
+from kit.waiting import LIMIT_S
 
 TAG = "{t:0}"
 
@@ -131,7 +132,7 @@ async def test_another_protocol(kind: Callable[[str], Client]) -> None:
         scripts = kind(f"redis://127.0.0.1:{port}")
         for _ in range(2):
             with pytest.raises(StoreAwayError, match=f"127.0.0.1:{port} .* does not speak Redis' protocol"):
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(LIMIT_S):
                     await hits(scripts).add(1, [b"1"])
         await scripts.close()
 
@@ -290,7 +291,7 @@ async def test_a_server_that_is_no_redis_is_told_of() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        listener.settimeout(5)
+        listener.settimeout(LIMIT_S)
         link = Client(f"redis://127.0.0.1:{listener.getsockname()[1]}")
         adding = asyncio.create_task(hits(link).add(1, [b"1"]))
         peer, _ = await asyncio.to_thread(listener.accept)
@@ -314,7 +315,7 @@ async def test_what_is_given_up_comes_before_what_is_sent_later(any_server: serv
         await asyncio.sleep(0.05)
     finally:
         any_server.thaw()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT_S):
         assert await last == b"1"
     assert await client.command("GET", "lock") == b"2"
     assert await client.command("CLIENT", "ID") == connection  # on another, the order would be chance
@@ -324,7 +325,7 @@ async def test_what_is_given_up_comes_before_what_is_sent_later(any_server: serv
 async def test_commands_at_a_time(any_server: servers.RedisServer) -> None:
     """Each of many on one connection gets its own answer; one that takes too long costs all of them
     theirs."""
-    client = Client(any_server.url, timeout_s=0.3)
+    client = Client(any_server.url, timeout_s=1)
     assert await asyncio.gather(*(client.command("ECHO", f"{n}") for n in range(100))) == [
         b"%d" % n for n in range(100)
     ]

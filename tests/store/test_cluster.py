@@ -33,7 +33,7 @@ def hits(client: Client) -> HitStore:
 
 async def ids(cluster: RedisCluster) -> set[str]:
     """The ids in the store."""
-    client = Servers(cluster.url).client(TAG, timeout_s=5)
+    client = Servers(cluster.url).client(TAG, timeout_s=LIMIT_S)
     try:
         found: set[str] = set()
         for node in cluster.masters:
@@ -63,7 +63,7 @@ async def test_each_shard_is_where_its_slot_is(cluster: RedisCluster) -> None:
     found = set()
     for index in range(8):
         tag = shard_tag("t", index)
-        client = shared.client(tag, timeout_s=5)
+        client = shared.client(tag, timeout_s=LIMIT_S)
         await client.command("SET", f"{tag}:x", index)
         assert cluster.master_of(tag).address in client.address
         found.add(client.address)
@@ -74,7 +74,7 @@ async def test_each_shard_is_where_its_slot_is(cluster: RedisCluster) -> None:
 async def test_a_slot_that_moves(cluster: RedisCluster) -> None:
     """While it is on its way nothing is done at either end, however much is there already; then the client
     follows it."""
-    client = Servers(cluster.url).client(TAG, timeout_s=5)
+    client = Servers(cluster.url).client(TAG, timeout_s=LIMIT_S)
     store = hits(client)
     await stored(store, 1, b"1")
     slot = slot_of(TAG)
@@ -104,7 +104,7 @@ async def test_a_slot_that_moves(cluster: RedisCluster) -> None:
 
 async def test_a_failover_that_was_asked_for(cluster: RedisCluster) -> None:
     """The old master names the new one, and nobody has to ask."""
-    client = Servers(cluster.url, replicas=1).client(TAG, timeout_s=5)
+    client = Servers(cluster.url, replicas=1).client(TAG, timeout_s=LIMIT_S)
     store = hits(client)
     await stored(store, 1, b"1")
     replica = await asyncio.to_thread(lambda: cluster.replica_of(cluster.master_of(TAG)))
@@ -139,11 +139,11 @@ async def test_a_slot_that_nobody_has(cluster: RedisCluster) -> None:
     nodes = list(cluster.running)
     for node in nodes:
         node.ask("CLUSTER", "DELSLOTS", str(slot))
-    client = shared.client(TAG, timeout_s=5)
+    client = shared.client(TAG, timeout_s=LIMIT_S)
     try:
         with pytest.raises(StoreAwayError, match=rf"has the slot {slot}, and the ids of its shard are not"):
             await client.command("PING")
-        other = shared.client(shard_tag("t", 1), timeout_s=5)
+        other = shared.client(shard_tag("t", 1), timeout_s=LIMIT_S)
         assert await other.command("PING") == b"PONG"
         await other.close()
     finally:
@@ -156,7 +156,7 @@ async def test_a_node_as_if_it_were_a_server(cluster: RedisCluster) -> None:
     """The sentence has the URL to use."""
     master = await asyncio.to_thread(cluster.master_of, TAG)
     other = next(node for node in cluster.nodes if node is not master)
-    client = Client(f"redis://{other.address}", timeout_s=5)
+    client = Client(f"redis://{other.address}", timeout_s=LIMIT_S)
     with pytest.raises(StoreError, match=r"is a node of a cluster.*give --redis-url as redis\+cluster://"):
         await hits(client).add(1, [b"1"])
     await client.close()
@@ -164,7 +164,7 @@ async def test_a_node_as_if_it_were_a_server(cluster: RedisCluster) -> None:
 
 async def test_a_server_as_if_it_were_a_cluster() -> None:
     with servers.RedisServer(tcp=True) as server:
-        client = Servers(f"redis+cluster://127.0.0.1:{server.port}").client(TAG, timeout_s=5)
+        client = Servers(f"redis+cluster://127.0.0.1:{server.port}").client(TAG, timeout_s=LIMIT_S)
         with pytest.raises(StoreAwayError, match=r"is no node of a cluster, and nothing is counted: give"):
             await client.command("PING")
         await client.close()
@@ -176,7 +176,7 @@ async def test_names_that_nodes_leave_to_us() -> None:
         3, 0, tls=True, password="p", cluster_preferred_endpoint_type="unknown-endpoint"
     ) as cluster:
         node = cluster.master_of(TAG)
-        client = Servers(cluster.url_of([node])).client(TAG, timeout_s=5)
+        client = Servers(cluster.url_of([node])).client(TAG, timeout_s=LIMIT_S)
         assert (await hits(client).add(1, [b"1"])).new_ids == 1
         await client.close()
 
@@ -186,9 +186,9 @@ async def test_check_with_a_replica_away(cluster: RedisCluster) -> None:
     replica = await asyncio.to_thread(lambda: cluster.replica_of(cluster.master_of(TAG)))
     replica.stop()
     try:
-        said = await probe(cluster.url, "t", timeout_s=5)
+        said = await probe(cluster.url, "t", timeout_s=LIMIT_S)
         with pytest.raises(StoreError, match=r"has 0 of the 1 replicas that --replicas asks for"):
-            await probe(cluster.url, "t", timeout_s=5, replicas=1)
+            await probe(cluster.url, "t", timeout_s=LIMIT_S, replicas=1)
     finally:
         await asyncio.to_thread(cluster.restart, replica)
     assert "none of its 1 replicas follows it now: an ok is on this machine alone" in said
@@ -196,16 +196,16 @@ async def test_check_with_a_replica_away(cluster: RedisCluster) -> None:
 
 async def test_check(cluster: RedisCluster) -> None:
     """All masters with shards are asked; what is the same with all is said once."""
-    said = await probe(cluster.url, "t", timeout_s=5, replicas=1, shards=16)
+    said = await probe(cluster.url, "t", timeout_s=LIMIT_S, replicas=1, shards=16)
     for master in await asyncio.to_thread(lambda: cluster.masters):
         assert said.count(master.address) == 1
     assert said.count("--replicas 1 of 1: an ok survives the loss of any machine") == 1
     master = await asyncio.to_thread(cluster.master_of, TAG)
     master.ask("CONFIG", "SET", "cluster-require-full-coverage", "yes")
     try:
-        said = await probe(cluster.url, "t", timeout_s=5)
+        said = await probe(cluster.url, "t", timeout_s=LIMIT_S)
     finally:
         master.ask("CONFIG", "SET", "cluster-require-full-coverage", "no")
     assert "cluster-require-full-coverage yes: while one master is away, none counts; set no" in said
     with pytest.raises(StoreError, match=r"is a node of a cluster, .* give --redis-url as redis\+cluster://"):
-        await probe(f"redis://{master.address}", "t", timeout_s=5)
+        await probe(f"redis://{master.address}", "t", timeout_s=LIMIT_S)

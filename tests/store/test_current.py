@@ -29,17 +29,30 @@ async def test_a_look(client: CrankedClient) -> None:
     """The clock, the ids so far, and for how long a window is not sealed; nothing is changed by it."""
     windows = WindowStore(client, namespace="t", window_s=60, exact_limit=EXACT_LIMIT)
     hits = HitStore(client, namespace="t", window_s=60, exact_limit=EXACT_LIMIT)
-    assert await windows.now() == Look(NOON, 0, 0, 0)
+    assert await windows.now() == Look(NOON, 0, 0, 0, 0, 1)
     await hits.add(1, [b"1", b"2", b"2"])
     await client.at(NOON + 30.5)
     keys = sorted(await client.command("KEYS", "*"))
-    assert await windows.now() == Look(NOON + 30.5, NOON, 2, 0)
+    assert await windows.now() == Look(NOON + 30.5, NOON, 2, 0, NOON + 60, 1)
     await client.at(NOON + 75)
-    assert await windows.now() == Look(NOON + 75, NOON + 60, 0, 15)
+    assert await windows.now() == Look(NOON + 75, NOON + 60, 0, 15, NOON + 120, 1)
     assert sorted(await client.command("KEYS", "*")) == keys
     epoch = (await windows.election.lead("a", lease_ms=1000)).epoch
     assert await windows.sealing.seal(epoch) == 0
     assert (await windows.now()).late_s == 15  # it is not merged with the other shards' parts yet
+
+
+async def test_the_open_window_while_settings_change(client: CrankedClient) -> None:
+    """Its end and its shards are the store's, whatever the settings of the one who looks say."""
+    first = WindowStore(client, namespace="t", window_s=60, exact_limit=EXACT_LIMIT)
+    epoch = (await first.election.lead("a", lease_ms=1000)).epoch
+    other = WindowStore(client, namespace="t", window_s=30, exact_limit=EXACT_LIMIT, shards=4)
+    assert await other.now() == Look(NOON, NOON, 0, 0, NOON + 60, 1)
+    plan = await first.merging.propose(epoch, shards=4, window_s=30)
+    assert await first.merging.confirm(epoch, plan)
+    assert (plan.begins_s, await other.now()) == (NOON + 60, Look(NOON, NOON, 0, 0, NOON + 60, 1))
+    await client.at(NOON + 65)
+    assert await first.now() == Look(NOON + 65, NOON + 60, 0, 0, NOON + 90, 4)
 
 
 async def test_several_shards(client: CrankedClient) -> None:

@@ -695,7 +695,7 @@ async def test_a_cancellation_is_never_lost(tmp_path: Path, steps: int) -> None:
     for _ in range(steps):
         await asyncio.sleep(0)
     flush.cancel()
-    await asyncio.wait([flush], timeout=1)
+    await asyncio.wait([flush], timeout=LIMIT_S)
     heeded = flush.done()
     await end(bid, flush)
     assert heeded

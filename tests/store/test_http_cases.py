@@ -14,6 +14,7 @@ from kit import servers
 from kit.faults import store_client
 from kit.http_cases import Case, decode, read_all
 from kit.listeners import OpenListener, PathName, counted, open_listener_before, stored
+from kit.waiting import LIMIT_S
 from kit.wire import Answer, Wire
 
 BEFORE, BEHIND, ELSEWHERE = b"771", b"772", b"773"  # no case has these
@@ -258,6 +259,6 @@ async def test_a_close_is_no_reset(store_url: str, request_: bytes, path: PathNa
         wire = await listener.connect()
         sending = asyncio.create_task(wire.send(request_ + get(BEHIND) * 3000))
         await final(wire)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LIMIT_S):
             assert await asyncio.get_running_loop().sock_recv(wire.socket, 1) == b""
         sending.cancel()

@@ -118,7 +118,7 @@ async def test_one_leads_among_several(start: Start) -> None:
 
 async def test_a_leader_keeps_its_lease(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who lives goes on leading, under the same epoch, longer than one lease."""
-    monkeypatch.setattr(leader, "LEASE_MS", 1500)
+    monkeypatch.setattr(leader, "LEASE_MS", 3000)
     first = start()
     await answered(first)
     second = start()
@@ -127,8 +127,9 @@ async def test_a_leader_keeps_its_lease(start: Start, monkeypatch: pytest.Monkey
     assert (first.heard, second.heard) == ([1], [])
 
 
-async def test_resigning_hands_over_within_a_second(start: Start) -> None:
+async def test_resigning_hands_over(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """An orderly end is noticed by another long before the lease would have run out."""
+    monkeypatch.setattr(leader, "LEASE_MS", 600_000)
     first = start()
     await answered(first)
     others = [start() for _ in range(3)]
@@ -137,7 +138,7 @@ async def test_resigning_hands_over_within_a_second(start: Start) -> None:
     await first.leadership.resign()
     assert first.epoch == 0
     assert first.heard == [1, 0]
-    await until(lambda: any(bid.epoch for bid in others), within_s=1)
+    await until(lambda: any(bid.epoch for bid in others))
     assert sorted(bid.epoch for bid in others) == [0, 0, 2]
 
 
@@ -155,7 +156,7 @@ async def test_who_does_not_lead_cannot_give_the_lock_away(start: Start) -> None
 
 async def test_a_dead_leaders_lease_runs_out(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who dies without a word is succeeded after the lease, each time under a higher epoch."""
-    monkeypatch.setattr(leader, "LEASE_MS", 600)
+    monkeypatch.setattr(leader, "LEASE_MS", 2000)
     leading = start()
     await answered(leading)
     for epoch in (1, 2):
@@ -204,8 +205,8 @@ async def test_a_silent_store_costs_the_leadership_only_while_it_is_silent(
     start: Start, any_server: servers.RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who held the lock when the store froze has it again when it answers, under the same epoch."""
-    monkeypatch.setattr(leader, "LEASE_MS", 3000)
-    bid = start(timeout_s=0.1)
+    monkeypatch.setattr(leader, "LEASE_MS", 6000)
+    bid = start(timeout_s=0.5)
     await answered(bid)
     any_server.freeze()
     try:
@@ -221,7 +222,7 @@ async def test_a_wrong_window_length_does_not_win_the_lock(start: Start) -> None
     """Not between two terms of those who count in the store's windows, however long it has been waiting."""
     first = start(window_s=60)
     await answered(first)
-    wrong = start(window_s=10)
+    wrong = start(window_s=10, patience_s=60)
     await answered(wrong)
     for epoch in (2, 3, 4):
         await first.die()

@@ -12,7 +12,7 @@ from idagg.store.fleet import STAYS_S, FleetStore
 from kit.cranked import CrankedClient
 from kit.groups import SentinelGroup
 from kit.servers import RedisServer
-from kit.waiting import NOON, eventually
+from kit.waiting import LIMIT_S, NOON, eventually
 
 TAG = "{t:0}"
 
@@ -112,7 +112,7 @@ async def test_what_cannot_be_read(client: CrankedClient, monkeypatch: pytest.Mo
 async def test_no_replica_is_waited_for() -> None:
     """A state is published while too few replicas are there to count ids."""
     with SentinelGroup(1, sentinels=1, down_after_ms=600_000) as group:
-        client = Client(group.nodes[0].tcp_url, tag=TAG, timeout_s=5, replicas=1)
+        client = Client(group.nodes[0].tcp_url, tag=TAG, timeout_s=LIMIT_S, replicas=1)
         await eventually(lambda: client.command("WAIT", 1, 1000), lambda count: count == 1)
         await FleetStore(client, TAG).publish("a", b"1")  # the server has shown what it permits
         group.nodes[1].freeze()

@@ -209,7 +209,7 @@ async def _all_is_true(stores: Stores, steps: list[Send | str]) -> None:
 
             stores.meanwhile = come
             ask(step.first)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while len(told) < len(asked):  # noqa: ASYNC110  what it waits for sets no event
                     await asyncio.sleep(0)
             assert group.waiting == 0

@@ -14,7 +14,7 @@ from idagg.store.hits import HitStore
 from idagg.store.probe import probe
 from idagg.store.windows import WindowStore
 from kit.groups import SentinelGroup
-from kit.waiting import eventually
+from kit.waiting import LIMIT_S, eventually
 
 TAG = "{t:0}"
 
@@ -30,7 +30,7 @@ def shared_group() -> Iterator[SentinelGroup]:
 def group(shared_group: SentinelGroup) -> SentinelGroup:
     """In sync, whatever the test before has left."""
     shared_group.in_sync()
-    deadline_s = time.monotonic() + 20
+    deadline_s = time.monotonic() + 60
     while shared_group.primary.info("replication").get("connected_slaves") != "2" or any(
         "state=online" not in shared_group.primary.info("replication").get(f"slave{n}", "") for n in (0, 1)
     ):
@@ -42,24 +42,36 @@ def group(shared_group: SentinelGroup) -> SentinelGroup:
 @pytest.fixture
 async def both(group: SentinelGroup) -> AsyncIterator[Client]:
     """A client of the primary, for which both replicas must have everything, and have it so far."""
-    client = Client(group.nodes[0].tcp_url, tag=TAG, timeout_s=5, replicas=2)
+    client = Client(group.nodes[0].tcp_url, tag=TAG, timeout_s=LIMIT_S, replicas=2)
     await client.command("FLUSHALL")
-    # After a start or a freeze a replica may be busy with its log for longer than WAIT_MS.
-    assert await eventually(lambda: client.command("WAIT", 2, 1000), lambda count: count == 2) == 2
+    await acknowledged(client)
     yield client
     await client.close()
+
+
+async def acknowledged(client: Client) -> None:
+    """Wait until both replicas have everything: after a start or a freeze one may be busy with its log for
+    longer than WAIT_MS."""
+    assert await eventually(lambda: client.command("WAIT", 2, 1000), lambda count: count == 2) == 2
+
+
+@pytest.fixture
+def patient(both: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
+    """One that gives replicas more than WAIT_MS, where none is frozen: the machine may be busy."""
+    monkeypatch.setattr(both, "_wait", b"*3\r\n$4\r\nWAIT\r\n$1\r\n2\r\n$5\r\n20000\r\n")
+    return both
 
 
 def hits(client: Client) -> HitStore:
     return HitStore(client, namespace="t", window_s=3600, exact_limit=1000)
 
 
-async def test_replicas_have_what_was_answered(group: SentinelGroup, both: Client) -> None:
+async def test_replicas_have_what_was_answered(group: SentinelGroup, patient: Client) -> None:
     """At the moment of the answer, with nothing to wait for."""
     for seq in range(1, 50):
-        start = (await hits(both).add(seq, [b"%d" % seq])).start_s
+        start = (await hits(patient).add(seq, [b"%d" % seq])).start_s
         for replica in group.nodes[1:]:
-            reader = Client(f"unix://{replica.socket}", timeout_s=5)
+            reader = Client(f"unix://{replica.socket}", timeout_s=LIMIT_S)
             assert await reader.command("SCARD", f"{TAG}:w:{start}:ids") == seq
             await reader.close()
 
@@ -83,6 +95,7 @@ async def test_a_replica_that_is_frozen(group: SentinelGroup, both: Client) -> N
         assert sum(await both.script("counts", TAG)) == 0  # a question has nothing to wait for
     finally:
         group.nodes[2].thaw()
+    await acknowledged(both)
     await store.add(2, [b"2"])
     assert (await windows.election.lead("a", lease_ms=60_000)).epoch == 1
     assert await both.command("SCARD", f"{TAG}:w:{start}:ids") == 2
@@ -90,7 +103,7 @@ async def test_a_replica_that_is_frozen(group: SentinelGroup, both: Client) -> N
 
 async def test_more_replicas_than_there_are(group: SentinelGroup, both: Client) -> None:
     """Nothing is counted, not even once: that is seen before the first batch."""
-    client = Client(group.nodes[0].tcp_url, tag=TAG, timeout_s=5, replicas=3)
+    client = Client(group.nodes[0].tcp_url, tag=TAG, timeout_s=LIMIT_S, replicas=3)
     with pytest.raises(StoreAwayError, match="only 2 of 3 replicas"):
         await hits(client).add(1, [b"1"])
     assert await both.command("KEYS", f"{TAG}:w:*") == []
@@ -110,13 +123,14 @@ async def test_a_new_connection_proves_nothing_by_itself(group: SentinelGroup, b
             both._drop()
     finally:
         group.nodes[2].thaw()
+    await acknowledged(both)
     await store.add(2, [b"2"])
 
 
-async def test_scripts_that_the_server_forgot(both: Client) -> None:
+async def test_scripts_that_the_server_forgot(patient: Client) -> None:
     """What is sent again, with its text, is waited for."""
-    await both.command("SCRIPT", "FLUSH")
-    assert (await hits(both).add(1, [b"1"])).new_ids == 1
+    await patient.command("SCRIPT", "FLUSH")
+    assert (await hits(patient).add(1, [b"1"])).new_ids == 1
 
 
 async def test_a_primary_that_is_demoted_while_it_waits(
@@ -157,7 +171,7 @@ async def test_a_primary_that_wants_more_replicas(both: Client) -> None:
 async def test_a_user_without_permission_to_wait(group: SentinelGroup, both: Client) -> None:
     """It is named, and nothing is counted."""
     await both.command("ACL", "SETUSER", "u", "on", ">p", "~*", "+@all", "-wait")
-    client = Client(f"redis://u:p@{group.nodes[0].address}", tag=TAG, timeout_s=5, replicas=1)
+    client = Client(f"redis://u:p@{group.nodes[0].address}", tag=TAG, timeout_s=LIMIT_S, replicas=1)
     with pytest.raises(
         StoreAwayError, match=r"does not permit this user what counting needs.*SETUSER with \+wait"
     ):
@@ -179,7 +193,7 @@ async def test_a_user_without_permission_to_wait(group: SentinelGroup, both: Cli
 )
 async def test_what_an_ok_is_worth(group: SentinelGroup, replicas: int, worth: str) -> None:
     """`idagg check` says it in a sentence."""
-    said = await probe(group.url, "t", timeout_s=5, replicas=replicas)
+    said = await probe(group.url, "t", timeout_s=LIMIT_S, replicas=replicas)
     assert f"appendfsync always: an ok is on disk; {worth}" in said
 
 
@@ -188,7 +202,7 @@ async def test_a_replica_that_is_away_counts(group: SentinelGroup) -> None:
     away = group.nodes[2]
     away.stop()
     try:
-        said = await probe(group.url, "t", timeout_s=5, replicas=1)
+        said = await probe(group.url, "t", timeout_s=LIMIT_S, replicas=1)
     finally:
         await asyncio.to_thread(group.restart, away)
     assert "--replicas 1 of 2 (1 of them away now): an ok survives a failover, unless the replica" in said
@@ -196,19 +210,19 @@ async def test_a_replica_that_is_away_counts(group: SentinelGroup) -> None:
 
 async def test_check_with_more_replicas_than_there_are(group: SentinelGroup) -> None:
     with pytest.raises(StoreError, match=r"has 2 of the 3 replicas that --replicas asks for, and no id is"):
-        await probe(group.url, "t", timeout_s=5, replicas=3)
+        await probe(group.url, "t", timeout_s=LIMIT_S, replicas=3)
 
 
 async def test_check_with_a_replica_as_the_primary(group: SentinelGroup) -> None:
     with pytest.raises(StoreError, match=r"is a replica, and nothing is counted: give --redis-url its prim"):
-        await probe(group.nodes[1].tcp_url, "t", timeout_s=5)
+        await probe(group.nodes[1].tcp_url, "t", timeout_s=LIMIT_S)
 
 
 async def test_check_with_a_sentinel_as_the_server(group: SentinelGroup) -> None:
     with pytest.raises(
         StoreError, match=r"is a sentinel: give --redis-url as redis\+sentinel://HOST/SERVICE"
     ):
-        await probe(group.sentinels[0].tcp_url, "t", timeout_s=5)
+        await probe(group.sentinels[0].tcp_url, "t", timeout_s=LIMIT_S)
 
 
 async def test_check_with_a_primary_that_wants_more_replicas(group: SentinelGroup) -> None:
@@ -217,6 +231,6 @@ async def test_check_with_a_primary_that_wants_more_replicas(group: SentinelGrou
         with pytest.raises(
             StoreError, match=r"2 of the 3 replicas that its min-replicas-to-write asks for, and"
         ):
-            await probe(group.url, "t", timeout_s=5)
+            await probe(group.url, "t", timeout_s=LIMIT_S)
     finally:
         group.primary.ask("CONFIG", "SET", "min-replicas-to-write", "0")

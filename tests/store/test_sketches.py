@@ -173,6 +173,29 @@ async def test_many_short_windows(stage: Stage) -> None:
     assert await stage.client.command("KEYS", "{t:0}:scratch*") == []
 
 
+async def test_windows_that_reach_into_the_next_hour(stage: Stage) -> None:
+    """They are in the hour in which they begin; what is covered has neither a hole nor an overlap."""
+    for start_s in range(-5, 2 * HOUR_S, 89):
+        await stage.window(BEGIN + start_s, {0: range(start_s, start_s + 89)}, length_s=89)
+    stage.settled_s = BEGIN + HOUR_S
+    await stage.roll()
+    both = await stage.about(0, 2 * HOUR_S)
+    last_s = both.covered[-1].to_s
+    assert both.covered == [Stretch(0, HOUR_S, "hour"), Stretch(HOUR_S, last_s, "window")]
+    assert (last_s >= 2 * HOUR_S, both.missing) == (True, [])
+    assert both.unique_ids == near(last_s - 84)
+    second = await stage.about(HOUR_S, 2 * HOUR_S)
+    assert second.covered == [Stretch(41 * 89 - 5, last_s, "window")]
+    assert second.missing == [Gap(HOUR_S, 41 * 89 - 5)]
+    stage.settled_s = BEGIN + 2 * HOUR_S
+    await stage.roll()
+    await stage.client.command("DEL", f"{{t:0}}:hour:{BEGIN}")
+    both = await stage.about(0, 2 * HOUR_S)
+    assert both.covered == [Stretch(84, HOUR_S, "window"), Stretch(HOUR_S, 2 * HOUR_S, "hour")]
+    assert both.missing == [Gap(0, 84)]
+    assert both.unique_ids == near(last_s - 84)
+
+
 async def test_a_leader_that_dies(stage: Stage) -> None:
     """The next one goes on where it was; what the first one still sends is refused, and what comes again
     counts once."""
@@ -258,6 +281,26 @@ async def test_a_window_that_was_mended(stage: Stage) -> None:
     await stage.roll()
     for to_s in (HOUR_S, DAY_S):
         assert (await stage.about(0, to_s)).unique_ids == near(200)
+
+
+async def test_a_store_of_the_version_before(stage: Stage) -> None:
+    """It has sketches of windows, and names none: they are not covered, and hours begin with this version's
+    windows."""
+    for minute in range(3):
+        await stage.window(BEGIN + 60 * minute, {0: range(100)})
+    for name in ("sketches", "rolling", "hours", "days"):
+        await stage.client.command("DEL", f"{{t:0}}:{name}")
+    roller = stage.another("hour")
+    stage.settled_s = BEGIN
+    await stage.roll(roller)
+    assert await stage.about(0, HOUR_S) == Estimate(0, STANDARD_ERROR, [], [Gap(0, HOUR_S)])
+    assert await stage.windows.rollups.pending(late=False, limit=9) == []
+    await stage.window(BEGIN + 180, {0: range(50)})
+    stage.settled_s = BEGIN + HOUR_S
+    await stage.roll(roller)
+    found = await stage.about(0, HOUR_S)
+    assert (found.unique_ids, found.covered) == (near(50), [Stretch(0, HOUR_S, "hour")])
+    assert len(await stage.windows.rollups.pending(late=False, limit=9)) == 1
 
 
 async def test_hours_without_ids(stage: Stage) -> None:

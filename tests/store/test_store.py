@@ -95,7 +95,7 @@ async def test_a_server_that_is_gone(store_server: servers.RedisServer) -> None:
 
 async def test_a_server_that_is_silent(store_server: servers.RedisServer) -> None:
     """Waiting ends at the client's limit, and the answer that comes too late is taken for no other's."""
-    async with connected(store_server.url, timeout_s=0.1) as client:
+    async with connected(store_server.url, timeout_s=0.7) as client:
         await client.command("SET", "x", "old")
         store_server.freeze()
         try:
@@ -289,7 +289,7 @@ async def test_a_lost_reply_counts_once_in_the_window_of_the_first_time(
     """A batch whose reply was lost is sent again after the boundary and stays where it was, counted once."""
     windows = windows_of(client)
     epoch = (await windows.election.lead("a", lease_ms=60_000)).epoch
-    impatient = CrankedClient(store_server.url, timeout_s=0.1)
+    impatient = CrankedClient(store_server.url, timeout_s=0.7)
     hits = hits_of(impatient)
     await hits.add(1, [b"1"])
     store_server.freeze()

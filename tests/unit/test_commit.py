@@ -68,19 +68,19 @@ class Bench:
         self.answers.clear()
 
     async def answered(self, count: int) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while len(self.answers) < count:  # noqa: ASYNC110  what it waits for sets no event
                 await asyncio.sleep(0.001)
 
     async def sent(self, batches: int) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while len(self.hits.sent) < batches:  # noqa: ASYNC110  likewise
                 await asyncio.sleep(0.001)
 
     async def end(self) -> None:
         self.commit.stop()
         self.hits.reply(*[None] * 100)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await self.task
 
 
@@ -213,7 +213,7 @@ async def test_trouble_lasts_until_an_empty_batch_is_stored(prober: Bench) -> No
     prober.hits.reply(None)  # of the one that expired
     await settle()
     prober.hits.reply(None)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while prober.commit.trouble:  # noqa: ASYNC110  what it waits for sets no event
             await asyncio.sleep(0.001)
     assert [seq for seq, _, _ in prober.hits.sent] == list(range(1, len(prober.hits.sent) + 1))
@@ -256,7 +256,7 @@ async def test_a_stop_does_not_wait_for_an_empty_batch() -> None:
     bench.hits.reply(StoreRefusedError("full"))
     await bench.sent(2)
     bench.commit.stop()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await bench.task
 
 

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idagg.read.cover import DAY_S, HOUR_S, Gap, Stretch, coarse, gaps, joined
+from idagg.read.cover import DAY_S, HOUR_S, Gap, Stretch, coarse, gaps, in_gap, joined
 
 NOON_DAY = 20_000 * DAY_S
 SECONDS = st.integers(NOON_DAY, NOON_DAY + 4 * DAY_S)
@@ -55,6 +55,26 @@ def test_joined() -> None:
     ]
 
 
+@given(SECONDS, SECONDS, HOURS, DAYS, st.sets(SECONDS))
+def test_windows_in_gaps(from_s: int, to_s: int, hours: set[int], days: set[int], starts: set[int]) -> None:
+    """Windows that lie end to end leave no hole behind an hour and do not overlap the next one; what begins
+    before the range is not in it."""
+    found = coarse(from_s, to_s, hours=hours, days=days)
+    windows = list(itertools.pairwise(sorted(starts)))
+    for gap in gaps(from_s, to_s, found[:]):
+        for window in windows:
+            if window[1] > gap.from_s and window[0] < gap.to_s:
+                found += filter(None, [in_gap(*window, gap, from_s, to_s)])
+    found = sorted(found)
+    assert all(one.to_s <= other.from_s for one, other in itertools.pairwise(found))
+    for start_s, end_s in windows:
+        if from_s <= start_s < to_s:
+            assert gaps(start_s, min(end_s, to_s), [one for one in found if one.to_s > start_s]) == []
+        elif start_s < from_s and not any(one.kind != "window" for one in found):
+            assert not any(one.from_s < end_s for one in found)
+
+
 def test_windows_at_the_edges() -> None:
     """A window that begins in the range and ends after it covers what it covers."""
     assert gaps(30, 100, [Stretch(60, 120, "window")]) == [Gap(30, 60)]
+    assert gaps(60, 120, [Stretch(60, 120, "window"), Stretch(180, 240, "window")]) == []

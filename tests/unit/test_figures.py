@@ -120,6 +120,19 @@ def test_what_a_row_notes() -> None:
     assert row.recovery_s == math.inf
 
 
+def test_a_row_on_a_shared_machine() -> None:
+    """Its limits are longer, and what it reports is as it was."""
+    row = Row("1", "x", patience=5)
+    told = Journal(slowest_s=0.9, ok_at=[10.9], trouble_at=[10.5])
+    assert row.late(told, 0.2) == []
+    assert row.late(told, 0.1) != []
+    assert (row.answer_s, row.answer_must_s) == (0.9, 0.1)
+    assert row.not_recovered(told, 10, within_s=0.2) == []
+    assert row.not_recovered(told, 10, within_s=0.1) != []
+    assert row.verdict(told, [], answer_s=0.2) == []
+    assert (row.patient, Row("1", "x").patient) == (("--deadline", "10"), ())
+
+
 def test_musts() -> None:
     """Each figure that a promise is about is judged, over all rows."""
     kept = Row("1", "kept", kept=True, injections=20, acknowledged=5_000_000, granted=7)

@@ -205,6 +205,12 @@ def test_a_store_that_is_away_shows_before_the_others_are_silent() -> None:
     assert verdict.sentence.startswith("web-1 cannot reach the store")
 
 
+def test_what_is_quarantined_is_marked() -> None:
+    states = {row.name: row.state for row in said("quarantined").pending}
+    assert states == {"deliveries": "good", "messages": "good", "callbacks": "good", "quarantined": "bad"}
+    assert said("late").pending[0].state == "warning"
+
+
 def test_one_trouble_of_many_machines_is_one_line() -> None:
     """What the others said before the store went away is not told as the present."""
     status, windows = STATES["store_away"]()

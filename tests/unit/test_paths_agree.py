@@ -53,7 +53,7 @@ async def heard(path: FastPath, pieces: list[bytes]) -> tuple[list[Answer], bool
     for piece in pieces:
         connection.data_received(piece)
         before = None
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while before != transport.written or transport.paused:
                 before = transport.written
                 await settle()

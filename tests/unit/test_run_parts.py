@@ -88,7 +88,7 @@ def test_listen(host: str) -> None:
         ((found, port, *_),) = {listener.getsockname() for listener in opened}
         assert found == host
         assert port > 0
-        with socket.create_connection((found, port), timeout=5):
+        with socket.create_connection((found, port), timeout=30):
             pass
 
 
@@ -112,7 +112,7 @@ def test_listen_on_every_address() -> None:
     with listening("::", 0, 1) as (listener,):
         assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 0
         for host in ("127.0.0.1", "::1"):
-            with socket.create_connection((host, listener.getsockname()[1]), timeout=5):
+            with socket.create_connection((host, listener.getsockname()[1]), timeout=30):
                 pass
 
 
@@ -120,7 +120,7 @@ def test_listen_after_connections() -> None:
     """Connections that an instance has closed do not keep its successor from the port."""
     with listening("127.0.0.1", 0, 1) as (listener,):
         port = listener.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
             listener.setblocking(True)
             listener.accept()[0].close()  # the side that closes first waits in TIME_WAIT
             assert client.recv(1) == b""
@@ -204,7 +204,7 @@ def test_notify(abstract: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("NOTIFY_SOCKET", name)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.bind(name.replace("@", "\0"))
-        channel.settimeout(5)
+        channel.settimeout(30)
         notify("READY=1", "STATUS=2 workers listen")
         assert channel.recv(1024) == b"READY=1\nSTATUS=2 workers listen"
 

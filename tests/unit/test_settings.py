@@ -17,8 +17,9 @@ from idagg.credentials import SECRETS
 from idagg.deliver.guard import Guard
 from idagg.deliver.post import Proxy, tls_context
 from idagg.in_force import InForce
-from idagg.settings import Settings, SettingsError, default_text, flag, load, variable
+from idagg.settings import Settings, default_text, flag, variable
 from idagg.signing import Signer
+from idagg.sources import SettingsError, load
 
 HOME = {"HOME": "/home/ida"}
 CA = Path(__file__).with_name("ca.pem")

@@ -15,7 +15,8 @@ from typing import NamedTuple
 from urllib.parse import urlencode, urlsplit
 
 from idagg.errors import Exit, NoAnswerError
-from idagg.settings import Settings, SettingsError
+from idagg.settings import Settings
+from idagg.sources import SettingsError
 
 TIMEOUT_S = 10.0
 # A page of counts has some hundred KB. What is longer than this is no answer of idagg's.

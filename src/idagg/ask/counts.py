@@ -16,7 +16,7 @@ from idagg.ask import times
 from idagg.ask.client import Client
 from idagg.errors import Exit, NoAnswerError
 from idagg.read.counts import Estimated, Window
-from idagg.settings import SettingsError
+from idagg.sources import SettingsError
 
 WINDOWS = "/api/v1/windows"
 ESTIMATE = "/api/v1/estimate"
@@ -116,12 +116,6 @@ def _json_page(body: bytes, _: object) -> _Page:
     return _Page(given["windows"], given["next_cursor"], note)
 
 
-def _csv_page(body: bytes, fields: Any) -> _Page:
-    head, *rows = body.decode().splitlines()
-    found = _NEXT.search(fields.get("link", ""))
-    return _Page([(head, row) for row in rows], found[1] if found else None)
-
-
 def _as_json(client: Client, span: dict[str, str], limit: int | None) -> Iterator[list[str]]:
     """One array, a window a line."""
     yield ["["]
@@ -135,14 +129,23 @@ def _as_json(client: Client, span: dict[str, str], limit: int | None) -> Iterato
 
 
 def _as_csv(client: Client, span: dict[str, str], limit: int | None) -> Iterator[list[str]]:
-    """As the API has it, with one head."""
+    """As the API has it, with one head, also where there is no window."""
+    heads: list[str] = []
+
+    def read(body: bytes, fields: Any) -> _Page:
+        head, *rows = body.decode().splitlines()
+        heads.append(head)
+        found = _NEXT.search(fields.get("link", ""))
+        note = None
+        if len(heads) == 1 and (not rows or rows[0].partition(",")[0] > span.get("from", "9")):
+            # Something may be missing, and CSV has no place to say so.
+            note = _json_page(client.get(WINDOWS, span | {"limit": "1"}).body, None).note
+        return _Page(rows, found[1] if found else None, note)
+
     is_first = True
-    for page in _pages(client, span, limit, "text/csv", _csv_page):
-        lines = [row for _, row in page]
-        if is_first and page:
-            lines.insert(0, page[0][0])
-            is_first = False
-        yield lines
+    for page in _pages(client, span, limit, "text/csv", read):
+        yield [*heads[:is_first], *page]
+        is_first = False
 
 
 def _as_table(client: Client, span: dict[str, str], limit: int | None) -> Iterator[list[str]]:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from idagg.ask.client import Client, base_url
-from idagg.settings import CONFIG_VARIABLE, Settings, load
+from idagg.settings import Settings
+from idagg.sources import CONFIG_VARIABLE, load
 
 FOLDER = Path("/etc/idagg")
 # What a client of the admin listener needs. Other settings may name files that its user cannot read.

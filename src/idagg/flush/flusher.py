@@ -218,7 +218,9 @@ class Flusher:
                 reason = str(error)
         if not logged and (self._broker is None or reason):
             await self._lines.rollup(rollup, reason=reason)
+        reach("before-mark-rollup")
         await self._windows.rollups.mark(epoch, rollup, delivered=reason is None)
+        reach("after-mark-rollup")
         return True
 
     async def _delivered(self, epoch: int, record: Record, *, sink: Sink) -> None:

@@ -17,7 +17,8 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
-from idagg.errors import FencedError, StoreError, StoreRefusedError
+from idagg.errors import FencedError, StoreAwayError, StoreError, StoreRefusedError
+from idagg.failpoints import reach
 from idagg.flush import turns
 from idagg.flush.turns import Turns
 from idagg.store.sketches import AT_ONCE, SKETCH_KEPT_S, Queue, Waiting, of_window
@@ -29,6 +30,10 @@ log = logging.getLogger("idagg.flush")
 HOUR_S = PERIOD_S["hour"]
 # Between two steps. A day of windows of 1 s, 1,350 steps, is rolled up in about a minute.
 PAUSE_S = 0.05
+
+
+class _SketchesAwayError(StoreAwayError):
+    """A shard cannot be asked for the sketches of windows that are merged."""
 
 
 class OnLook(Protocol):
@@ -66,8 +71,9 @@ class Roller:
                 pause_s = PAUSE_S
         except FencedError:
             raise
-        except StoreRefusedError as error:
-            # Windows do not wait for it, and the others' sentence would say that they do.
+        except (StoreRefusedError, _SketchesAwayError) as error:
+            # Windows do not wait for it, and the others' sentence would say that they do. The shard may be
+            # none of the present ones.
             self._tell(str(error))
         else:
             self._tell(None)
@@ -85,7 +91,9 @@ class Roller:
             return True
         self._on_look(lag_s=lag_s, gone=0)
         if queue.through_s < settled_s:
+            reach("before-finish")
             await self._windows.rollups.finish(epoch, settled_s, self._deliver)
+            reach("after-finish")
         return False
 
     async def _roll_up(self, epoch: int, hour_s: int, windows: Sequence[Waiting], now_s: int) -> int:
@@ -100,9 +108,11 @@ class Roller:
             *(self._union(shard, of_shard, give_up=have_expired) for shard, of_shard in names.items())
         )
         unions = [union for union, _ in found if union]
+        reach("before-roll")
         gone = await self._windows.rollups.roll(
             epoch, hour_s, windows, unions, sum(missing for _, missing in found)
         )
+        reach("after-roll")
         if gone:
             log.warning(
                 "hour %s is left out of estimates: %d sketches of its windows expired or were lost before "
@@ -117,9 +127,9 @@ class Roller:
         away, all are."""
         try:
             _, union, missing = await self._windows.sketches(shard).union(names)
-        except StoreError:
+        except StoreError as error:
             if not give_up:
-                raise
+                raise _SketchesAwayError(str(error)) from error
             return b"", len(names)
         return union, len(missing)
 

@@ -46,12 +46,24 @@ def gaps(from_s: int, to_s: int, stretches: Iterable[Stretch]) -> list[Gap]:
     """What of the range the stretches, which are in order, leave out."""
     found: list[Gap] = []
     for stretch in stretches:
-        if from_s < stretch.from_s:
-            found.append(Gap(from_s, min(stretch.from_s, to_s)))
+        if from_s < (end_s := min(stretch.from_s, to_s)):
+            found.append(Gap(from_s, end_s))
         from_s = max(from_s, stretch.to_s)
     if from_s < to_s:
         found.append(Gap(from_s, to_s))
     return found
+
+
+def in_gap(start_s: int, end_s: int, gap: Gap, from_s: int, to_s: int) -> Stretch | None:
+    """What a window that reaches into a gap of the range covers of it; None: it belongs to what is before the
+    range.
+
+    A window that began in the hour before the gap is in that hour's sketch. One that reaches into the hour
+    after it leaves that time to the hour.
+    """
+    if start_s < gap.from_s == from_s:
+        return None
+    return Stretch(max(start_s, gap.from_s), end_s if gap.to_s == to_s else min(end_s, gap.to_s), "window")
 
 
 def joined(stretches: Iterable[Stretch]) -> list[Stretch]:

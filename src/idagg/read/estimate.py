@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from idagg.read.cover import DAY_S, HOUR_S, Gap, Stretch, coarse, gaps, joined, name
+from idagg.read.cover import DAY_S, HOUR_S, Gap, Stretch, coarse, gaps, in_gap, joined, name
 from idagg.store.client import Client
 from idagg.store.shards import shard_tag
 from idagg.store.sketches import AT_ONCE, Rolled, RollUps, Sketches, Sums, of_window
@@ -66,9 +66,11 @@ class Estimates:
                 names[0].append(name(stretch))
         for gap in gaps(from_s, to_s, covered[:]):
             for window in await self._rollups.windows(gap.from_s, gap.to_s):
-                its = [(shard, of_window(window.start_s)) for shard in window.shards]
-                if without.isdisjoint(its):
-                    covered.append(Stretch(window.start_s, window.end_s, "window"))
+                its_stretch = in_gap(window.start_s, window.end_s, gap, from_s, to_s)
+                begins = window.start_s >= gap.from_s
+                its = [(shard, of_window(window.start_s)) for shard in window.shards if begins]
+                if its_stretch and without.isdisjoint(its):
+                    covered.append(its_stretch)
                     for shard, sketch in its:
                         names[shard].append(sketch)
         return covered, names

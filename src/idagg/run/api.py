@@ -144,14 +144,16 @@ class Api:
 
     async def _current(self, request: web.Request, query: NoQuery, media: str) -> web.Response:
         async with self._reading.view() as view:
-            look = await view.windows.now(view.shards)
+            look = await view.windows.now()
+            if look.shards > 1:
+                look = await view.windows.now(look.shards)
         if not look.start_s:
             raise ProblemError(
                 404, "no window was opened in this namespace yet: no id has come, and none leads"
             )
         model = OpenWindow(
             window_start=_utc(look.start_s),
-            window_end=_utc(look.start_s + self._asked.settings.window),
+            window_end=_utc(look.end_s),
             unique_ids=look.ids,
             as_of=_utc(round(look.now_s, 3)),
         )

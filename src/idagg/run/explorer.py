@@ -29,9 +29,7 @@ _PAGE = """<!doctype html>
 </body>
 </html>
 """
-_START = (
-    'SwaggerUIBundle({url: "/openapi.json", dom_id: "#page", validatorUrl: null, withCredentials: true});\n'
-)
+_START = 'SwaggerUIBundle({url: "/openapi.json", dom_id: "#page", validatorUrl: null});\n'
 # It sets style attributes, and has images in its style sheet.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "

@@ -45,7 +45,6 @@ class View(NamedTuple):
     kept: Kept
     windows: WindowStore
     estimates: Estimates
-    shards: int
 
 
 class _Clients:
@@ -104,19 +103,19 @@ class Reading:
             # No other reader may come between the look above and the assignments below: nothing waits there.
             old, in_force = self._clients, settings.in_force()
             clients = _Clients(stores.servers(url, in_force))
-            tag, shards = shard_tag(settings.namespace), stores.shards(in_force)
+            tag = shard_tag(settings.namespace)
             home = clients.of(tag)
             windows = WindowStore(
                 home,
                 namespace=settings.namespace,
                 window_s=settings.window,
                 exact_limit=settings.exact_limit,
-                shards=shards,
+                shards=stores.shards(in_force),
                 client_of=clients.of,
             )
             estimates = Estimates(home, namespace=settings.namespace, client_of=clients.of)
             self._clients, self._of = clients, (url, settings)
-            view = self._view = View(Kept(home, tag), windows, estimates, shards)
+            view = self._view = View(Kept(home, tag), windows, estimates)
             if old is not None:
                 await old.close()
             return view

@@ -144,7 +144,7 @@ class RollUps:
             raise self._damaged("hours, or :days,", error) from error
 
     async def windows(self, from_s: int, to_s: int) -> list[Sketched]:
-        """The merged windows that begin in [from_s, to_s), of those whose sketches may still be there."""
+        """The merged windows that reach into [from_s, to_s), of those whose sketches may still be there."""
         found: list[Sketched] = []
         after_s = from_s
         while True:
@@ -154,7 +154,7 @@ class RollUps:
                 page = [_sketched(member, end_s) for member, end_s in _pairs(flat)]
             except (ValueError, TypeError) as error:
                 raise self._damaged("sketches", error) from error
-            found += (window for window in page if from_s <= window.start_s < to_s)
+            found += (window for window in page if window.start_s < to_s)
             if len(page) < _LISTED_AT_ONCE or page[-1].start_s >= to_s:
                 return found
             after_s = page[-1].end_s
