@@ -274,6 +274,7 @@ def peak_kib(pid: int) -> int:
     return int(found)
 
 
+@pytest.mark.slow
 async def test_the_records_of_35_days(store: RedisServer) -> None:
     """Each record once, in order: by the API's pages as JSON and as CSV, and by `idagg counts`. A page is all
     that the supervisor has in memory of them."""

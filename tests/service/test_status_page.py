@@ -144,6 +144,7 @@ async def test_the_browser_asks_for_the_token(browser: Browser) -> None:
             assert "Basic" in " ".join(answer.headers.get_all("WWW-Authenticate", []))
 
 
+@pytest.mark.slow
 async def test_open_pages_come_back_after_a_reload(browser: Browser) -> None:
     """By themselves: they show the new workers."""
     with Serving(tuned={"idagg.run.restart.YOUNG_S": 0.0}, window=2) as serving:

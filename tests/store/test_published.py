@@ -46,7 +46,8 @@ async def test_the_last_states(client: CrankedClient) -> None:
 
 
 async def test_a_machine_that_says_nothing_any_more(client: CrankedClient) -> None:
-    """It is not shown once its time is over, and the next to publish removes what is left of it."""
+    """It is shown for 10 minutes, as the documents say. The next to publish removes what is left of it."""
+    assert STAYS_S == 600
     states = FleetStore(client, TAG)
     await states.publish("a", b"1")
     await client.at(NOON + STAYS_S)

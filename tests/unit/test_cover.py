@@ -79,3 +79,4 @@ def test_windows_in_gaps(from_s: int, to_s: int, hours: set[int], days: set[int]
 def test_windows_at_the_edges() -> None:
     """A window that begins in the range and ends after it covers what it covers."""
     assert gaps(30, 100, [Stretch(60, 120, "window")]) == [Gap(30, 60)]
+    assert gaps(60, 120, [Stretch(60, 120, "window"), Stretch(180, 240, "window")]) == []

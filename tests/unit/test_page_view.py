@@ -205,6 +205,12 @@ def test_a_store_that_is_away_shows_before_the_others_are_silent() -> None:
     assert verdict.sentence.startswith("web-1 cannot reach the store")
 
 
+def test_what_is_quarantined_is_marked() -> None:
+    states = {row.name: row.state for row in said("quarantined").pending}
+    assert states == {"deliveries": "good", "messages": "good", "callbacks": "good", "quarantined": "bad"}
+    assert said("late").pending[0].state == "warning"
+
+
 def test_one_trouble_of_many_machines_is_one_line() -> None:
     """What the others said before the store went away is not told as the present."""
     status, windows = STATES["store_away"]()
@@ -238,6 +244,18 @@ def test_windows_of_the_table() -> None:
     assert view(status, [twice]).plot.windows[0].delivered == "log file after 1.0 s, RabbitMQ after 90 s"
 
 
+def test_kinds_of_counts() -> None:
+    kinds = [row.kind for row in said("estimate").plot.windows]
+    assert kinds.count("suspect: the store has lost writes") == 1
+    assert {"exact", "estimate"} < set(kinds)
+
+
+def test_windows_may_come_in_any_order() -> None:
+    status, windows = STATES["late"]()
+    assert view(status, windows[::-1]) == view(status, windows)
+    assert "from 09:54 to 10:51 UTC" in view(status, windows).plot.label
+
+
 def test_marks_of_the_plot() -> None:
     shown = said("late").plot
     places = {name: _places(getattr(shown, name).marks) for name in ("late", "missing", "inexact", "suspect")}
@@ -254,6 +272,21 @@ def test_a_window_that_has_just_ended_is_not_late() -> None:
     now = datetime.datetime.fromtimestamp(windows[-1].record.end_s + LATE_S - 1, datetime.UTC)
     shown = view(status.model_copy(update={"now": now, "last": None}), windows[:-1])
     assert (shown.late.count, shown.plot.late.none) == ("Nothing", True)
+
+
+def test_what_is_told_of_the_window_before_is_not_of_this_one() -> None:
+    """For a moment after a boundary, the leader has told of the window before."""
+    status, windows = STATES["counting"]()
+    assert status.current is not None
+    assert view(status, windows).plot.current_readout.startswith("10:54: 1\u202f432 unique ids so far")
+    before = status.current.model_copy(
+        update={"window_start": status.current.window_start - datetime.timedelta(seconds=60)}
+    )
+    shown = view(status.model_copy(update={"current": before}), windows).plot
+    assert (shown.current_readout, shown.current_bar) == (
+        "10:54: — unique ids so far; this window is open",
+        "",
+    )
 
 
 def test_before_the_first_window() -> None:

@@ -46,8 +46,8 @@ def gaps(from_s: int, to_s: int, stretches: Iterable[Stretch]) -> list[Gap]:
     """What of the range the stretches, which are in order, leave out."""
     found: list[Gap] = []
     for stretch in stretches:
-        if from_s < stretch.from_s:
-            found.append(Gap(from_s, min(stretch.from_s, to_s)))
+        if from_s < (end_s := min(stretch.from_s, to_s)):
+            found.append(Gap(from_s, end_s))
         from_s = max(from_s, stretch.to_s)
     if from_s < to_s:
         found.append(Gap(from_s, to_s))
