@@ -42,7 +42,7 @@ class Days:
 
     def __init__(self, server: SteppedServer) -> None:
         self._server = server
-        self._off_s = server.clock.off_s
+        self._off_s = server.off_s
         self.start_s = (int(time.time()) + self._off_s) // DAY_S * DAY_S
 
     def later(self, days: int) -> None:
