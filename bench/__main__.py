@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
-from bench import closed_loop, flushing, growth, open_loop, pages, sizing
+from bench import closed_loop, flushing, growth, open_loop, pages, reading, sizing
 from bench.report import disturbance, report
 from bench.samples import Findings
 from bench.tools import Unrest, machine, names, need, say
@@ -27,6 +27,7 @@ _PARTS: dict[str, ModuleType] = {
     "flushing": flushing,
     "growth": growth,
     "sizing": sizing,
+    "reading": reading,
 }
 
 

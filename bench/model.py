@@ -13,16 +13,15 @@ class Costs:
     turn_s: float
     request_s: float
     batch_s: float
+    cold_s: float  # to begin on a core where others ran until nothing was left in its caches
     # A Redis. One turn of its event loop takes all batches that are there, and ends with one fsync.
     redis_turn_s: float
     script_s: float
     id_s: float
     fsyncs_s: tuple[float, ...]  # waits for the disk, as likely each as any other
-    # With WAIT: what the primary does more for a batch, and for a turn with acknowledgements; the replica.
+    # With WAIT: what the primary does more for a batch, and the replica for a turn with batches, and an id.
     wait_s: float
-    acknowledge_s: float
     replica_turn_s: float
-    replica_batch_s: float
     replica_id_s: float
     # Of any process: to wake another one on an idle core; to begin on a core that was idle, or that was
     # another's. ``sleep_s`` is no CPU: how long an idle core takes to begin.
@@ -68,9 +67,9 @@ class Outcome:
     server_us: float
     redis_us: float  # of primaries and replicas
     client_us: float = 0
-    # Only of a simulation, for each request: turns of event loops, and cores that had been another process's.
+    # Only of a simulation, for each request: turns of its event loop, and how often caches were cold.
     redis_turns: float = 0
-    server_switches: float = 0
-    redis_switches: float = 0
-    client_switches: float = 0
+    server_colds: float = 0
+    redis_colds: float = 0
+    client_colds: float = 0
     busiest_redis: float = 0  # share of a core

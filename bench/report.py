@@ -30,6 +30,8 @@ _TABLES: dict[str, tuple[str, str]] = {
     "model, closed loop": ("The simulation beside real runs, all cores shared", "plan, connections"),
     "model, open loop": ("The simulation beside real runs, 10,000 requests/s", "plan, connections"),
     "sizing": ("What a rate takes", "requests/s"),
+    "reading": ("Reading back", "what"),
+    "heartbeats": ("What machines publish for each other", "of"),
     **{f"by {sweep}": (f"By {what}", sweep) for sweep, what in SWEEPS.items()},
 }
 # Of all rounds together; of all else tables show the median.

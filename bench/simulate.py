@@ -19,15 +19,21 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from bench.model import Costs, Outcome, Plan
 
-# Linux' scheduler at 250 Hz: its tick; for how long after it ran a process is not moved; and the share of the
-# cores in use from which on it does not look for an idle one.
-_SCHEDULER_TICK_S, _HOT_S, _BUSY = 0.004, 0.0005, 0.6
+# How often an fsync sleeps: 3.3 times on ext4.
+_FSYNC_SLEEPS = 3
+# How long others have to run on a core until nothing is left in its caches of who ran there before.
+_COLD_S = 0.0003
+# Linux' scheduler at 250 Hz on two cores: its slice and its tick; for how long after it ran a process is not
+# moved; and the share of the cores in use from which on it does not look for an idle one.
+_SLICE_S, _SCHEDULER_TICK_S, _HOT_S, _BUSY = 0.0014, 0.004, 0.0005, 0.6
 # Shares of a request's cost: until its id is in a batch; until its answer is made; until that is written.
 _READ, _ANSWER, _WRITE = 0.5, 0.1, 0.4
+_CLIENT_READ = 0.45
 # Resolution of the timers of a worker's event loop.
 _TIMER_S = 0.001
 # How often the open loop sends what is due: as kit/generator.py does; as many clients by themselves would.
@@ -73,9 +79,14 @@ class _Process:
         self.core = cores.home()
         self.ran_at_s = 0.0
         self.cpu_s = 0.0
-        self.used_s = 0.0  # the same, as the scheduler counts it
+        # As the scheduler counts it: what it had, what it lacked of its share, and the end of its slice.
+        self.had_s = 0.0
+        self.lag_s = 0.0
+        self.due_s = _SLICE_S
         self.turns = 0
-        self.switches = 0
+        self.cold_s = 0.0  # what it costs to fill its caches again
+        self.colds = 0.0  # times that its caches were gone; half a time if half of them were
+        self.left_at_s = 0.0  # of its core's time in use
 
     def turn(self) -> _Turn:
         raise NotImplementedError
@@ -100,7 +111,9 @@ class _Process:
         cpu_s += self.owes_s
         self.owes_s = 0.0
         self.cpu_s += cpu_s
-        self.used_s += cpu_s
+        self.had_s += cpu_s
+        if self.had_s >= self.due_s:
+            self.due_s = self.had_s + _SLICE_S
         self.clock.after(cpu_s, self._go_on)
 
     def _go_on(self) -> None:
@@ -126,22 +139,28 @@ class _Process:
 
 
 class _Core:
-    """``floor_s`` is the least that those here have used, in CPU since the start, as Linux' min_vruntime."""
+    """Who may run here, as EEVDF has it: of those that had no more than their share, the one whose slice has
+    to end first."""
 
     def __init__(self) -> None:
         self.running: _Process | None = None
         self.last: _Process | None = None
         self.since_s = 0.0  # has it been with this process
+        self.used_s = 0.0
         self.queue: list[_Process] = []
         self.must_yield = False
-        self.floor_s = 0.0
 
-    def raise_floor(self) -> None:
-        present = [process.used_s for process in self.queue]
-        if self.running is not None:
-            present.append(self.running.used_s)
-        if present:
-            self.floor_s = max(self.floor_s, min(present))
+    def present(self) -> list[_Process]:
+        return self.queue if self.running is None else [*self.queue, self.running]
+
+    def share_s(self, default: float) -> float:
+        present = self.present()
+        return sum(process.had_s for process in present) / len(present) if present else default
+
+    def best(self) -> _Process:
+        share_s = self.share_s(0) + 1e-12
+        entitled = [process for process in self.present() if process.had_s <= share_s]
+        return min(entitled, key=lambda process: process.due_s)
 
 
 class _Cores:
@@ -156,7 +175,6 @@ class _Cores:
 
     def __init__(self, clock: _Clock, count: int, costs: Costs) -> None:
         self._clock, self._costs = clock, costs
-        self._busy_s = 0.0
         self._all = [_Core() for _ in range(count)]
         self._homes = itertools.cycle(self._all)
         if count > 1:
@@ -167,7 +185,8 @@ class _Cores:
 
     def wake(self, process: _Process, by: _Process | None) -> None:
         core = process.core
-        if core.running is not None and self._busy_s < _BUSY * self._clock.now * len(self._all):
+        used_s = sum(each.used_s for each in self._all)
+        if core.running is not None and used_s < _BUSY * self._clock.now * len(self._all):
             core = next((other for other in self._all if other.running is None), core)
         self._come(process, core)
         running = core.running
@@ -178,17 +197,20 @@ class _Cores:
             self._give(core, process, self._costs.sleep_s)
             return
         core.queue.append(process)
-        core.must_yield |= process.used_s <= running.used_s
+        core.must_yield |= core.best() is not running
 
     def leave(self, core: _Core, *, yields: bool = False) -> None:
-        self._busy_s += self._clock.now - core.since_s
-        core.raise_floor()
-        if yields and core.running is not None:
-            core.queue.append(core.running)
+        core.used_s += self._clock.now - core.since_s
+        process = core.running
+        if process is not None:
+            process.left_at_s = core.used_s
+            process.lag_s = core.share_s(0) - process.had_s
+        if yields and process is not None:
+            core.queue.append(process)
         core.running = None
         core.must_yield = False
         if core.queue:
-            self._give(core, self._take(core, min(core.queue, key=lambda process: process.used_s)))
+            self._give(core, self._take(core, core.best()))
         else:
             self._pull(core)
 
@@ -207,19 +229,23 @@ class _Cores:
 
     @staticmethod
     def _come(process: _Process, core: _Core) -> None:
-        """What it has used more than others stays with it; time that it slept is no credit."""
-        core.raise_floor()
-        process.used_s = core.floor_s + max(0.0, process.used_s - process.core.floor_s)
-        process.core = core
+        """What it lacked or had too much of its share stays with it, until others have caught up."""
+        share_s = core.share_s(process.had_s)
+        if process.core is not core or process.had_s <= share_s:
+            process.had_s = share_s - max(0.0, process.lag_s)
+            process.due_s = process.had_s + _SLICE_S
+        if process.core is not core:
+            process.core = core
+            process.left_at_s = -_COLD_S
 
     def _give(self, core: _Core, process: _Process, wake_s: float = 0) -> None:
         core.running = process
         core.since_s = self._clock.now
-        is_other = core.last is not process
-        core.last = process
-        if is_other:
-            process.switches += 1
-            process.owes_s += self._costs.switch_s
+        if core.last is not process:
+            core.last = process
+            cold = min(1.0, (core.used_s - process.left_at_s) / _COLD_S)
+            process.colds += cold
+            process.owes_s += self._costs.switch_s + cold * process.cold_s
         self._clock.after(wake_s, process.runs)
 
     def _tick(self) -> None:
@@ -227,7 +253,7 @@ class _Cores:
             running = core.running
             if running is None:
                 self._pull(core)
-            elif any(process.used_s < running.used_s for process in core.queue):
+            elif core.best() is not running:
                 core.must_yield = True
         self._clock.after(_SCHEDULER_TICK_S, self._tick)
 
@@ -270,8 +296,12 @@ class _Redis(_Process):
     def has_work(self) -> bool:
         return bool(self.came)
 
-    def fsync(self) -> _Sleep:
-        return _Sleep(self._random.choice(self.costs.fsyncs_s))
+    def fsync(self) -> _Turn:
+        """It sleeps several times: until the data is written, and then until the journal is."""
+        part = _Sleep(self._random.choice(self.costs.fsyncs_s) / _FSYNC_SLEEPS)
+        for _ in range(_FSYNC_SLEEPS):
+            yield part
+            yield 0
 
     def sends(self, action: Callable[[], None]) -> None:
         self.clock.after(self._net_s, action)
@@ -298,20 +328,20 @@ class _Primary(_Redis):
         costs, replica = self.costs, self.replica
         batches, self.came = self.came, []
         answered, self._acknowledged = self._acknowledged, []
-        yield costs.acknowledge_s if answered else 0
+        yield len(answered) * costs.wait_s / 2
         if batches:
             self.batches += len(batches)
             self.ids += _ids(batches)
-            a_batch_s = costs.script_s + (costs.wait_s if replica else 0)
+            a_batch_s = costs.script_s + (costs.wait_s / 2 if replica else 0)
             yield costs.redis_turn_s + len(batches) * a_batch_s + _ids(batches) * costs.id_s
             # All that leaves waits for it.
-            yield self.fsync()
+            yield from self.fsync()
         if replica is not None and batches:
             self.sends(lambda: replica.take(batches, self))
         else:
             answered = answered + batches
         for batch in answered:
-            self.sends(lambda batch=batch: batch.commit.answered(batch.requests))
+            self.sends(partial(batch.commit.answered, batch.requests))
 
 
 class _Replica(_Redis):
@@ -322,11 +352,9 @@ class _Replica(_Redis):
     def turn(self) -> _Turn:
         costs = self.costs
         batches, self.came = self.came, []
-        yield (
-            costs.replica_turn_s + len(batches) * costs.replica_batch_s + _ids(batches) * costs.replica_id_s
-        )
+        yield costs.replica_turn_s + _ids(batches) * costs.replica_id_s
         # Its answer leaves at the end of the turn.
-        yield self.fsync()
+        yield from self.fsync()
         self.sends(lambda: self._primary.acknowledge(batches))
 
 
@@ -413,6 +441,7 @@ class _Worker(_Process):
     ) -> None:
         super().__init__(clock, cores)
         self._costs, self._clients = costs, clients
+        self.cold_s = costs.cold_s
         crowd = _Crowd(self, plan.linger_s) if plan.shards > 1 else None
         self._commits = [
             _Commit(self, servers[shard % len(servers)], plan, crowd) for shard in range(plan.shards)
@@ -516,11 +545,16 @@ class _Clients(_Process):
 
     def turn(self) -> _Turn:
         ready, self._ready = self._ready, []
-        is_free = not self._plan.cores
-        yield 0 if is_free else self._costs.client_turn_s
+        yield self._costs.client_turn_s
         for request in ready:
-            yield 0 if is_free else self._costs.client_request_s / 2
+            share = _CLIENT_READ if request.is_answered else 1 - _CLIENT_READ
+            yield share * self._costs.client_request_s
             self._done(request)
+
+    def _spend(self, cpu_s: float) -> None:
+        if not self._plan.cores:
+            cpu_s = self.owes_s = 0.0
+        super()._spend(cpu_s)
 
     def _done(self, request: _Request) -> None:
         now = self.clock.now
@@ -563,7 +597,7 @@ def simulate(plan: Plan, costs: Costs) -> Outcome:
     workers = [_Worker(clock, cores(), plan, costs, servers, clients) for _ in range(plan.workers)]
 
     def sums(processes: Sequence[_Process]) -> list[float]:
-        return [sum(process.cpu_s for process in processes), sum(process.switches for process in processes)]
+        return [sum(process.cpu_s for process in processes), sum(process.colds for process in processes)]
 
     def spent() -> list[float]:
         stores = servers + [server.replica for server in servers if server.replica is not None]
@@ -578,7 +612,7 @@ def simulate(plan: Plan, costs: Costs) -> Outcome:
     before, redis_s = spent(), [server.cpu_s for server in servers]
     clients.latencies_s.clear()
     clock.run(plan.seconds)
-    batches, ids, turns, server_s, server_switches, store_s, store_switches, client_s, client_switches = (
+    batches, ids, turns, server_s, server_colds, store_s, store_colds, client_s, client_colds = (
         now - then for now, then in zip(spent(), before, strict=True)
     )
     counted_s = plan.seconds * (1 - _WARM_UP)
@@ -592,9 +626,9 @@ def simulate(plan: Plan, costs: Costs) -> Outcome:
         redis_us=store_s / ids * 1e6,
         client_us=client_s / ids * 1e6,
         redis_turns=turns / ids,
-        server_switches=server_switches / ids,
-        redis_switches=store_switches / ids,
-        client_switches=client_switches / ids,
+        server_colds=server_colds / ids,
+        redis_colds=store_colds / ids,
+        client_colds=client_colds / ids,
         busiest_redis=max(server.cpu_s - then for server, then in zip(servers, redis_s, strict=True))
         / counted_s,
     )

@@ -36,7 +36,7 @@ from kit.processes import Usage
 from kit.waiting import first_window
 
 _WARM_UP_IDS, _LOAD_IDS = 100_000_000, 500_000_000
-_OPENING_S = 2
+_OPENING_S = 6
 _PACED_CONNECTIONS, _RATE = 64, 10_000
 _SETTLE_S = 0.5
 # Of Redis' costs, each kind of batch for so long.
@@ -235,7 +235,7 @@ class _Used(NamedTuple):
     at_s: float
     server_s: float
     redis_s: float
-    batches: int
+    batches: float
     idle_s: float
 
     def __sub__(self, earlier: _Used) -> _Used:
@@ -264,18 +264,16 @@ def _usage(service: Idagg, replica: Store | None) -> _Used:
 def _solved(seen: Sequence[_Seen], costs: Costs) -> Costs:
     """The costs with which the simulation spends what real runs did.
 
-    How many turns and switches there are for each request, only the simulation knows, and that depends on the
-    costs. So this goes round some times. The load of the open loop costs more; it is not asked for.
+    How many turns and cold caches there are for each request, only the simulation knows, and that depends on
+    the costs. So this goes round some times. The load of the open loop costs more; it is not asked for.
     """
     real = [one for one in seen if not one.plan.rate]
     for _ in range(_SOLVED_IN):
         said = _all(costs, [one.plan for one in real])
-        switch_us, request_us = _line(
-            [one.server_switches for one in said], _missing(real, said, "server_us")
-        )
+        cold_us, request_us = _line([one.server_colds for one in said], _missing(real, said, "server_us"))
         turn_us, id_us = _line([one.redis_turns for one in said], _missing(real, said, "redis_us"))
         more_us = {
-            "switch_s": switch_us,
+            "cold_s": cold_us,
             "request_s": request_us,
             "redis_turn_s": turn_us,
             "id_s": id_us,
@@ -301,23 +299,21 @@ def _line(times: Sequence[float], missing_us: Sequence[float]) -> tuple[float, f
 
 def _measured(cache: Path) -> Costs:
     """What can be measured by itself, and a guess of the rest."""
-    alone, batch_s = _batches(cache, with_replica=False)
-    waiting, _ = _batches(cache, with_replica=True)
-    wait = _parts([waits - alone for waits, alone in zip(waiting.primary, alone.primary, strict=True)])
+    alone, waiting = (_batches(cache, with_replica=with_replica) for with_replica in (False, True))
     redis, replica = _parts(alone.primary), _parts(waiting.replica)
     return Costs(
         turn_s=uvloop.run(_turn_s()),
         request_s=7e-6,
-        batch_s=batch_s,
+        batch_s=_parts(alone.sender).batch_s,
         redis_turn_s=redis.turn_s,
         script_s=redis.batch_s,
         id_s=redis.id_s,
         fsyncs_s=_fsyncs_s(cache),
-        wait_s=wait.batch_s,
-        acknowledge_s=wait.turn_s,
-        replica_turn_s=replica.turn_s,
-        replica_batch_s=replica.batch_s,
+        # Of a lone batch: on one connection, several would wait for each other.
+        wait_s=max(0, waiting.primary[0] - alone.primary[0]),
+        replica_turn_s=max(0, waiting.replica[0] - replica.id_s),
         replica_id_s=replica.id_s,
+        cold_s=50e-6,
         client_turn_s=1e-6,  # wrk's own, in C; a system call
         client_request_s=7e-6,
         **_wakes(),
@@ -343,26 +339,23 @@ def _parts(rounds_s: Sequence[float]) -> _Parts:
 
 
 class _Rounds(NamedTuple):
-    """CPU of a round of each kind."""
+    """CPU of a round of each kind: of Redis, of its replica, of the worker that sends the batches."""
 
     primary: list[float]
     replica: list[float]
+    sender: list[float]
 
 
-def _batches(cache: Path, *, with_replica: bool) -> tuple[_Rounds, float]:
-    """What rounds of batches cost Redis, and what a batch costs the worker that sends it."""
-    rounds = _Rounds([], [])
+def _batches(cache: Path, *, with_replica: bool) -> _Rounds:
     with (
         tempfile.TemporaryDirectory(dir=cache, prefix="sizing-") as folder,
         _stores(Path(folder), with_replica) as (store, replica),
     ):
-        for place, (ids, at_once) in enumerate(_KINDS, 1):
-            spent = uvloop.run(_round_s(store, replica, place, ids, at_once))
-            rounds.primary.append(spent[0])
-            rounds.replica.append(spent[1])
-            if place == 1:
-                batch_s = spent[2]
-    return rounds, batch_s
+        spent = [
+            uvloop.run(_round_s(store, replica, place, ids, at_once))
+            for place, (ids, at_once) in enumerate(_KINDS, 1)
+        ]
+    return _Rounds(*map(list, zip(*spent, strict=True)))
 
 
 async def _round_s(store: Store, replica: Store | None, place: int, ids: int, at_once: int) -> list[float]:

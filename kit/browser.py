@@ -61,4 +61,4 @@ async def tab(
         await page.goto(url)
         yield page
     unexpected = [line for line in said if may_say is None or not re.search(may_say, line)]
-    assert (unexpected, elsewhere) == ([], [])
+    assert (unexpected, elsewhere) == ([], []), (unexpected, elsewhere)

@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from collections.abc import Sequence
 
-from aiohttp import web
-
 from idagg.read.fleet import Status
+from idagg.run.http_server import HttpServer
 from idagg.run.page import StatusPage
-from idagg.run.problems import problems
 from idagg.store.kept import KeptWindow
 from kit.page_states import STATES
 
@@ -22,7 +21,7 @@ class Site:
     def __init__(self, state: str) -> None:
         self.seen = STATES[state]()
         self.url = ""
-        self._runner: web.AppRunner | None = None
+        self._server: HttpServer | None = None
         self._page = self._new_page()
 
     def show(self, state: str) -> None:
@@ -38,17 +37,15 @@ class Site:
         return self.seen.windows
 
     async def start(self, port: int = 0) -> None:
-        app = web.Application(middlewares=[problems])
-        app.add_routes(self._page.routes())
-        self._runner = web.AppRunner(app, handler_cancellation=True)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", port).start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/"
+        self._server = HttpServer(self._page.routes(), [])
+        with socket.create_server(("127.0.0.1", port)) as listening:
+            await self._server.start(listening)
+            self.url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
 
     async def stop(self) -> None:
         await self._page.close()
-        assert self._runner is not None
-        await self._runner.cleanup()
+        assert self._server is not None
+        await self._server.close()
         self._page = self._new_page()
 
     def _new_page(self) -> StatusPage:

@@ -91,6 +91,10 @@ def _trouble(text: str, ago_s: int = 40) -> dict[str, Any]:
     return {"text": text, "since": _NOW - datetime.timedelta(seconds=ago_s)}
 
 
+def _silent(for_s: float) -> dict[str, Any]:
+    return {"age_s": for_s, "silent_since": _NOW - datetime.timedelta(seconds=for_s)}
+
+
 def _line(ago_s: float, text: str, *, level: str = "warning", process: str = "supervisor") -> dict[str, Any]:
     time = _NOW - datetime.timedelta(seconds=ago_s)
     return {"time": time, "level": level, "machine": "web-1", "process": process, "text": text}
@@ -180,6 +184,13 @@ def late() -> tuple[dict[str, Any], list[KeptWindow]]:
     return status, windows
 
 
+def machine_dead() -> tuple[dict[str, Any], list[KeptWindow]]:
+    """Its worker led, and another machine leads by now."""
+    status = _status()
+    status["machines"][1] |= _silent(83.0) | {"is_leader": True, "epoch": 6}
+    return status, _windows()
+
+
 def many() -> tuple[dict[str, Any], list[KeptWindow]]:
     status = _status()
     one = status["machines"][0]
@@ -194,7 +205,7 @@ def many() -> tuple[dict[str, Any], list[KeptWindow]]:
         }
         for number in range(20)
     ]
-    status["machines"][11] |= {"age_s": 9.2}
+    status["machines"][11] |= _silent(9.2)
     status["leader"]["name"] = status["machines"][0]["name"]
     return status, _windows(90)
 
@@ -268,6 +279,7 @@ _MAKERS: tuple[Callable[[], tuple[dict[str, Any], list[KeptWindow]]], ...] = (
     worker_dead,
     store_away,
     late,
+    machine_dead,
     many,
     quarantined,
     estimate,

@@ -161,6 +161,12 @@ class Serving(Server):
         *_, pid = found
         return pid
 
+    def combiner(self) -> int | None:
+        """Its pid; None while none runs."""
+        return next(
+            (pid for pid in self.processes() if b"combiner_process" in _of_process(pid, "cmdline")), None
+        )
+
     def _oldest_first(self) -> list[int]:
         """Pids begin anew at the kernel's limit, which may be 32,768: their order says nothing."""
         return sorted(self.processes(), key=_started)

@@ -78,3 +78,17 @@ async def seal(windows: WindowStore, epoch: int) -> int:
         parts = parts_of(start_s, {0: progress}).values()
         await windows.merging.merge(epoch, total(parts, course.exact_limit))
     return wait_ms
+
+
+async def keep_records(client: Client, tag: str, first_s: int, count: int) -> None:
+    """Have the store keep the records of so many windows of a minute, as ``merge.lua`` does: a month of them
+    would take it half an hour. The first one has no ids, the next one has 1, …"""
+    hours: dict[int, list[int | str]] = {}
+    for number in range(count):
+        start_s = first_s + 60 * number
+        row = f"[60,{number},{number + 1},{2 * number},1,0,0,7,null,{number % 1000}]"
+        hours.setdefault(start_s - start_s % 3600, []).extend((start_s, row))
+    for hour_s, entries in hours.items():
+        await client.command("HSET", f"{tag}:kept:{hour_s}", *entries)
+    for hour_s in hours:
+        await client.command("ZADD", f"{tag}:kept", hour_s, hour_s)

@@ -160,7 +160,13 @@ def test_the_unit_is_understood(unit: Path) -> None:
 
 
 def test_the_unit_outlives_the_loss_of_a_process(unit: Path) -> None:
-    """If memory runs out, the kernel kills one process, and systemd leaves the others alone."""
+    """If memory runs out, the kernel kills one process, and systemd leaves the others alone.
+
+    systemd learns of it from ``memory.events`` of the unit's cgroup, and by default stops the unit then. That
+    takes a booted systemd with a memory controller, which a test has not got. So here the unit says
+    ``continue``; the test above has it understood; and ``test_1_out_of_memory`` of the faults has the kernel
+    kill a worker, and the worker replaced.
+    """
     lines = unit.read_text().splitlines()
     assert "OOMPolicy=continue" in lines
     assert "StartLimitIntervalSec=0" in lines

@@ -34,7 +34,7 @@ _CLIENTS_EPILOG = (
 )
 _TIMES = (
     "2026-11-25T10:53:00+01:00; '2026-11-25 10:53' or 2026-11-25, in UTC; 1h, for so long ago, also with s, "
-    "m, d or w; now, today or yesterday, in UTC"
+    "m, d or w; now, today or yesterday, in UTC; Unix seconds"
 )
 # argparse would take it for a flag.
 _AGO = re.compile(r"-[0-9]+[smhdw]")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from statistics import quantiles
 from typing import NamedTuple
 
 import pytest
 
+from idagg.run.combiner_keeper import MAX_ALONE
 from idagg.store.shards import shard_of, shard_tag, slot_of
 from kit.faults import SOON, sealed
 from kit.figures import Row
@@ -90,10 +91,10 @@ class Two(NamedTuple):
 
 
 @contextlib.asynccontextmanager
-async def two(cluster: RedisCluster, *flags: str) -> AsyncIterator[Two]:
+async def two(cluster: RedisCluster, *flags: str, of_ids: Iterable[str] = ()) -> AsyncIterator[Two]:
     flags = ("--redis-url", cluster.url, *flags, *SOON)
     with (
-        Serving(*flags, "--namespace", "ids", window=long_window()) as ids,
+        Serving(*flags, *of_ids, "--namespace", "ids", window=long_window()) as ids,
         Serving(*flags, "--namespace", "sums", window=2) as sums,
     ):
         yield Two(ids, sums, Sharded(ids), Sharded(sums))
@@ -101,13 +102,30 @@ async def two(cluster: RedisCluster, *flags: str) -> AsyncIterator[Two]:
             serving.stop()
 
 
-@pytest.mark.fault("32", "master of a cluster killed, --replicas all", recovery_must_s=1.0)
-async def test_32_master_killed(cluster: RedisCluster, row: Row) -> None:
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param(
+            (),
+            marks=pytest.mark.fault("32", "master of a cluster killed, --replicas all", recovery_must_s=1.0),
+        ),
+        pytest.param(
+            ("--workers", str(MAX_ALONE + 2)),
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.fault(
+                    "32", "master killed, --replicas all, a combiner and its workers", recovery_must_s=1.0
+                ),
+            ],
+        ),
+    ],
+)
+async def test_32_master_killed(cluster: RedisCluster, row: Row, flags: tuple[str, ...]) -> None:
     """Only ids of its shards fail; every id that got its ok is there, once, and no window changes its count.
 
     With ``--replicas`` for all of them its ids do not count before it is back: recovery is from then.
     """
-    async with two(cluster, "--replicas", "1") as both:
+    async with two(cluster, "--replicas", "1", of_ids=flags) as both:
         loads = {"ids": both.of_ids, "sums": both.of_sums}
         async with both.of_ids, both.of_sums:
             async for number in row.inject(1):

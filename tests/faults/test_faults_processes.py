@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from idagg import failpoints
+from idagg.run.combiner_keeper import MAX_ALONE
 from kit.faults import (
     ANSWER_S,
     GIVEN_AWAY_MS,
@@ -92,6 +94,49 @@ async def test_2_worker_hung(any_server: RedisServer, row: Row) -> None:
         assert row.wrong_ids(load, await open_windows(any_server.url)) == []
         assert row.late(load, 3 + SUCCESSOR_S) == []
         serving.stop()
+
+
+@pytest.mark.parametrize(
+    ("number", "shards"),
+    [
+        pytest.param(signal.SIGKILL, 4, marks=pytest.mark.fault("1", "combiner killed, 4 shards")),
+        pytest.param(signal.SIGSTOP, 1, marks=pytest.mark.fault("2", "combiner stands still for 1 s")),
+    ],
+)
+async def test_combiner_fails(any_server: RedisServer, number: signal.Signals, shards: int, row: Row) -> None:
+    """Workers send their batches themselves: none fails, and what the combiner sends late counts nothing."""
+    tuned = {"idagg.store.combining.ALONE_S": 0.3}
+    flags = ("--workers", str(MAX_ALONE + 1), "--shards", str(shards), "--deadline", "5")
+    with Serving("--redis-url", any_server.url, *flags, window=long_window(), tuned=tuned) as serving:
+        async with Load(serving, callers=32) as load:
+            async for _ in row.inject(1):
+                combiner = await until(serving.combiner)
+                # Its own listener, and for each shard those of its workers and of Redis.
+                await until(lambda: len(_sockets(combiner)) >= 1 + shards * (MAX_ALONE + 2))
+                since_s = time.monotonic()
+                os.kill(combiner, number)
+                await load.goes_on(500)
+                if number == signal.SIGSTOP:
+                    await asyncio.sleep(1 - (time.monotonic() - since_s))
+                    os.kill(combiner, signal.SIGCONT)
+                else:
+                    await until(lambda: serving.combiner() not in (None, combiner))
+                await load.goes_on()
+                assert row.not_recovered(load, since_s, within_s=RECOVERS_S) == []
+        assert row.wrong_ids(load, await open_windows(any_server.url)) == []
+        assert load.failed == set()
+        assert load.unknown == set()
+        assert row.late(load, 5 + ANSWER_S) == []
+        serving.stop()
+
+
+def _sockets(pid: int) -> list[str]:
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            if (target := str(entry.readlink())).startswith("socket:"):
+                found.append(target)
+    return found
 
 
 @pytest.mark.fault("3", "supervisor killed, then another instance")

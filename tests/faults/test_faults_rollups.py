@@ -114,22 +114,28 @@ def counts(found: Sequence[records.Rollup | records.RollupLine]) -> dict[str, tu
 
 
 @pytest.mark.parametrize(
-    "place",
+    ("place", "shards"),
     [
-        *("after-merge", "before-roll", "after-roll", "before-finish", "after-finish"),
-        *("before-mark-rollup", "after-mark-rollup"),
+        *(
+            ("after-merge", 1),
+            ("before-roll", 1),
+            ("after-roll", 1),
+            ("before-finish", 1),
+            ("after-finish", 1),
+        ),
+        *(("before-mark-rollup", 1), ("after-mark-rollup", 1), ("before-roll", 4), ("after-roll", 4)),
     ],
 )
 async def test_leader_killed_between_two_steps(
-    stepped: SteppedServer, rabbit: RabbitServer, rabbit_queue: str, tmp_path: Path, place: str
+    stepped: SteppedServer, rabbit: RabbitServer, rabbit_queue: str, tmp_path: Path, place: str, shards: int
 ) -> None:
     """The next leader goes on: the hour and the day are those of their windows, are delivered at least once,
     under one message id each, with one count."""
     armed = tmp_path / "armed"
-    flags = ("--redis-url", stepped.url, "--amqp-url", rabbit.url, "--amqp-queue", rabbit_queue, *FLAGS)
+    flags = ("--redis-url", stepped.url, "--amqp-url", rabbit.url, "--amqp-queue", rabbit_queue)
     consumer, days = Consumer(rabbit, rabbit_queue), Days(stepped)
     environment = {failpoints.VARIABLE: f"{place}=kill@{armed}"}
-    with Serving(*flags, window=2, environment=environment) as serving:
+    with Serving(*flags, *FLAGS, "--shards", str(shards), window=2, environment=environment) as serving:
         await serving.ready()
         unique_ids = await some_ids(serving)
         armed.touch()

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from idagg import failpoints
+from idagg.run.combiner_keeper import MAX_ALONE
 from kit.faults import SOON, SUCCESSOR_S, sealed
 from kit.figures import Row
 from kit.groups import Node, SentinelGroup, wait_for
@@ -57,10 +58,10 @@ class Two(NamedTuple):
 
 
 @contextlib.asynccontextmanager
-async def two(group: SentinelGroup, replicas: int) -> AsyncIterator[Two]:
+async def two(group: SentinelGroup, replicas: int, *of_ids: str) -> AsyncIterator[Two]:
     flags = ("--redis-url", group.url, "--replicas", str(replicas), *SOON)
     with (
-        Serving(*flags, "--namespace", "ids", window=long_window()) as ids,
+        Serving(*flags, *of_ids, "--namespace", "ids", window=long_window()) as ids,
         Serving(*flags, "--namespace", "sums", window=2) as sums,
     ):
         yield Two(ids, sums, Load(ids, per_s=PER_S), Load(sums, per_s=PER_S))
@@ -91,15 +92,34 @@ async def lost(row: Row, group: SentinelGroup, both: Two) -> None:
     print(f"{row.granted} lost; windows sealed again: {len(changed(lines(both.sums)))}")  # noqa: T201  a figure
 
 
-@pytest.mark.fault("29", "primary of a Sentinel group killed, --replicas all", recovery_must_s=1.0)
-async def test_29_primary_killed(group: SentinelGroup, row: Row) -> None:
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param(
+            (),
+            marks=pytest.mark.fault(
+                "29", "primary of a Sentinel group killed, --replicas all", recovery_must_s=1.0
+            ),
+        ),
+        pytest.param(
+            ("--workers", str(MAX_ALONE + 2)),
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.fault(
+                    "29", "primary killed, --replicas all, a combiner and its workers", recovery_must_s=1.0
+                ),
+            ],
+        ),
+    ],
+)
+async def test_29_primary_killed(group: SentinelGroup, row: Row, flags: tuple[str, ...]) -> None:
     """Every id that got its ok is there, once, and no window changes its count.
 
     With ``--replicas`` for all of them nothing counts before the old primary is back: recovery is from then.
     It comes back as the primary that it was, as a service manager starts it, which a sentinel then mends; in
     turn as a replica.
     """
-    async with two(group, 2) as both:
+    async with two(group, 2, *flags) as both:
         async with both.of_ids, both.of_sums:
             async for number in row.inject(1):
                 old = await kill_primary(group)

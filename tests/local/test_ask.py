@@ -159,6 +159,8 @@ def test_any_free_port() -> None:
         ("2026-11-25T10:53:00+01:00", "2026-11-25T09:53:00Z"),
         ("2026-11-25 10:53", "2026-11-25T10:53:00Z"),
         ("2026-11-25", "2026-11-25T00:00:00Z"),
+        ("20261125", "2026-11-25T00:00:00Z"),
+        ("1795344780", "2026-11-22T10:53:00Z"),
         ("now", "2026-11-25T12:00:07Z"),
         ("today", "2026-11-25T00:00:00Z"),
         ("yesterday", "2026-11-24T00:00:00Z"),
@@ -172,7 +174,22 @@ def test_times(text: str, meant: str) -> None:
     assert times.iso(times.moment(text, NOON)) == meant
 
 
-@pytest.mark.parametrize("text", ["", "noon", "10:53", "1y", "999999999d", "2026-13-01", "1h ago", "\u0661h"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "noon",
+        "10:53",
+        "1y",
+        "999999999d",
+        "2026-13-01",
+        "1h ago",
+        "\u0661h",
+        "2026",
+        "202611",
+        "202611251053",
+    ],
+)
 def test_no_time(text: str) -> None:
     with pytest.raises(ValueError, match=r"is no time: write 2026-11-25"):
         times.moment(text, NOON)

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
@@ -25,7 +26,7 @@ COLUMNS = (
     "window_start,window_end,unique_ids,estimate,hits,exact,suspect,message_id,delivered_to,delivered_at"
 )
 SPAN = ("--from", "2026-11-22T10:53:00Z", "--to", "2026-11-24")
-ESTIMATE = {
+ESTIMATE: dict[str, Any] = {
     "unique_ids": 91204,
     "standard_error": 0.0081,
     "from": "2026-11-22T10:00:00Z",
@@ -35,6 +36,8 @@ ESTIMATE = {
         {"from": "2026-11-22T10:00:00Z", "to": "2026-11-23T12:00:00Z", "sketch": "hour"},
         {"from": "2026-11-23T12:00:00Z", "to": "2026-11-23T12:29:00Z", "sketch": "window"},
     ],
+    "missing": [{"from": "2026-11-23T12:29:00Z", "to": "2026-11-23T12:30:00Z"}],
+    "missing_s": 60,
 }
 
 
@@ -200,6 +203,7 @@ def test_an_estimate() -> None:
         "range       2026-11-22T10:00:00Z to 2026-11-23T12:30:00Z\n"
         "unique ids  91,204, an estimate; its standard error is 0.81%\n"
         "covered     all of the range but 1 min, by sketches of hours and windows\n"
+        "missing     2026-11-23T12:29:00Z to 2026-11-23T12:30:00Z\n"
     )
     (asked,) = server.asked
     assert asked.startswith("GET /api/v1/estimate?from=2026-11-22T10%3A00%3A00Z HTTP/1.1\r\n")
@@ -210,18 +214,24 @@ def test_an_estimate() -> None:
     [
         ([], "nothing: no sketch of the range is kept"),
         ([("2026-11-22T10:00:00Z", "2026-11-23T12:30:00Z")], "all of the range, by sketches of days"),
-        # The last window ends after the range, whose begin is in the window before the first one.
-        (
-            [("2026-11-22T10:00:30Z", "2026-11-23T12:31:00Z")],
-            "all of the range but 30 s, by sketches of days",
-        ),
     ],
 )
 def test_what_an_estimate_is_of(covered: list[tuple[str, str]], words: str) -> None:
     parts = [{"from": begin, "to": end, "sketch": "day"} for begin, end in covered]
-    with Canned(http(200, json.dumps(ESTIMATE | {"covered": parts}).encode())) as server:
+    told = ESTIMATE | {"covered": parts, "missing": [], "missing_s": 0}
+    with Canned(http(200, json.dumps(told).encode())) as server:
         shown = said(counts(server, "--estimate", "--from", "1h"))
     assert shown.splitlines()[-1] == f"covered     {words}"
+
+
+def test_an_estimate_of_pieces() -> None:
+    """The first missing stretches, and how many more there are."""
+    told = ESTIMATE | {"missing": ESTIMATE["missing"] * 12, "missing_s": 720}
+    with Canned(http(200, json.dumps(told).encode())) as server:
+        shown = said(counts(server, "--estimate", "--from", "1h")).splitlines()
+    assert shown[2].startswith("covered     all of the range but 12 min, by")
+    assert len([line for line in shown if " to 2026-11-23T12:30:00Z" in line]) == 1 + 10
+    assert shown[-1] == "missing     2 more: --format json"
 
 
 def test_an_estimate_for_programs() -> None:
@@ -230,7 +240,8 @@ def test_an_estimate_for_programs() -> None:
         arguments = ("--estimate", "--from", "1h", "--format")
         assert json.loads(said(counts(server, *arguments, "json"))) == ESTIMATE
         assert said(counts(server, *arguments, "csv")) == (
-            "from,to,unique_ids,standard_error\n2026-11-22T10:00:00Z,2026-11-23T12:30:00Z,91204,0.0081\n"
+            "from,to,unique_ids,standard_error,missing_s\n"
+            "2026-11-22T10:00:00Z,2026-11-23T12:30:00Z,91204,0.0081,60\n"
         )
 
 

@@ -14,8 +14,9 @@ import pytest
 from aiohttp import web
 
 from idagg.read.fleet import Status
-from idagg.run import events
-from idagg.run.events import MAX_LISTENERS, Events
+from idagg.run import broadcast
+from idagg.run.broadcast import MAX_LISTENERS
+from idagg.run.events import Events
 from idagg.run.fleet import Fleet
 from idagg.run.http_server import PIECE_BYTES, HttpServer
 from kit.waiting import LIMIT_S, until
@@ -103,7 +104,7 @@ class Listener:
 
 async def test_one_producer_for_all(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each listener is told at once; a status is made once, and none when nobody listens."""
-    monkeypatch.setattr(events, "PAUSE_S", 600)
+    monkeypatch.setattr(broadcast, "PAUSE_S", 600)
     listeners = [await Listener.of(served) for _ in range(5)]
     assert {(await listener.event())["window_s"] for listener in listeners} == {1}
     served.fleet.state += 1
@@ -112,7 +113,7 @@ async def test_one_producer_for_all(served: Served, monkeypatch: pytest.MonkeyPa
     assert (await late.event())["window_s"] == 2
     for listener in (*listeners, late):
         listener.wire.close()
-    await until(lambda: served.stream._producing is None)
+    await until(lambda: served.stream.broadcast.producing is None)
     made = served.fleet.made
     again = await Listener.of(served)
     assert (await again.event())["window_s"] == made + 1  # and not an old one
@@ -120,7 +121,7 @@ async def test_one_producer_for_all(served: Served, monkeypatch: pytest.MonkeyPa
 
 
 async def test_a_change_is_told_at_once(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "PAUSE_S", 600)
+    monkeypatch.setattr(broadcast, "PAUSE_S", 600)
     listener = await Listener.of(served)
     await listener.event()
     served.fleet.state += 1
@@ -155,7 +156,7 @@ async def test_at_most_so_many(served: Served) -> None:
     assert (answer.status, answer.headers["Content-Type"]) == (503, "application/problem+json")
     assert "Retry-After" in answer.headers
     listeners.pop().wire.reset()
-    await until(lambda: served.stream._listeners == MAX_LISTENERS - 1)
+    await until(lambda: served.stream.broadcast.listeners == MAX_LISTENERS - 1)
     listeners.append(await Listener.of(served))
     await listeners[-1].event()
     for wire in (refused, *(listener.wire for listener in listeners)):
@@ -166,14 +167,14 @@ async def test_a_slow_listener_is_dropped(
     served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its events are not kept, others are not delayed, and the log does not call it a failure."""
-    monkeypatch.setattr(events, "SLOW_S", 1)
-    monkeypatch.setattr(events, "PAUSE_S", 0.01)
-    monkeypatch.setattr(events, "LOOK_S", 0.01)
+    monkeypatch.setattr(broadcast, "SLOW_S", 1)
+    monkeypatch.setattr(broadcast, "PAUSE_S", 0.01)
+    monkeypatch.setattr(broadcast, "LOOK_S", 0.01)
     served.fleet.namespace = "x" * 1_000_000
     slow, quick = await Listener.of(served), await Listener.of(served)
-    await until(lambda: served.stream._listeners == 2)
+    await until(lambda: served.stream.broadcast.listeners == 2)
     async with asyncio.timeout(LIMIT_S):
-        while served.stream._listeners == 2:
+        while served.stream.broadcast.listeners == 2:
             await quick.event()
     assert (await quick.event())["namespace"]
     await slow.ended()
@@ -233,7 +234,7 @@ async def test_a_status_that_cannot_be_made(served: Served, caplog: pytest.LogCa
     await listener.event()
     served.fleet.fails = True
     await listener.ended()
-    assert "no status can be made" in caplog.text
+    assert "/api/v1/events cannot be made" in caplog.text
     served.fleet.fails = False
     again = await Listener.of(served)
     await again.event()

@@ -11,7 +11,9 @@ from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, expect
 
 from idagg.errors import StoreError
+from idagg.read.fleet import Status
 from idagg.read.page.view import view
+from idagg.run import broadcast
 from idagg.run import page as served
 from idagg.store.kept import KeptWindow
 from kit.browser import PHONE, tab
@@ -24,8 +26,10 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("TELL_S", "_READ_S", "_READ_SOON_S", "_FRESH_S"):
+    for name in ("_READ_S", "_READ_SOON_S", "_FRESH_S"):
         monkeypatch.setattr(served, name, 0.02)
+    for name in ("PAUSE_S", "LOOK_S"):
+        monkeypatch.setattr(broadcast, name, 0.02)
 
 
 @contextlib.asynccontextmanager
@@ -38,10 +42,10 @@ async def site(state: str) -> AsyncIterator[Site]:
         await made.stop()
 
 
-async def is_shown(page: Page, state: str) -> None:
+async def is_shown(page: Page, state: str, within_ms: int = 5000) -> None:
     """Wait until the page shows this state."""
     want = view(*STATES[state]())
-    await expect(page.locator("body")).to_have_attribute("data-stream", "live")
+    await expect(page.locator("body")).to_have_attribute("data-stream", "live", timeout=within_ms)
     await expect(page.locator(".verdict p")).to_have_text(want.verdict.sentence)
     await expect(page.locator(".glance .figure")).to_have_text(
         [want.last.count, want.current.count, want.late.count, want.requests.count]
@@ -133,7 +137,7 @@ async def test_a_lost_stream_is_told_and_found_again(browser: Browser) -> None:
 
 
 async def test_a_page_too_many_asks_instead(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served, "MAX_LISTENERS", 0)
+    monkeypatch.setattr(broadcast, "MAX_LISTENERS", 0)
     async with site("counting") as shown, tab(browser, shown.url, may_say="503") as page:
         await is_shown(page, "counting")
         shown.show("big")
@@ -147,6 +151,24 @@ async def test_a_page_of_another_version_loads_itself_again(browser: Browser) ->
         await page.evaluate("document.body.dataset.build = 'old'")
         await expect(page.locator("body")).not_to_have_attribute("data-build", "old")
         await is_shown(page, "counting")
+
+
+async def test_news_that_cannot_be_made(browser: Browser, caplog: pytest.LogCaptureFixture) -> None:
+    """The log says why. The page says that it is lost, and goes on once they can be made again."""
+    async with site("counting") as shown, tab(browser, shown.url, may_say="50[03]") as page:
+        await is_shown(page, "counting")
+
+        async def fail() -> Status:
+            raise RuntimeError("no status")
+
+        with pytest.MonkeyPatch.context() as broken:
+            broken.setattr(shown, "status", fail)
+            await expect(page.locator("#lost")).to_contain_text("since 10:54:21 UTC", timeout=15_000)
+        shown.show("big")
+        await is_shown(page, "big", within_ms=15_000)
+    assert "/page/events cannot be made" in caplog.text
+    assert "no status" in caplog.text
+    caplog.clear()
 
 
 async def test_windows_are_read_by_keys(browser: Browser) -> None:

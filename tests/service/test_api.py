@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
+import re
+import subprocess
+import sys
 import time
 import urllib.parse
 from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +23,12 @@ from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from idagg.read.counts import Estimated, OpenWindow, Window, Windows
+from idagg.store.client import Client
+from idagg.store.shards import shard_tag
 from idagg.window import iso
 from kit.servers import RedisServer
 from kit.serving import Serving, send
+from kit.staging import keep_records
 from kit.waiting import eventually
 from kit.wire import Answer
 
@@ -107,7 +115,19 @@ async def test_an_estimate(serving: Serving) -> None:
     assert 0.008 < found["standard_error"] < 0.009
     nothing = await told(serving, "estimate?from=2001-01-01T00:00:00Z&to=2002-01-01T00:00:00Z")
     assert (nothing["unique_ids"], nothing["covered"]) == (0, [])
-    assert (await told(serving, "estimate?from=5&to=4", 400))["parameter"] == "from"
+    assert nothing["missing"] == [{"from": "2001-01-01T00:00:00Z", "to": "2002-01-01T00:00:00Z"}]
+    assert nothing["missing_s"] == 365 * 86_400
+    # Whole: what is covered and what is missing are the range, without an overlap.
+    begin = found["covered"][0]["from"]
+    part = await told(serving, f"estimate?from={begin}")
+    pieces = sorted((one["from"], one["to"]) for one in [*part["covered"], *part["missing"]])
+    assert [begin, *(end for _, end in pieces)] == [*(begin for begin, _ in pieces), part["to"]]
+    assert part["missing_s"] == sum(
+        (datetime.fromisoformat(one["to"]) - datetime.fromisoformat(one["from"])).seconds
+        for one in part["missing"]
+    )
+    assert (await told(serving, "estimate?from=500000000&to=400000000", 400))["parameter"] == "from"
+    assert "is no time" in (await told(serving, "estimate?from=2026", 400))["detail"]
 
 
 async def test_the_open_window(serving: Serving) -> None:
@@ -124,7 +144,7 @@ async def test_one_window(serving: Serving) -> None:
     start_s = int(Window.model_validate(window).window_start.timestamp())
     for name in (iso(start_s), str(start_s), urllib.parse.quote(iso(start_s)[:-1] + "+00:00")):
         assert await told(serving, f"windows/{name}") == window
-    assert "no record" in (await told(serving, "windows/5", 404))["detail"]
+    assert "no record" in (await told(serving, "windows/500000000", 404))["detail"]
     assert (await told(serving, "windows/yesterday", 400))["parameter"] == "start"
 
 
@@ -170,6 +190,8 @@ async def test_odd_ranges(serving: Serving) -> None:
         f"from={future}": "from",
         "from=2026-01-01T00:00:00": "from",
         "to=tomorrow": "to",
+        "from=2026": "from",
+        "to=20261125": "to",
         "limit=0": "limit",
         "limit=1000000000": "limit",
         "cursor=AAAA": "cursor",
@@ -245,3 +267,78 @@ async def test_a_store_of_the_version_before(store: RedisServer) -> None:
             "next_cursor": None,
             "records_begin": None,
         }
+
+
+def peak_kib(pid: int) -> int:
+    (found,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(found)
+
+
+async def test_the_records_of_35_days(store: RedisServer) -> None:
+    """Each record once, in order: by the API's pages as JSON and as CSV, and by `idagg counts`. A page is all
+    that the supervisor has in memory of them."""
+    count = 35 * 1440
+    first_s = int(time.time()) // 60 * 60 - 60 * count
+    starts = [iso(first_s + 60 * number) for number in range(count)]
+    client = Client(store.url, timeout_s=30)
+    await keep_records(client, shard_tag("month"), first_s, count)
+    await client.close()
+    with Serving("--redis-url", store.url, "--namespace", "month", window=3600) as serving:
+        await serving.ready()
+        span = f"from={starts[0]}&to={iso(first_s + 60 * count)}&order=oldest&limit=10000"
+        await told(serving, f"windows?{span}")
+        before_kib = peak_kib(serving.pid)
+        for media in ("application/json", "text/csv"):
+            found: list[tuple[str, int]] = []
+            link = f"/api/v1/windows?{span}"
+            pages = 0
+            while link:
+                answer = await serving.ask(link, admin=True, fields={"Accept": media})
+                assert answer.status == 200
+                if media == "text/csv":
+                    rows = csv.DictReader(answer.body.decode().splitlines())
+                else:
+                    rows = json.loads(answer.body)["windows"]
+                found += [(row["window_start"], int(row["unique_ids"])) for row in rows]
+                link = (answer.headers["Link"] or "").partition("<")[2].partition(">")[0]
+                pages += 1
+            assert pages == 6
+            assert found == list(zip(starts, range(count), strict=True))
+        assert peak_kib(serving.pid) - before_kib < 20_000
+        url = f"http://127.0.0.1:{serving.admin_port}"
+        command = [sys.executable, "-m", "idagg", "counts", "--admin-url", url, "--format", "csv"]
+        command += ["--from", starts[0], "--to", iso(first_s + 60 * count)]
+        done = await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        rows = csv.DictReader(done.stdout.splitlines())
+        assert [(row["window_start"], int(row["unique_ids"])) for row in rows] == found
+
+
+async def test_health_names_no_address_without_the_token() -> None:
+    """A load balancer learns the status, and which parts are in trouble; a reader learns why."""
+    token = "s3cret-and-long-enough"
+    with (
+        RedisServer(tcp=True) as store,
+        Serving("--redis-url", store.tcp_url, "--admin-token", token) as serving,
+    ):
+
+        async def asked(**fields: str) -> tuple[int, dict[str, str]]:
+            answer = await serving.ask("/readyz?verbose", admin=True, fields=fields)
+            lines = answer.body.decode().splitlines()
+            return answer.status, dict(line.split(": ", 1) for line in lines[1:])
+
+        store.kill()
+        reader = {"Authorization": f"Bearer {token}"}
+        status, parts = await eventually(
+            lambda: asked(**reader), lambda seen: "store" in seen[1], within_s=30
+        )
+        assert status == 503
+        assert str(store.port) in parts["store"]
+        hidden = "in trouble: send the token of --admin-token to read why"
+        for fields in ({}, {"Authorization": "Bearer wrong"}, reader | {"Host": "evil.example"}):
+            status, parts = await asked(**fields)
+            assert status == 503
+            assert parts["store"] == hidden
+            assert set(parts.values()) == {hidden}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from typing import Any, cast
 
 import orjson
 
-from kit.servers import RedisServer
+from kit.servers import RedisServer, free_port
 from kit.serving import Serving
 from kit.waiting import eventually, long_window
 from kit.wire import connect
@@ -63,6 +65,46 @@ async def test_machines_agree_when_the_leader_dies(any_server: RedisServer) -> N
         left[1].stop()
         await eventually(lambda: status(left[0]), lambda seen: later[1]["machine"] not in machines(seen))
         left[0].stop()
+
+
+async def test_a_machine_that_dies_is_missed(any_server: RedisServer) -> None:
+    """It stays in the list, silent, and `idagg status` fails for that; one that is started in its place takes
+    its place in the list, and takes none of another's on the same host."""
+    tuned = {"idagg.run.fleet.PUBLISH_S": 0.5, "idagg.read.fleet.SILENT_S": 2}
+    flags = ("--redis-url", any_server.url, "--admin-port", str(free_port()))
+    with (
+        Serving("--redis-url", any_server.url, tuned=tuned) as first,
+        Serving(*flags, tuned=tuned, without=("--admin-port",)) as second,
+    ):
+        await eventually(lambda: status(first), lambda seen: len(machines(seen)) == 2, within_s=30)
+        dead = (await status(second))["machine"]
+        second.kill()
+        seen = await eventually(
+            lambda: status(first),
+            lambda seen: [one["id"] for one in seen["machines"] if one["silent_since"]] == [dead],
+            within_s=30,
+        )
+        assert len(machines(seen)) == 2
+        asked = (
+            sys.executable,
+            "-m",
+            "idagg",
+            "status",
+            "--admin-url",
+            f"http://127.0.0.1:{first.admin_port}",
+        )
+        done = await asyncio.to_thread(
+            subprocess.run, asked, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 1
+        assert "counting:     1 of 2 machines, 1 silent\n" in done.stdout
+        assert f": silent since {seen['machines'][1]['silent_since'][:19]}Z, for " in done.stdout
+        await asyncio.to_thread(second.start)
+        own = {(await status(serving))["machine"] for serving in (first, second)}
+        seen = await eventually(lambda: status(first), lambda seen: dead not in machines(seen), within_s=30)
+        await eventually(lambda: status(first), lambda seen: machines(seen) == own, within_s=30)
+        second.stop()
+        first.stop()
 
 
 async def test_a_killed_worker_is_shown(any_server: RedisServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -14,11 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from idagg.run.combiner_keeper import MAX_ALONE
 from kit.faults import worker
 from kit.oracle import Load
 from kit.servers import RedisServer, free_port
 from kit.serving import PATIENT, Serving
 from kit.waiting import eventually, long_window, until
+from kit.wire import Wire, connect
 
 SOON = {"idagg.run.restart.YOUNG_S": 0.0}
 OWN = "port = 0\nadmin_port = 0\ndeadline = 10\n"  # the longest: no request may fail
@@ -92,6 +95,25 @@ async def test_number_of_workers(serving: Serving, settings: Path) -> None:
     await eventually(serving.figures, lambda figures: figures["idagg_reloads_total{done}"] == 2)
 
 
+@pytest.mark.slow
+async def test_combiner(serving: Serving, settings: Path) -> None:
+    """It comes with many workers, is replaced with them, and goes with them. No request fails for it."""
+    combiners = []
+    async with Load(serving, callers=4) as load:
+        for workers in (MAX_ALONE + 1, MAX_ALONE + 1, 2):
+            write(settings, OWN + f"workers = {workers}\n")
+            await reloads(serving, workers=workers)
+            await load.goes_on(200)
+            combiners.append(serving.combiner())
+    assert (load.failed, load.unknown) == (set(), set())
+    first, second, none = combiners
+    assert first
+    assert second
+    assert (first != second, none) == (True, None)
+    assert "died" not in serving.said
+    assert sum((await serving.delivered()).values()) == len(load.ok)
+
+
 async def test_number_of_shards(serving: Serving, settings: Path) -> None:
     """It begins with a window once no worker has the old number. No id is lost or counted twice then."""
     async with Load(serving, callers=4) as load:
@@ -118,6 +140,71 @@ async def test_addresses(serving: Serving, settings: Path) -> None:
     assert before[1] != serving.callback_process()
     for serving.port in old:
         await eventually(serving.is_refused, bool)
+
+
+async def test_open_streams(serving: Serving, settings: Path) -> None:
+    """They end as streams do, and their listeners can come back. The API is served all the while, by the same
+    machine. A token that was rotated is asked for then."""
+    old, new = (
+        {"Authorization": "Bearer old-and-long-enough"},
+        {"Authorization": "Bearer new-and-long-enough"},
+    )
+    write(settings, OWN + "workers = 2\nadmin_token = 'old-and-long-enough'\n")
+    await reloads(serving)
+
+    async def machine(fields: dict[str, str]) -> str:
+        answer = await serving.ask("/api/v1/status", admin=True, fields=fields)
+        return str(json.loads(answer.body)["machine"]) if answer.status == 200 else str(answer.status)
+
+    before = await machine(old)
+    streams = [await stream(serving, path, old) for path in ("/api/v1/events", "/page/events")]
+    write(settings, OWN + "workers = 2\nadmin_token = 'new-and-long-enough'\n")
+    is_over = asyncio.Event()
+    asking = asyncio.create_task(served_until(is_over, serving))
+    await reloads(serving)
+    is_over.set()
+    assert await asking > 0
+    for wire in streams:
+        assert (await rest(wire)).endswith(b"\r\n0\r\n\r\n")  # an end, and no cut
+        wire.close()
+    assert (await machine(new), await machine(old)) == (before, "401")
+    again = await stream(serving, "/api/v1/events", new)
+    again.close()
+
+
+async def stream(serving: Serving, path: str, fields: dict[str, str]) -> Wire:
+    """An open one."""
+    wire = await connect(serving.admin_port)
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    await wire.send(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{head}\r\n".encode())
+    answer = await wire.answer()
+    assert answer is not None
+    assert answer.headers["Content-Type"] == "text/event-stream"
+    return wire
+
+
+async def rest(wire: Wire) -> bytes:
+    said = b""
+    async with asyncio.timeout(30):
+        while data := await asyncio.get_running_loop().sock_recv(wire.socket, 65_536):
+            said += data
+    return said
+
+
+async def served_until(is_over: asyncio.Event, serving: Serving) -> int:
+    """How many requests the admin listener has answered. One in the very moment of the change may get no
+    answer; the next one does."""
+    count = failed = 0
+    while not is_over.is_set():
+        try:
+            async with asyncio.timeout(30):
+                assert (await serving.ask("/livez", admin=True)).status == 200
+        except (ConnectionError, AssertionError):
+            failed += 1
+            assert failed <= 2
+        count += 1
+        await asyncio.sleep(0.02)
+    return count - failed
 
 
 async def test_what_fails(serving: Serving, settings: Path) -> None:

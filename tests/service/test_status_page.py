@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -140,6 +142,24 @@ async def test_the_browser_asks_for_the_token(browser: Browser) -> None:
             answer = await serving.ask(path, admin=True)
             assert answer.status == 401
             assert "Basic" in " ".join(answer.headers.get_all("WWW-Authenticate", []))
+
+
+async def test_open_pages_come_back_after_a_reload(browser: Browser) -> None:
+    """By themselves: they show the new workers."""
+    with Serving(tuned={"idagg.run.restart.YOUNG_S": 0.0}, window=2) as serving:
+        await serving.ready()
+        async with tab(browser, url(serving), may_say="ERR_") as page:
+            await expect(page.locator("body")).to_have_attribute("data-stream", "live")
+            before = serving.workers()
+            command = [sys.executable, "-m", "idagg", "reload", "--pid", str(serving.pid)]
+            done = await asyncio.to_thread(
+                subprocess.run, command, capture_output=True, timeout=60, check=False
+            )
+            assert (done.returncode, done.stderr) == (0, b"")
+            assert not set(before) & set(serving.workers())
+            for pid in serving.workers():
+                await expect(page.locator(".machine table")).to_contain_text(str(pid), timeout=30_000)
+            await expect(page.locator("body")).to_have_attribute("data-stream", "live")
 
 
 async def test_a_stop_ends_the_streams_of_open_pages(browser: Browser, serving: Serving) -> None:

@@ -75,6 +75,8 @@ async def test_a_clock_that_is_stepped_back(client: CrankedClient) -> None:
     states = FleetStore(client, TAG)
     await states.publish("a", b"1")
     await states.publish("b", b"2")
+    await client.at(NOON - 60)
+    assert await seen(client) == {"a": (60, b"1"), "b": (60, b"2")}  # and not as if it had just been said
     await client.at(NOON - 3600)
     assert await seen(client) == {}
     await states.publish("a", b"3")

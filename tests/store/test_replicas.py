@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
 from idagg.errors import StoreAwayError, StoreError
 from idagg.store.client import Client
+from idagg.store.combining import Combined, Combiner
 from idagg.store.hits import HitStore
 from idagg.store.probe import probe
 from idagg.store.windows import WindowStore
+from idagg.tasks import end
 from kit.groups import SentinelGroup
-from kit.waiting import LIMIT_S, eventually
+from kit.waiting import LIMIT_S, eventually, until
 
 TAG = "{t:0}"
 
@@ -234,3 +237,39 @@ async def test_check_with_a_primary_that_wants_more_replicas(group: SentinelGrou
             await probe(group.url, "t", timeout_s=LIMIT_S)
     finally:
         group.primary.ask("CONFIG", "SET", "min-replicas-to-write", "0")
+
+
+async def test_through_a_combiner(
+    group: SentinelGroup, both: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ok says to each worker of a call that the replicas have its batch. Without them, none gets one."""
+    monkeypatch.setattr("idagg.store.combining.PATIENCE_S", 15.0)
+    monkeypatch.setattr("idagg.store.combining.ALONE_S", 0.0)
+    path = tmp_path / "combiner"
+    running = asyncio.create_task(Combiner(lambda tag: both).run(str(path)))
+    await until(path.exists)
+    # Without a way of their own.
+    ways = [Combined(Client("unix:///nowhere"), str(path), deadline_s=30) for _ in range(4)]
+    stores = [HitStore(way, namespace="t", window_s=3600, exact_limit=1000) for way in ways]
+    try:
+        for seq in range(1, 20):
+            answers = await asyncio.gather(
+                *(store.add(seq, [b"%d" % (100 * number + seq)]) for number, store in enumerate(stores))
+            )
+            for replica in group.nodes[1:]:
+                reader = Client(f"unix://{replica.socket}", timeout_s=5)
+                found = await reader.command("SCARD", f"{TAG}:w:{answers[0].start_s}:ids")
+                assert found == seq * len(stores)
+                await reader.close()
+        group.nodes[2].freeze()
+        try:
+            heard = await asyncio.gather(*(store.add(20, [b"7"]) for store in stores), return_exceptions=True)
+            assert [type(error) for error in heard] == [StoreAwayError] * len(stores)
+            assert "nowhere" in str(heard[0])  # so it has asked there
+        finally:
+            group.nodes[2].thaw()
+        assert [(await store.add(20, [b"7"])).new_ids for store in stores] == [1] * len(stores)
+    finally:
+        await end(running)
+        for way in ways:
+            await way.close()

@@ -167,8 +167,8 @@ async def test_a_shard_that_is_away(
             await stage.at(HOUR_S + 60 * minute)
             await until(lambda minute=minute: len(stage.told) == 2 + minute, within_s=WITHIN_S)  # type: ignore[misc]  # mypy does not infer it
         assert (await rolled(stage)).hours == {}
-        assert "windows stay pending" not in caplog.text
-        assert process.flusher.trouble is None
+        # At first sealing may not have noticed yet that it does not need the shard any more.
+        await until(lambda: process.flusher.trouble is None, within_s=WITHIN_S)
         monkeypatch.setattr(ShardClient, "away", frozenset())
         assert (await is_over(stage)).hours == {0: (120, 0, 80, 80, 0)}
         await until(lambda: "rolled up again" in caplog.text, within_s=WITHIN_S)
@@ -176,13 +176,13 @@ async def test_a_shard_that_is_away(
     assert (await about(stage, 0, HOUR_S)).unique_ids == near(60)
 
 
-@pytest.mark.parametrize("lengths", [(60, 30, 120), (60, 7, 60), (7, 90, 13)])
+@pytest.mark.parametrize("lengths", [(60, 30, 120), (60, 90, 7), (7, 90, 13)])
 async def test_windows_of_other_lengths(stage: Stage, lengths: Sequence[int]) -> None:
     """Also of those that do not divide an hour, and those cut short by a change: each id is in one window,
     each window in one hour, and an estimate says what it covers, without holes and overlaps."""
     sent = 0
     looks = set[tuple[int, int]]()
-    begin_s, step_s = HOUR_S - 300, 10
+    begin_s, step_s = HOUR_S - 350, 10  # the last length is that at the end of the hour
     await stage.at(begin_s)
     process = await stage.start(1, window_s=lengths[0])
     window_s = lengths[0]
@@ -205,16 +205,14 @@ async def test_windows_of_other_lengths(stage: Stage, lengths: Sequence[int]) ->
     assert {(record.start_s, record.end_s) for record in records if record.hits} == looks
     assert all(one.end_s <= other.start_s for one, other in itertools.pairwise(records))
     assert {record.length_s for record in records} >= set(lengths)
-    sums = (await rolled(stage)).hours
-    for hour_s in (0, HOUR_S):
-        its = [record for record in records if hour_s <= record.start_s - NOON < hour_s + HOUR_S]
-        if hour_s in sums:
-            assert sums[hour_s][:4] == (
-                sum(record.length_s for record in its),
-                0,
-                sum(record.hits for record in its),
-                sum(record.unique_ids for record in its),
-            )
+    its = [record for record in records if record.start_s - NOON < HOUR_S]
+    assert (await rolled(stage)).hours[0] == (
+        sum(record.length_s for record in its),
+        0,
+        sum(record.hits for record in its),
+        sum(record.unique_ids for record in its),
+        0,
+    )
     first_s, last_s = records[0].start_s - NOON, records[-1].end_s - NOON
     for from_s, to_s in ((0, HOUR_S), (0, last_s), (first_s, last_s), (HOUR_S - 95, HOUR_S + 95)):
         found = await about(stage, from_s, to_s)

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from idagg.read.fleet import Current, Leader, Line, Report, Status, Trouble, status
+from idagg.read import fleet
+from idagg.read.fleet import (
+    SILENT_S,
+    Current,
+    Leader,
+    Line,
+    Report,
+    Stale,
+    Status,
+    Trouble,
+    is_heard,
+    status,
+)
 from idagg.run.machine import Machine
 from idagg.run.messages import Heartbeat, Lead, Traffic
-from idagg.run.report import Identity, aged, moment, report
+from idagg.run.report import Identity, aged, is_predecessor, moment, report
 from idagg.settings import Settings
 from kit.waiting import NOON
 
@@ -34,7 +47,7 @@ def test_another_version_is_understood() -> None:
 
 
 SETTINGS = Settings(state_dir=Path("/nonexistent"), log_file=Path("/nonexistent/log"))
-IDENTITY = Identity("a1", "web-1", 7, NOON)
+IDENTITY = Identity("a1", "web-1", "m1", 7, NOON)
 SINCE = moment(NOON)
 
 
@@ -85,7 +98,7 @@ def test_what_nobody_knows_is_null() -> None:
 def of(name: str, *, epoch: int = 0, last_s: int = 0, unique_ids: int = 0) -> Report:
     lead = Lead(last_s, unique_ids, 1, True, 7, 0, 0, 0, 0, estimate=1, length_s=60, open_s=NOON)
     return report(
-        Identity(f"id of {name}", name, 7, NOON),
+        Identity(f"id of {name}", name, f"host of {name}", 7, NOON),
         machine_of(epoch=epoch, lead=lead if epoch else None),
         {},
         [Line(time=moment(NOON + len(name)), level="error", machine=name, process="supervisor", text="x")],
@@ -115,3 +128,51 @@ def test_a_report_of_another_machine_ages() -> None:
     machine = aged(report(IDENTITY, machine_of(), {}), 2.0).machine
     assert machine.age_s == 2.0
     assert [worker.heartbeat_age_s for worker in machine.workers] == [2.2, None]
+
+
+def test_a_machine_that_is_silent() -> None:
+    """It stays in the list, and does not lead any more. As long as nobody can look, nobody is silent."""
+    leader, other = of("a", epoch=7, last_s=NOON), of("b", epoch=6)
+    said_s = SILENT_S + 1
+    for age_s, unseen_s, since in (
+        (SILENT_S, 0.0, None),
+        (said_s, 0.0, moment(NOON - said_s)),
+        (said_s, 2.0, None),
+        (said_s + 60, 60.0, moment(NOON - said_s - 60)),
+    ):
+        seen = status(
+            other, [aged(leader, age_s)], now=SINCE, namespace="idagg", window_s=60, unseen_s=unseen_s
+        )
+        assert [machine.silent_since for machine in seen.machines] == [None, since]
+        assert seen.leader is not None
+        assert seen.leader.name == ("b" if since else "a")
+        assert seen.last is not None
+        assert seen.last.window_start == SINCE  # it is still the newest that anybody knows
+        assert [is_heard(machine, seen) for machine in seen.machines] == [True, since is None]
+
+
+def test_nobody_is_heard_while_the_store_is_away() -> None:
+    stale = Stale(since=moment(NOON - 3), text="away")
+    seen = status(
+        of("a"), [aged(of("b"), 3.5)], now=SINCE, namespace="idagg", window_s=60, stale=stale, unseen_s=3.0
+    )
+    assert [is_heard(machine, seen) for machine in seen.machines] == [True, False]
+    assert seen.machines[1].silent_since is None
+
+
+def test_whose_place_an_instance_takes() -> None:
+    """That of one on the same host, with the same admin listener, that has not spoken since it began."""
+    at = "127.0.0.1:8001"
+
+    def instance(identity: Identity, admin: str = at) -> fleet.Machine:
+        other = dataclasses.replace(identity, id=f"{identity}{admin}")
+        return report(other, machine_of(), {}, admin=admin).machine
+
+    own = report(IDENTITY, machine_of(), {}, admin=at).machine
+    assert is_predecessor(own, 5.0, instance(IDENTITY), 5.1)
+    assert not is_predecessor(own, 5.0, instance(IDENTITY), 4.9)
+    assert not is_predecessor(own, 5.0, own, 5.1)  # a reload keeps the id
+    assert not is_predecessor(own, 5.0, instance(IDENTITY, "127.0.0.1:8002"), 5.1)
+    elsewhere = (dataclasses.replace(IDENTITY, machine_id="m2"), dataclasses.replace(IDENTITY, name="web-2"))
+    for identity in elsewhere:
+        assert not is_predecessor(own, 5.0, instance(identity), 5.1)

@@ -53,7 +53,7 @@ def test_what_nobody_knows_is_left_out() -> None:
         f"idagg_settings_info{{{fingerprint(SETTINGS)}}}",
         *(name for name in samples(Machine(SETTINGS, [None])) if name.startswith("idagg_build_info")),
         *("idagg_workers{configured}", "idagg_workers{running}"),
-        *("idagg_process_deaths_total{worker}", "idagg_process_deaths_total{callbacks}"),
+        *(f"idagg_process_deaths_total{{{kind}}}" for kind in ("worker", "callbacks", "combiner")),
     }
     follower = samples(Machine(SETTINGS, [Heartbeat(store="away")]))
     assert follower["idagg_store_up"] == 0

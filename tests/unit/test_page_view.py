@@ -18,12 +18,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idagg.read.fleet import Status
+from idagg.read.fleet import Stale, Status
 from idagg.read.page import models, plot
 from idagg.read.page.models import View
 from idagg.read.page.patch import patch
 from idagg.read.page.render import Page
-from idagg.read.page.view import SILENT_S, view
+from idagg.read.page.view import view
 from idagg.read.page.windows import LATE_S
 from idagg.read.page.words import (
     axis,
@@ -90,7 +90,12 @@ class Read(HTMLParser):
         (
             "many",
             "Counting, on a part of the machines",
-            "19 of 20 machines store ids; not web-12.fra1.example.net.",
+            "19 of 20 machines store ids; web-12.fra1.example.net is silent since 10:54:12.",
+        ),
+        (
+            "machine_dead",
+            "Counting, on a part of the machines",
+            "1 of 2 machines stores ids; web-2 is silent since 10:52:58.",
         ),
         (
             "quarantined",
@@ -136,13 +141,49 @@ def test_nothing_is_late_where_nobody_knows() -> None:
 
 
 def test_a_machine_that_is_silent_does_not_count() -> None:
-    status, windows = STATES["counting"]()
-    other = status.machines[1].model_copy(update={"age_s": SILENT_S + 1})
-    status = status.model_copy(update={"machines": [status.machines[0], other]})
-    shown = view(status, windows)
-    assert shown.verdict.sentence == "1 of 2 machines store ids; not web-2."
-    assert (shown.machines[1].about, shown.machines[1].workers[0].about) == ("silent", "not heard of")
+    """It is named, whatever it said before it fell silent, and none of that is shown as the present."""
+    shown = said("machine_dead")
+    assert shown.verdict.state == "warning"
+    assert [(reason.part, reason.where, reason.since) for reason in shown.verdict.reasons] == [
+        ("machine", "web-2", "since 10:52:58")
+    ]
+    silent = shown.machines[1]
+    assert (silent.about, silent.state, silent.rate) == ("silent since 10:52:58", "bad", "—")
+    assert {(worker.about, worker.state) for worker in silent.workers} == {("not heard of", "bad")}
     assert shown.requests.count == number(9805)
+    assert shown.requests.lines[0].text == "a second, on 1 of 2 machines"
+
+
+def test_several_that_do_not_count() -> None:
+    """Why each does not; and of many that are silent, how many more."""
+    status, windows = STATES["many"]()
+    machines = [
+        machine.model_copy(update={"silent_since": status.now - datetime.timedelta(seconds=60)})
+        if number < 5
+        else machine
+        for number, machine in enumerate(reversed(status.machines))
+    ][::-1]
+    away = [worker.model_copy(update={"trouble": "away"}) for worker in machines[1].workers]
+    machines[1] = machines[1].model_copy(update={"workers": away})
+    verdict = view(status.model_copy(update={"machines": machines}), windows).verdict
+    assert verdict.sentence == (
+        "13 of 20 machines store ids; not web-02.fra1.example.net; web-12.fra1.example.net is silent since "
+        "10:54:12, web-16.fra1.example.net is silent since 10:53:21, web-17.fra1.example.net is silent since "
+        "10:53:21, and 3 more."
+    )
+
+
+def test_a_machine_that_counts_alone_while_others_cannot_be_asked_for() -> None:
+    status, windows = STATES["counting"]()
+    stale = Stale(since=status.now - datetime.timedelta(seconds=12), text="away")
+    shown = view(status.model_copy(update={"stale": stale}), windows)
+    assert shown.verdict.state == "warning"
+    assert shown.verdict.sentence == (
+        "Ids are stored by web-1. Other machines are shown as of 10:54:09 UTC: the store cannot be asked for "
+        "them."
+    )
+    other = shown.machines[1]
+    assert (other.about, other.state, other.workers[0].about) == ("not known", "warning", "not known")
 
 
 def test_heartbeats_of_another_machine() -> None:
@@ -165,11 +206,12 @@ def test_a_store_that_is_away_shows_before_the_others_are_silent() -> None:
 
 
 def test_one_trouble_of_many_machines_is_one_line() -> None:
-    reasons = said("store_away").verdict.reasons
-    assert [(reason.part, reason.where) for reason in reasons] == [
-        ("store", "web-1, web-2"),
-        ("machines", "web-1"),
-    ]
+    """What the others said before the store went away is not told as the present."""
+    status, windows = STATES["store_away"]()
+    reasons = view(status, windows).verdict.reasons
+    assert [(reason.part, reason.where) for reason in reasons] == [("store", "web-1"), ("machines", "web-1")]
+    (reason,) = view(status.model_copy(update={"stale": None}), windows).verdict.reasons
+    assert (reason.part, reason.where) == ("store", "web-1, web-2")
 
 
 def test_the_last_window_is_the_newest_that_is_known() -> None:

@@ -12,6 +12,7 @@ from idagg.read import fleet
 
 EXAMPLE = fleet.Status.model_validate_json((ROOT / "tests/examples/status.json").read_bytes())
 NOW = EXAMPLE.now
+BEFORE = NOW - datetime.timedelta(seconds=11)
 AWAY = fleet.Trouble(text="Redis is away", since=NOW - datetime.timedelta(seconds=75))
 
 
@@ -41,7 +42,10 @@ def test_all_is_well() -> None:
             {"stale": fleet.Stale(since=NOW - datetime.timedelta(seconds=9), text="Redis is away")},
             "the other machines were seen last 9 s ago: Redis is away",
         ),
-        ({"machines": [machine(age_s=11)]}, "web-1: it has said nothing of itself for 11 s"),
+        (
+            {"machines": [machine(), machine(id="b", silent_since=BEFORE, age_s=11)]},
+            "web-1: silent since 2026-11-22T10:54:10Z, for 11 s: it has died, or cannot reach the store",
+        ),
         ({"machines": [machine(trouble={"store": AWAY})]}, "web-1, store, for 1 min 15 s: Redis is away"),
         ({"machines": [machine(ready=False)]}, "web-1: it counts no ids"),
         (
@@ -69,6 +73,23 @@ def test_trouble_that_holds_something_up_is_told_once() -> None:
     pending = fleet.Pending(messages=fleet.PendingWindows(windows=2, reason=AWAY.text))
     (found,) = words.troubles(well(pending=pending, machines=[machine(trouble={"broker": AWAY})]))
     assert found.startswith("web-1, broker")
+
+
+def test_machines_that_are_not_heard() -> None:
+    """What a machine said before it fell silent, or the store went away, is not told as the present."""
+    silent = machine(id="c", name="web-3", age_s=11, silent_since=BEFORE)
+    other = machine(id="b", name="web-2", age_s=9, trouble={"broker": AWAY})
+    stale = fleet.Stale(since=NOW - datetime.timedelta(seconds=9), text="Redis is away")
+    seen = well(machines=[machine(), other, silent], stale=stale)
+    assert words.counting(seen) == "1 of 3 machines, 1 silent, 1 unknown, seen last 9 s ago"
+    assert not any("broker" in sentence for sentence in words.troubles(seen))
+    rows = [line.split() for line in words.lines(seen, []) if line.startswith("web-")]
+    assert [row[-6:] for row in rows] == [
+        ["2", "of", "2", "4,902", "yes", "now"],
+        ["-", "-", "unknown", "9", "s", "ago"],
+        ["-", "-", "SILENT", "11", "s", "ago"],
+    ]
+    assert words.counting(well(machines=[machine(), other])) == "2 of 2 machines"
 
 
 def test_the_example() -> None:

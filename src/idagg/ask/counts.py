@@ -22,6 +22,8 @@ WINDOWS = "/api/v1/windows"
 ESTIMATE = "/api/v1/estimate"
 # Windows that are shown if nothing says which.
 LAST = 60
+# Missing stretches that are printed for a person.
+GAPS = 10
 # Windows of one answer: some 300 KB, made within some 10 ms.
 PAGE = 1000
 
@@ -196,13 +198,16 @@ def _tell_estimate(client: Client, span: dict[str, str], form: str, tell: Tell) 
     begin, end = times.iso(found.from_), times.iso(found.to)
     if form == "csv":
         tell(
-            "from,to,unique_ids,standard_error", f"{begin},{end},{found.unique_ids},{found.standard_error:g}"
+            "from,to,unique_ids,standard_error,missing_s",
+            f"{begin},{end},{found.unique_ids},{found.standard_error:g},{found.missing_s}",
         )
         return
     tell(
         f"range       {begin} to {end}",
         f"unique ids  {found.unique_ids:,}, an estimate; its standard error is {found.standard_error:.2%}",
         f"covered     {_coverage(found)}",
+        *(f"missing     {times.iso(one.from_)} to {times.iso(one.to)}" for one in found.missing[:GAPS]),
+        *([f"missing     {len(found.missing) - GAPS:,} more: --format json"] if found.missing[GAPS:] else []),
     )
 
 
@@ -211,10 +216,5 @@ def _coverage(found: Estimated) -> str:
     kinds = [kind for kind in ("day", "hour", "window") if any(part.sketch == kind for part in found.covered)]
     if not kinds:
         return "nothing: no sketch of the range is kept"
-    missing_s, at = (found.to - found.from_).total_seconds(), found.from_
-    for part in sorted(found.covered, key=lambda part: part.from_):
-        end = min(part.to, found.to)  # the last window may end after the range
-        missing_s -= max(0, (end - max(part.from_, at)).total_seconds())
-        at = max(at, end)
-    but = f" but {times.lasting(missing_s)}" if missing_s > 0 else ""
+    but = f" but {times.lasting(found.missing_s)}" if found.missing_s else ""
     return f"all of the range{but}, by sketches of {' and '.join(f'{kind}s' for kind in kinds)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Iterator, Sequence
 
 from pydantic import ValidationError
@@ -10,13 +9,11 @@ from pydantic import ValidationError
 from idagg.ask.client import Client, plain
 from idagg.ask.times import iso, lasting
 from idagg.errors import Exit, NoAnswerError
-from idagg.read.fleet import Last, Machine, Pending, PendingWindows, Status
+from idagg.read.fleet import Last, Machine, Pending, PendingWindows, Status, is_heard
 
 PATH = "/api/v1/status"
 # The alert's limit is 30 s (docs/alerts.toml). A leader that was killed is replaced within 10 s.
 LATE_S = 30.0
-# The machines tell of themselves every second or two.
-SILENT_S = 10.0
 # It is on purpose: whoever stops a machine knows.
 _ON_PURPOSE = frozenset({"drain"})
 
@@ -55,8 +52,13 @@ def troubles(status: Status) -> list[str]:
     if status.late_s is not None and status.late_s > LATE_S:
         found.append(f"a window that ended {lasting(status.late_s)} ago is not sealed: its count comes late")
     for machine in status.machines:
-        if machine.age_s > SILENT_S:
-            found.append(f"{machine.name}: it has said nothing of itself for {lasting(machine.age_s)}")
+        if machine.silent_since is not None:
+            found.append(
+                f"{machine.name}: silent since {iso(machine.silent_since)}, for {lasting(machine.age_s)}: "
+                "it has died, or cannot reach the store; ids that it answered ok are counted"
+            )
+        if not is_heard(machine, status):
+            continue
         for part, trouble in sorted(machine.trouble.items()):
             if part not in _ON_PURPOSE:
                 age = lasting((status.now - trouble.since).total_seconds())
@@ -74,11 +76,11 @@ def lines(status: Status, found: Sequence[str]) -> Iterator[str]:
     yield from table([(f"{name}:", said) for name, said in facts(status)])
     yield ""
     head = ("machine", "version", "started", "workers", "requests/s", "counting", "heard")
-    rows = [_machine_row(machine, status.now) for machine in status.machines]
+    rows = [_machine_row(machine, status) for machine in status.machines]
     yield from table([head, *rows], right=(3, 4))
     for name, values in (
-        ("versions", {machine.version for machine in status.machines}),
-        ("settings", {machine.settings for machine in status.machines}),
+        ("versions", {machine.version for machine in status.machines if machine.silent_since is None}),
+        ("settings", {machine.settings for machine in status.machines if machine.silent_since is None}),
     ):
         if len(values) > 1:
             yield f"note: the machines have {len(values)} different {name}"
@@ -89,8 +91,7 @@ def lines(status: Status, found: Sequence[str]) -> Iterator[str]:
 
 def facts(status: Status) -> Iterator[tuple[str, str]]:
     """What is known of the namespace, line by line."""
-    ready = [machine for machine in status.machines if machine.ready]
-    yield "counting", f"{len(ready)} of {len(status.machines)} machines"
+    yield "counting", counting(status)
     yield "namespace", f"{status.namespace}, windows of {status.window_s} s, now {iso(status.now)}"
     leader = status.leader
     yield (
@@ -105,6 +106,19 @@ def facts(status: Status) -> Iterator[tuple[str, str]]:
         yield "this window", f"{iso(current.window_start)}  {ids}"
     yield "last window", last_window(status.last) if status.last else "unknown"
     yield "pending", pending(status.pending)
+
+
+def counting(status: Status) -> str:
+    """How many machines count, and of how many nobody can say."""
+    heard = [machine for machine in status.machines if is_heard(machine, status)]
+    silent = sum(machine.silent_since is not None for machine in status.machines)
+    said = f"{sum(machine.ready for machine in heard)} of {len(status.machines)} machines"
+    if silent:
+        said += f", {silent} silent"
+    if status.stale and (unknown := len(status.machines) - len(heard) - silent):
+        age = lasting((status.now - status.stale.since).total_seconds())
+        said += f", {unknown} unknown, seen last {age} ago"
+    return said
 
 
 def last_window(last: Last) -> str:
@@ -128,6 +142,13 @@ def pending(of: Pending | None) -> str:
     if of.quarantined:
         parts.append(f"{of.quarantined:,} quarantined")
     return ", ".join(parts) or "nothing"
+
+
+def standing(machine: Machine, status: Status) -> str | None:
+    """Why what it said last is not of the present; None: it is."""
+    if is_heard(machine, status):
+        return None
+    return "unknown" if machine.silent_since is None else "SILENT"
 
 
 def _windows(of: PendingWindows) -> str:
@@ -158,14 +179,15 @@ def _held_up(of: Pending, known: Sequence[str]) -> Iterator[str]:
         yield f"{of.quarantined:,} windows are quarantined: their counts wait for a repair, see the log"
 
 
-def _machine_row(machine: Machine, now: datetime.datetime) -> tuple[str, ...]:
+def _machine_row(machine: Machine, status: Status) -> tuple[str, ...]:
+    is_of_now = is_heard(machine, status)
     running = [worker for worker in machine.workers if worker.pid is not None]
     return (
         plain(machine.name),
         plain(machine.version),
-        f"{lasting((now - machine.started).total_seconds())} ago",
-        f"{len(running)} of {len(machine.workers)}",
-        f"{sum(worker.requests_per_s for worker in running):,.0f}",
-        "yes" if machine.ready else "NO",
+        f"{lasting((status.now - machine.started).total_seconds())} ago",
+        f"{len(running)} of {len(machine.workers)}" if is_of_now else "-",
+        f"{sum(worker.requests_per_s for worker in running):,.0f}" if is_of_now else "-",
+        standing(machine, status) or ("yes" if machine.ready else "NO"),
         f"{lasting(machine.age_s)} ago" if machine.age_s >= 1 else "now",
     )

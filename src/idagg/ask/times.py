@@ -5,10 +5,13 @@ from __future__ import annotations
 import datetime
 import re
 
+# As the API has it: fewer digits are a year or a month, and more are a minute, or milliseconds.
+_UNIX_S = re.compile(r"[0-9]{9,10}")
 _AGO = re.compile(r"-?([0-9]{1,9})([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _EXAMPLES = (
-    "2026-11-25T10:53:00+01:00, or, in UTC, '2026-11-25 10:53'; 1h, 30m or 2d for so long ago; yesterday"
+    "2026-11-25T10:53:00+01:00, or, in UTC, '2026-11-25 10:53'; 1h, 30m or 2d for so long ago; yesterday; or "
+    "Unix seconds, of 9 or 10 digits"
 )
 
 
@@ -24,6 +27,8 @@ def moment(text: str, now: datetime.datetime) -> datetime.datetime:
             found = named[text]
         elif ago := _AGO.fullmatch(text):
             found = now - datetime.timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        elif _UNIX_S.fullmatch(text):
+            found = datetime.datetime.fromtimestamp(int(text), datetime.UTC)
         else:
             found = datetime.datetime.fromisoformat(text)
             found = found.astimezone(datetime.UTC) if found.tzinfo else found.replace(tzinfo=datetime.UTC)

@@ -29,13 +29,14 @@ from idagg.ask import status as words
 from idagg.ask.client import Client, plain
 from idagg.ask.times import iso
 from idagg.errors import Exit, NoAnswerError
-from idagg.read.fleet import Machine, Status, Worker
+from idagg.read.fleet import Status, Worker, is_heard
 
 PATH = "/api/v1/events"
 # After a stream has ended: idagg reloads, or restarts.
 AGAIN_S = 1.0
 # Of output that is no terminal.
 WIDTH = 80
+_NO_FIGURES = ("-",) * 4
 _ENDS = re.compile(rb"[qQ\x04]")  # Ctrl-D, too
 
 
@@ -168,12 +169,12 @@ def screen(status: Status, gone: str | None = None) -> RenderableType:
         # Above the workers, which may be more than the screen has lines.
         *(Text(f"! {plain(sentence)}", "red") for sentence in ([gone] if gone else []) + found),
         Text(),
-        _workers(status.machines),
+        _workers(status),
     )
 
 
 def _state(status: Status, has_trouble: bool) -> Text:
-    if not any(machine.ready for machine in status.machines):
+    if not any(machine.ready for machine in status.machines if is_heard(machine, status)):
         return Text("not counting", "bold red")
     return Text("counting, with trouble", "bold yellow") if has_trouble else Text("counting", "bold green")
 
@@ -183,14 +184,14 @@ def _facts(status: Status) -> RenderableType:
     for name, said in words.facts(status):
         if name in ("leader", "this window", "last window", "pending"):
             facts.add_row(Text(name, "dim"), Text(said))
-    facts.add_row(Text("requests/s", "dim"), _by_status(status.machines))
+    facts.add_row(Text("requests/s", "dim"), _by_status(status))
     return facts
 
 
-def _by_status(machines: list[Machine]) -> Text:
+def _by_status(status: Status) -> Text:
     rates: dict[str, float] = {}
-    for machine in machines:
-        for worker in machine.workers:
+    for machine in status.machines:
+        for worker in machine.workers if is_heard(machine, status) else ():
             for code, rate in worker.by_status.items():
                 rates[code] = rates.get(code, 0.0) + rate
     text = Text.assemble((_rate(sum(rates.values())), "bold"))
@@ -199,13 +200,18 @@ def _by_status(machines: list[Machine]) -> Text:
     return text
 
 
-def _workers(machines: list[Machine]) -> RenderableType:
+def _workers(status: Status) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     table.add_column("machine", no_wrap=True, max_width=20)
     table.add_column("worker", no_wrap=True)
     for name in ("requests/s", "ids/batch", "p50 ms", "p99 ms", "heard"):
         table.add_column(name, justify="right", no_wrap=True)
-    for machine in machines:
+    for machine in status.machines:
+        if standing := words.standing(machine, status):
+            table.add_row(
+                Text(plain(machine.name)), Text(standing, "red"), *_NO_FIGURES, Text(f"{machine.age_s:.0f} s")
+            )
+            continue
         for worker in machine.workers:
             table.add_row(Text(plain(machine.name)), *_worker(worker))
     return table

@@ -68,6 +68,13 @@ class Covered(Model):
     sketch: Literal["window", "hour", "day"]
 
 
+class Gap(Model):
+    """A stretch of which the estimate knows nothing."""
+
+    from_: Moment = Field(alias="from")
+    to: Moment
+
+
 class Estimated(Model):
     """Unique ids of a range, from sketches: an id that is in several windows of it counts once."""
 
@@ -79,5 +86,9 @@ class Estimated(Model):
     clipped: bool
     """Whether `to` was in the future, and is the time of the answer instead"""
     covered: list[Covered]
-    """The stretches that the estimate is of. What of the range is in none of them has no window, or one that
-    is not sealed yet, or its sketch is not kept any more"""
+    """The stretches that the estimate is of, in order"""
+    missing: list[Gap] = Field(default_factory=list)
+    """The rest of the range, in order. There is no window, or it is not sealed yet, or its sketch is not kept
+    any more"""
+    missing_s: int = Field(default=0, ge=0)
+    """How many seconds of the range are missing. 0: the estimate is of the whole range"""

@@ -18,6 +18,9 @@ Moment = AwareDatetime
 
 Level = Literal["warning", "error", "critical"]
 
+# A machine that has said nothing for so long is not taken for one that counts. They do so every 3 s.
+SILENT_S = 7.0
+
 
 class Model(BaseModel):
     """Base of all models. The text below a field is its description in OpenAPI."""
@@ -89,6 +92,9 @@ class Machine(Model):
     """Unique; another one after each restart, the same after a reload"""
     name: str
     """The host's name"""
+    place: str = ""
+    """A fingerprint of the host and the admin listener's address. An instance that is started in a dead one's
+    stead has the same, and takes its place in the list"""
     version: str
     settings: str
     """A fingerprint of the settings that all machines of a namespace should have alike"""
@@ -97,6 +103,10 @@ class Machine(Model):
     """The supervisor's process id"""
     age_s: float = 0.0
     """Time since the machine said this; 0 for the machine that answers"""
+    silent_since: Moment | None = None
+    """When the machine said something last, by the store's clock, if that was more than 7 s ago: it has died,
+    or cannot reach the store. What else is here was true then. It stays in the list for 10 minutes. null: it
+    is heard"""
     ready: bool = False
     """Whether it answers `/readyz` with 200: ids are counted"""
     is_leader: bool = False
@@ -228,11 +238,13 @@ def status(
     namespace: str,
     window_s: int,
     stale: Stale | None = None,
+    unseen_s: float = 0.0,
 ) -> Status:
-    """The fleet, of the machine's own report and the others' last ones."""
-    reports = [own, *sorted(others, key=lambda report: (report.machine.name, report.machine.id))]
+    """The fleet, of the machine's own report and the others' last ones, which were seen so long ago."""
+    judged = [_judged(report, now, unseen_s) for report in others]
+    reports = [own, *sorted(judged, key=lambda report: (report.machine.name, report.machine.id))]
     leading = max(
-        (report for report in reports if report.machine.is_leader),
+        (report for report in reports if report.machine.is_leader and report.machine.silent_since is None),
         key=lambda report: report.machine.epoch,
         default=None,
     )
@@ -254,6 +266,21 @@ def status(
         machines=[report.machine for report in reports],
         recent=sorted(lines, key=lambda line: line.time, reverse=True),
     )
+
+
+def is_heard(machine: Machine, status: Status) -> bool:
+    """Whether what it said last is of the present. It is not while the store, by which machines hear of each
+    other, is away."""
+    return machine.id == status.machine or (machine.silent_since is None and status.stale is None)
+
+
+def _judged(other: Report, now: datetime.datetime, unseen_s: float) -> Report:
+    """With its silence, if it was silent when it was looked for last. While nobody can look, it is not."""
+    age_s = other.machine.age_s
+    if age_s - unseen_s <= SILENT_S:
+        return other
+    since = now - datetime.timedelta(seconds=age_s)
+    return other.model_copy(update={"machine": other.machine.model_copy(update={"silent_since": since})})
 
 
 def _leader(machine: Machine) -> Leader:

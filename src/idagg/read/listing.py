@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import orjson
@@ -12,9 +14,6 @@ import orjson
 from idagg.read.query import Order, Place
 from idagg.store.kept import KeptWindow
 from idagg.window import iso
-
-# Windows of a step.
-STEP = 200
 
 COLUMNS = (
     "window_start",
@@ -33,9 +32,9 @@ COLUMNS = (
 class Kept(Protocol):
     """Where records are kept; see ``store.kept``."""
 
-    async def page(
+    def pieces(
         self, from_s: int, to_s: int, *, limit: int, newest_first: bool = False
-    ) -> list[KeptWindow]: ...
+    ) -> AsyncGenerator[list[KeptWindow], None]: ...
 
 
 class Page(NamedTuple):
@@ -94,22 +93,20 @@ async def read(
 ) -> Page:
     """One page, and where the next begins. Raises StoreError."""
     encode = as_csv if as_csv_ else as_json
-    newest_first = order == "newest"
     rows: list[bytes] = []
-    count, is_final = 0, True
-    while True:
-        wanted = min(STEP, limit + 1 - count)  # one more tells whether there is a next page
-        found = await kept.page(from_s, to_s, limit=wanted, newest_first=newest_first)
-        shown: Sequence[KeptWindow] = found[: limit - count]
-        rows += encode(row(one, namespace) for one in shown)
-        is_final = is_final and all(one.sink is not None for one in shown)
-        count += len(shown)
-        if len(shown) < len(found):
-            return Page(rows, found[-1].record.start_s, is_final)
-        if len(found) < wanted:
-            return Page(rows, None, is_final)
-        last_s = found[-1].record.start_s
-        from_s, to_s = (from_s, last_s) if newest_first else (last_s + 1, to_s)
+    count, next_s, is_final = 0, None, True
+    # One more tells whether there is a next page.
+    pieces = kept.pieces(from_s, to_s, limit=limit + 1, newest_first=order == "newest")
+    async with contextlib.aclosing(pieces):
+        async for found in pieces:
+            shown: Sequence[KeptWindow] = found[: limit - count]
+            rows += encode(row(one, namespace) for one in shown)
+            is_final = is_final and all(one.sink is not None for one in shown)
+            count += len(shown)
+            if len(shown) < len(found):
+                next_s = found[len(shown)].record.start_s
+            await asyncio.sleep(0)  # others have their turn
+    return Page(rows, next_s, is_final)
 
 
 def beginning(place: Place, from_s: int, to_s: int) -> tuple[int, int]:

@@ -18,13 +18,15 @@ MAX_LIMIT = 10_000
 
 Order = Literal["newest", "oldest"]
 
-_UNIX_S = re.compile(r"[0-9]{1,12}")
+# From 1973 to 2286. What has fewer digits is a year, a month or a day: 2026, 202611, 20261125.
+_UNIX_S = re.compile(r"[0-9]{9,10}")
+_DIGITS = re.compile(r"[0-9]+")
 # The last second that ISO 8601 and Python can write.
 _LAST_S = 253_402_300_799
 # A + that was not percent-encoded arrives as a space.
 _LOST_PLUS = re.compile(r" (?=\d\d(:?\d\d)?$)")
 _CURSOR = re.compile(r"1 (newest|oldest) ([0-9]{1,12})")
-HOW = "write it with a zone, as 2026-11-22T10:53:00Z, or as Unix seconds"
+HOW = "write it with a zone, as 2026-11-22T10:53:00Z, or as Unix seconds, of 9 or 10 digits"
 
 
 class BadParameterError(Exception):
@@ -38,7 +40,9 @@ class BadParameterError(Exception):
 def moment(text: str) -> int:
     """ISO 8601 with a zone, or Unix seconds → Unix seconds, rounded up. Raises UnfitError."""
     if _UNIX_S.fullmatch(text):
-        return min(int(text), _LAST_S)
+        return int(text)
+    if _DIGITS.fullmatch(text):
+        raise UnfitError(f"this is no time: {HOW}")
     try:
         found = datetime.datetime.fromisoformat(_LOST_PLUS.sub("+", text))
         if found.tzinfo is None:
@@ -116,8 +120,8 @@ class RangeQuery(Query):
     """A range of time."""
 
     from_: Seconds | None = Field(default=None, alias="from", examples=["2026-11-22T10:00:00Z"])
-    """The begin of the range: windows that start at it or later. ISO 8601 with a zone, or Unix seconds. Left
-    out: everything that is kept"""
+    """The begin of the range: windows that start at it or later. ISO 8601 with a zone, or Unix
+    seconds, of 9 or 10 digits. Left out: everything that is kept"""
     to: Seconds | None = Field(default=None, examples=["1795345200"])
     """The end of the range: windows that start before it. Left out, or in the future: the time of the
     answer"""

@@ -16,7 +16,7 @@ from aiohttp import web
 from idagg.run.problems import Handler, ProblemError
 from idagg.settings import Settings
 
-# Load balancers and health checks ask for these; they tell no count.
+# Load balancers and health checks ask for these; they tell no count. To others than readers, no cause either.
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
 _METRICS = "/metrics"
 # Names under which clients put a token in a query, where logs and browser histories would keep it.
@@ -79,15 +79,27 @@ class Access:
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path not in OPEN_PATHS:
-            await self._check_host(request.headers.getall("Host", []))
-            if named := _IN_QUERY & {name.lower() for name in request.query}:
-                raise ProblemError(
-                    400,
-                    f"a token does not belong in a query, where logs keep it: {_HOW}; replace this token",
-                    parameter=min(named),
-                )
-            self._check_token(request)
+            await self._check(request)
         return await handler(request)
+
+    async def is_reader(self, request: web.Request) -> bool:
+        """Whether the client of an open path may read what is not open."""
+        try:
+            await self._check(request)
+        except ProblemError:
+            return False
+        return True
+
+    async def _check(self, request: web.Request) -> None:
+        """Raises ProblemError."""
+        await self._check_host(request.headers.getall("Host", []))
+        if named := _IN_QUERY & {name.lower() for name in request.query}:
+            raise ProblemError(
+                400,
+                f"a token does not belong in a query, where logs keep it: {_HOW}; replace this token",
+                parameter=min(named),
+            )
+        self._check_token(request)
 
     async def _check_host(self, hosts: list[str]) -> None:
         name = name_of(hosts[0]) if len(hosts) == 1 else None

@@ -18,18 +18,21 @@ from idagg.read.query import NoQuery
 from idagg.run.access import Access
 from idagg.run.api import Api
 from idagg.run.events import Events
+from idagg.run.explorer import Explorer
 from idagg.run.fleet import Fleet
 from idagg.run.http_server import HttpServer
 from idagg.run.kept_windows import KeptWindows
 from idagg.run.machine import Machine, families
 from idagg.run.messages import READY_WITHOUT
-from idagg.run.openapi import Description
 from idagg.run.operations import JSON, Operation
 from idagg.run.page import StatusPage
 from idagg.run.reading import Reading
 from idagg.settings import Settings
 
 log = logging.getLogger("idagg.admin")
+
+
+_HIDDEN = "in trouble: send the token of --admin-token to read why"
 
 
 class Watched(Protocol):
@@ -73,11 +76,11 @@ class AdminListener:
         self._reading = Reading(watched)
         operations = [*Api(watched, self._reading).operations(), self._status_operation()]
         served = [one.route() for one in operations]
-        access = Access(lambda: watched.settings)
+        self._access = Access(lambda: watched.settings)
         self._page = StatusPage(watched.fleet, KeptWindows(self._reading))
-        described = Description(operations).routes()
+        described = Explorer(operations).routes()
         self._server = HttpServer(
-            [*own, *described, *served, *self._page.routes(), *routes], [access.middleware]
+            [*own, *described, *served, *self._page.routes(), *routes], [self._access.middleware]
         )
         self._left_out = set[str]()  # files, of the last answer of /metrics
 
@@ -131,6 +134,10 @@ class AdminListener:
         ready = not trouble.keys() - READY_WITHOUT
         text = "ok" if ready else "failed"
         if "verbose" in request.query:
-            lines = [f"{part}: {sentence}" for part, sentence in sorted(trouble.items())]
+            # Sentences name addresses.
+            is_reader = await self._access.is_reader(request)
+            lines = [
+                f"{part}: {sentence if is_reader else _HIDDEN}" for part, sentence in sorted(trouble.items())
+            ]
             text = "\n".join([text, *lines]) + "\n"
         return web.Response(status=200 if ready else 503, text=text)

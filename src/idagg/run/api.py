@@ -71,7 +71,9 @@ class Api:
                 {JSON: Window},
                 description="404: no record of such a window is kept.",
                 problems=(404, 503),
-                in_path={"start": "The window's start: ISO 8601 with a zone, or Unix seconds"},
+                in_path={
+                    "start": "The window's start: ISO 8601 with a zone, or Unix seconds, of 9 or 10 digits"
+                },
                 etag=True,
             ),
         ]
@@ -170,6 +172,8 @@ class Api:
             "covered": [
                 {"from": iso(one.from_s), "to": iso(one.to_s), "sketch": one.kind} for one in found.covered
             ],
+            "missing": [{"from": iso(one.from_s), "to": iso(one.to_s)} for one in found.missing],
+            "missing_s": sum(one.to_s - one.from_s for one in found.missing),
         }
         return _answer(request, orjson.dumps(body), media)
 

@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from idagg.errors import StoreError
 from idagg.read import fleet
@@ -21,8 +21,8 @@ from idagg.run import stores
 from idagg.run.logs import take_recent
 from idagg.run.machine import Machine
 from idagg.run.messages import Heartbeat, LogLine
-from idagg.run.report import Identity, aged, moment, report, shortened
-from idagg.run.usage import usage
+from idagg.run.report import Identity, aged, is_predecessor, moment, report, shortened
+from idagg.run.usage import age_s, usage
 from idagg.settings import Settings
 from idagg.store.client import Client
 from idagg.store.fleet import FleetStore
@@ -31,6 +31,8 @@ from idagg.tasks import end
 
 # Lines that are kept.
 MOST_RECENT = 50
+# Processes whose name in the journal is not the one in the status.
+_NAMES = {"the callback process": "callbacks", "the combiner": "combiner"}
 # The same line within this time, of another process as a rule, is the same event.
 _TOGETHER = datetime.timedelta(seconds=10)
 # Interval at which the state is published; of the leader, which has the counts, more often.
@@ -55,6 +57,9 @@ class Watched(Protocol):
 
     def machine(self) -> Machine: ...
 
+    @property
+    def admin_address(self) -> str: ...
+
 
 class Fleet:
     """Makes this machine's report and publishes it, and makes the status of all machines.
@@ -68,12 +73,12 @@ class Fleet:
         self._trouble: dict[str, fleet.Trouble] = {}
         self._recent: collections.deque[fleet.Line] = collections.deque(maxlen=MOST_RECENT)
         self._last: fleet.Last | None = None
-        self._others = Others(self._identity.id)
+        self._others = Others(self._identity)
 
     def heard(self, process: str, heartbeat: Heartbeat) -> None:
         """Take the log's lines out of a heartbeat."""
         if heartbeat.lines:
-            self._note(process if process.startswith("worker-") else "callbacks", heartbeat.lines)
+            self._note(_NAMES.get(process, process), heartbeat.lines)
 
     async def run(self) -> None:
         """Publish for ever."""
@@ -101,16 +106,21 @@ class Fleet:
         """The fleet at this moment. A store that is away delays this by PATIENCE_S at most."""
         machine = self._watched.machine()
         self._others.serve(machine.settings)
-        reports, stale = await self._others.reports()
+        others = await self._others.look()
         self._look()
         own = self._report(machine)
+        now = moment(time.time() - (own.machine.clock_skew_s or 0))
+        stale = None
+        if others.trouble is not None:
+            stale = fleet.Stale(since=now - datetime.timedelta(seconds=others.unseen_s), text=others.trouble)
         return fleet.status(
             own,
-            reports,
-            now=moment(time.time() - (own.machine.clock_skew_s or 0)),
+            others.reports,
+            now=now,
             namespace=machine.settings.namespace,
             window_s=machine.settings.window,
             stale=stale,
+            unseen_s=others.unseen_s,
         )
 
     def essence(self) -> object:
@@ -133,7 +143,13 @@ class Fleet:
         }
 
     def _report(self, machine: Machine) -> fleet.Report:
-        made = report(self._identity, machine, self._trouble, list(self._recent))
+        made = report(
+            self._identity,
+            machine,
+            self._trouble,
+            list(self._recent),
+            admin=self._watched.admin_address,
+        )
         # A machine that has ceased to lead knows the last window of its time; the next leader none yet.
         self._last = made.last or self._last
         return made.model_copy(update={"last": self._last})
@@ -155,11 +171,20 @@ class Fleet:
             )
 
 
+class Look(NamedTuple):
+    """What the other machines said last, ``unseen_s`` ago, and why that is old, if it is."""
+
+    reports: list[fleet.Report]
+    unseen_s: float
+    trouble: str | None
+
+
 class Others:
     """The other machines, by the states that they have published."""
 
-    def __init__(self, own_id: str) -> None:
-        self._own_id = own_id
+    def __init__(self, own: Identity) -> None:
+        self._own = own
+        self._has_place = False  # its predecessor's
         self._settings: Settings | None = None  # those that the client was made for
         self._client: Client | None = None
         self._store: FleetStore | None = None
@@ -185,12 +210,25 @@ class Others:
             self._store = FleetStore(self._client, tag)
 
     async def publish(self, own: fleet.Report) -> None:
-        if self._store is not None:
-            await self._store.publish(self._own_id, own.model_dump_json(exclude_defaults=True).encode())
+        """Raises StoreError."""
+        if self._store is None:
+            return
+        await self._store.publish(self._own.id, own.model_dump_json(exclude_defaults=True).encode())
+        if not self._has_place:
+            await self._take_place(self._store, own.machine)
+            self._has_place = True
 
     async def withdraw(self) -> None:
         if self._store is not None:
-            await self._store.withdraw(self._own_id)
+            await self._store.withdraw(self._own.id)
+
+    async def _take_place(self, store: FleetStore, own: fleet.Machine) -> None:
+        """Remove the instance that has died here before this one was started."""
+        for published in await store.all():
+            other = _read(published.state)
+            running_s = age_s(self._own.started_s)
+            if other is not None and is_predecessor(own, running_s, other.machine, published.age_s):
+                await store.withdraw(published.id)
 
     async def close(self) -> None:
         if self._asking is not None:
@@ -198,11 +236,11 @@ class Others:
         if self._client is not None:
             await self._client.close()
 
-    async def reports(self) -> tuple[list[fleet.Report], fleet.Stale | None]:
+    async def look(self) -> Look:
         """What the others said last, and whether that is old because the store is away."""
         store = self._store
         if store is None:
-            return [], None
+            return Look([], 0.0, None)
         if time.monotonic() - self._seen_at >= FRESH_S:
             if self._asking is None or self._asking.done():
                 self._asking = asyncio.create_task(self._ask(store))
@@ -214,10 +252,9 @@ class Others:
             if machine in self._known
         ]
         if since_s < FRESH_S + PATIENCE_S:
-            return reports, None
+            return Look(reports, since_s, None)
         began_s = time.monotonic() - self._began_at
-        since = moment(time.time() - min(since_s, began_s))
-        return reports, fleet.Stale(since=since, text=self._trouble or _SILENT)
+        return Look(reports, min(since_s, began_s), self._trouble or _SILENT)
 
     async def _ask(self, store: FleetStore) -> None:
         try:
@@ -227,20 +264,27 @@ class Others:
             return
         known = {}
         for machine in published:
-            if machine.id == self._own_id:
+            if machine.id == self._own.id:
                 continue
             before = self._known.get(machine.id)
             if before is not None and before[0] == machine.state:
                 known[machine.id] = before
-            else:
-                with contextlib.suppress(ValueError):  # of a version that says something else by these names
-                    known[machine.id] = machine.state, fleet.Report.model_validate_json(machine.state)
+            elif (said := _read(machine.state)) is not None:
+                known[machine.id] = machine.state, said
         self._known = known
         self._ages_s = {machine.id: machine.age_s for machine in published}
         self._seen_at, self._trouble = time.monotonic(), None
 
 
 _SILENT = f"the store did not answer within {PATIENCE_S:g} s"
+
+
+def _read(state: bytes) -> fleet.Report | None:
+    """None: it is of a version that says something else by the same names."""
+    try:
+        return fleet.Report.model_validate_json(state)
+    except ValueError:
+        return None
 
 
 def identity() -> Identity:
@@ -252,9 +296,13 @@ def identity() -> Identity:
         facts.append(str((own / "ns/pid").stat().st_ino))
         facts.append(Path("/proc/sys/kernel/random/boot_id").read_text())  # the unit hides it
     seen = usage(pid)
+    machine_id = ""
+    with contextlib.suppress(OSError):
+        machine_id = Path("/etc/machine-id").read_text(errors="replace").strip()
     return Identity(
         hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16],
         name,
+        machine_id,
         pid,
         seen.started_s if seen else time.time(),
     )

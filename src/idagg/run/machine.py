@@ -80,7 +80,7 @@ def families(machine: Machine) -> Iterator[Metric]:
     deaths = CounterMetricFamily(
         "idagg_process_deaths", "Processes that died and were started again", labels=["process"]
     )
-    for kind in ("worker", "callbacks"):
+    for kind in ("worker", "callbacks", "combiner"):
         deaths.add_metric([kind], machine.deaths.get(kind, 0))
     yield deaths
     yield _gauge(

@@ -20,7 +20,7 @@ from idagg.in_force import InForce
 
 HEARTBEAT_S = 0.5
 # Parts whose trouble does not stop the counting. The process that has it logs it itself.
-READY_WITHOUT = frozenset({"broker", "delivery", "callbacks", "risk", "shards"})
+READY_WITHOUT = frozenset({"broker", "delivery", "callbacks", "combiner", "risk", "shards"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,17 +67,25 @@ class CallbackStart(Message):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class CombinerStart(CallbackStart):
+    """The first message to the combiner process. ``combiner`` is where its socket's path begins."""
+
+    combiner: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class WorkerStart(CallbackStart):
     """The first message to a worker.
 
     ``slot`` is its number among this machine's workers. ``listener`` is the inherited descriptor that it
     serves first, ``listeners`` are all inherited ones. During a replacement the old worker of this slot has
-    the same.
+    the same. ``combiner`` is as in ``CombinerStart``; None: there is none.
     """
 
     slot: int
     listener: int
     listeners: list[int] = dataclasses.field(default_factory=list)
+    combiner: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

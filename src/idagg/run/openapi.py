@@ -1,22 +1,17 @@
-"""The API's description: an OpenAPI 3.1 document, made of its operations and their models, and its page."""
+"""The API's description: an OpenAPI 3.1 document, made of its operations and their models."""
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
-import orjson
-from aiohttp import web
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import models_json_schema
 
 from idagg import __version__
 from idagg.run import problems
 from idagg.run.operations import Operation
-from idagg.run.problems import ProblemError
 
 _ALWAYS = (400, 401, 403, 405, 406, 500)
 _REF = "#/components/schemas/{model}"
@@ -30,30 +25,6 @@ _WHEN = {
     500: "idagg failed; its log has the reason",
     503: "The store cannot be asked",
 }
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>idagg: its API</title>
-<link rel="stylesheet" href="/api/explorer/swagger-ui.css">
-</head>
-<body>
-<div id="page"></div>
-<script src="/api/explorer/swagger-ui-bundle.js"></script>
-<script src="/api/explorer/start.js"></script>
-</body>
-</html>
-"""
-_START = (
-    'SwaggerUIBundle({url: "/openapi.json", dom_id: "#page", validatorUrl: null, withCredentials: true});\n'
-)
-# It sets style attributes, and has images in its style sheet.
-_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-_TYPES = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
 
 
 def document(operations: Sequence[Operation]) -> dict[str, Any]:
@@ -152,48 +123,3 @@ def _query_parameters(operation: Operation) -> list[dict[str, Any]]:
             parameter["example"] = schema["examples"][0]
         found.append(parameter)
     return found
-
-
-class Description:
-    """Serves ``/openapi.json``, and ``/api``, a page of it if Swagger UI is installed."""
-
-    def __init__(self, operations: Sequence[Operation]) -> None:
-        self._operations = operations
-        self._body: bytes | None = None
-
-    def routes(self) -> list[web.RouteDef]:
-        return [
-            web.get("/openapi.json", self._document),
-            web.get("/api", self._page),
-            web.get("/api/explorer/{file}", self._file),
-        ]
-
-    async def _document(self, request: web.Request) -> web.Response:
-        if self._body is None:
-            self._body = orjson.dumps(document(self._operations))
-        return web.Response(body=self._body, content_type="application/json")
-
-    async def _page(self, request: web.Request) -> web.Response:
-        _files()
-        return web.Response(
-            text=_PAGE, content_type="text/html", headers={"Content-Security-Policy": _POLICY}
-        )
-
-    async def _file(self, request: web.Request) -> web.StreamResponse:
-        name = request.match_info["file"]
-        if name == "start.js":
-            return web.Response(text=_START, content_type="text/javascript")
-        if name not in _TYPES:
-            raise web.HTTPNotFound
-        return web.FileResponse(_files() / name, headers={"Content-Type": _TYPES[name]})
-
-
-def _files() -> Path:
-    """Swagger UI's. Its package for Flask is kept up to date, and is not imported here."""
-    try:
-        package = importlib.metadata.distribution("flask-swagger-ui")
-    except importlib.metadata.PackageNotFoundError:
-        raise ProblemError(
-            404, "the page of the API is not installed: pip install 'idagg[explorer]'; /openapi.json is there"
-        ) from None
-    return Path(str(package.locate_file("flask_swagger_ui/dist")))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import time
 from collections.abc import Sequence
@@ -19,23 +18,12 @@ from idagg.read.page.models import View
 from idagg.read.page.patch import patch
 from idagg.read.page.render import Page
 from idagg.read.page.view import view
-from idagg.run.problems import ProblemError
+from idagg.run.broadcast import Broadcast
 from idagg.store.kept import KeptWindow
 from idagg.tasks import end
 
 log = logging.getLogger("idagg.admin")
 
-# Pages that are told what changes. Each costs a descriptor, and a message a second.
-MAX_LISTENERS = 32
-# Interval of these messages. A change of workers, troubles or the last window is looked for more often.
-TELL_S = 1.0
-_LOOKS = 4
-# Time in which a page has to take what it is told.
-WRITE_S = 10.0
-# For how long a page whose stream has ended waits before it connects again.
-RETRY_MS = 1000
-# The second is for nginx, which would keep what is short until there is more.
-_STREAM = {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
 # A view that is not older than this is shown again: nobody keeps the supervisor busy by asking.
 _FRESH_S = 0.25
 # Interval at which the kept windows are read again, where nothing new is expected of them.
@@ -73,11 +61,13 @@ class StatusPage:
         self._view: View | None = None
         self._whole: dict[str, Any] = {}  # the view as JSON
         self._patch = b""  # from the view before
-        self._number = 0  # of the view
-        self._news = asyncio.Condition()
-        self._listeners = 0
-        self._telling: asyncio.Task[None] | None = None
-        self._is_closed = False
+        self.broadcast = Broadcast(
+            self._make,
+            fleet.essence,
+            self._event,
+            name="/page/events",
+            instead="this page has to ask for what is new",
+        )
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -88,12 +78,9 @@ class StatusPage:
 
     async def close(self) -> None:
         """End the streams."""
-        self._is_closed = True
-        for task in (self._telling, self._reading):
-            if task:
-                await end(task)
-        async with self._news:
-            self._news.notify_all()
+        await self.broadcast.close()
+        if self._reading:
+            await end(self._reading)
 
     async def _html(self, request: web.Request) -> web.Response:
         body = self._page.html(await self._present())
@@ -105,48 +92,10 @@ class StatusPage:
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         """Server-sent events: the whole view, then a merge patch for each change of it."""
-        if self._listeners >= MAX_LISTENERS:
-            raise ProblemError(
-                503,
-                f"{MAX_LISTENERS} status pages are open: this one has to ask for what is new",
-                headers={"Retry-After": "20"},
-            )
-        response = web.StreamResponse(headers=_STREAM)
-        self._listeners += 1
-        try:
-            await self._present()
-            if self._telling is None or self._telling.done():
-                self._telling = asyncio.create_task(self._tell())
-            await response.prepare(request)
-            await response.write(b"retry: %d\n\n" % RETRY_MS)
-            seen = 0
-            while not self._is_closed:
-                data = self._patch if seen == self._number - 1 else orjson.dumps(self._whole)
-                seen = self._number
-                async with asyncio.timeout(WRITE_S):
-                    await response.write(b"data: " + data + b"\n\n")
-                async with self._news:
-                    await self._news.wait_for(functools.partial(self._has_news, seen))
-        except ConnectionResetError:
-            pass  # the page was closed
-        except TimeoutError:
-            if request.transport is not None:
-                request.transport.abort()
-        finally:
-            self._listeners -= 1
-        return response
+        return await self.broadcast.stream(request)
 
-    def _has_news(self, seen: int) -> bool:
-        return self._is_closed or self._number > seen
-
-    async def _tell(self) -> None:
-        while self._listeners:
-            told = self._fleet.essence()
-            for _ in range(_LOOKS):
-                await asyncio.sleep(TELL_S / _LOOKS)
-                if self._fleet.essence() != told:
-                    break
-            await self._make()
+    def _event(self, seen: int) -> bytes:
+        return self._patch if seen and seen == self.broadcast.number - 1 else orjson.dumps(self._whole)
 
     async def _present(self) -> View:
         if self._view is None or time.monotonic() - self._made_at > _FRESH_S:
@@ -162,10 +111,8 @@ class StatusPage:
             whole = orjson.loads(orjson.dumps(self._view))
             self._patch = orjson.dumps(patch(self._whole, whole))
             self._whole = whole
-            self._number += 1
             self._made_at = time.monotonic()
-        async with self._news:
-            self._news.notify_all()
+            self.broadcast.tell()
 
     async def _look_at_windows(self, status: fleet.Status) -> None:
         """Read the kept windows, where there may be news of them."""

@@ -46,7 +46,7 @@ class Inherited(Message):
 
     ``settings`` are those in force; ``wanted`` those that the rehearsal has checked, as its version writes
     them. ``workers`` are by slot; ``rest`` are processes that are about to end. ``waiting`` are connections
-    of ``idagg reload``.
+    of ``idagg reload``. ``combiner_at`` is where the path of the combiner's socket begins.
     """
 
     settings: Settings
@@ -63,6 +63,8 @@ class Inherited(Message):
     wanted: dict[str, Any] | None = None
     version: str = ""
     outlives_terminal: bool = False
+    combiner: dict[str, Any] | None = None
+    combiner_at: str | None = None
 
     @staticmethod
     def settings_from(data: bytes) -> object:
@@ -70,7 +72,7 @@ class Inherited(Message):
 
     def descriptors(self) -> list[int]:
         found = [*self.listeners, self.admin, *self.waiting]
-        for held in (*self.workers, self.callbacks, *self.rest):
+        for held in (*self.workers, self.callbacks, self.combiner, *self.rest):
             if held is not None:
                 found += [held["stdin"], held["stdout"]]
         found += [number for number in (self.control, (self.store or {}).get("lock")) if number is not None]
@@ -136,9 +138,9 @@ async def rehearse(inherited: Inherited, variables: Mapping[str, str]) -> dict[s
 def rehearsal(settings: Settings, inherited: Inherited) -> int:
     """Run ``idagg serve --rehearse``: print what a reload would set. Raises CannotStartError."""
     # Loaded here, so that a program that cannot be loaded is never executed.
-    from idagg.run import callback_process, supervisor, worker
+    from idagg.run import callback_process, combiner_process, supervisor, worker
 
-    assert all((callback_process.main, supervisor.resume, worker.main))
+    assert all((callback_process.main, combiner_process.main, supervisor.resume, worker.main))
     libraries.check()
     fixed = unchangeable(inherited.settings, settings)
     if fixed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 
@@ -24,6 +25,7 @@ class Identity:
 
     id: str
     name: str
+    machine_id: str  # of the host, machine-id(5); empty where it has none
     pid: int
     started_s: float  # Unix time
 
@@ -33,12 +35,32 @@ def moment(epoch_s: float) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(round(epoch_s, 3), datetime.UTC)
 
 
+def place(identity: Identity, admin: str) -> str:
+    """What an instance has in common with the one that is started in its stead after its death.
+
+    Only one instance at a time can listen at an address of a host. Two on one host have two addresses.
+    """
+    return hashlib.sha256(f"{identity.machine_id}\n{identity.name}\n{admin}".encode()).hexdigest()[:12]
+
+
+def is_predecessor(own: fleet.Machine, age_s: float, other: fleet.Machine, silent_s: float) -> bool:
+    """Whether the other one has died in this one's place: it has said nothing since this one began.
+
+    ``age_s`` is for how long this one runs. Hosts that were cloned may share a place:
+    a live one is then missing until its next word, for 3 s at most.
+    """
+    return other.id != own.id and other.place == own.place and silent_s > age_s
+
+
 def report(
     identity: Identity,
     machine: Machine,
     trouble: Mapping[str, fleet.Trouble],
     recent: Sequence[fleet.Line] = (),
+    *,
+    admin: str = "",
 ) -> fleet.Report:
+    """``admin`` is the address of the admin listener."""
     leader = machine.leader
     lead = (leader.lead if leader else None) or Lead()
     spread = max(machine.running, key=lambda worker: worker.spread, default=Heartbeat())
@@ -50,6 +72,7 @@ def report(
         machine=fleet.Machine(
             id=identity.id,
             name=identity.name,
+            place=place(identity, admin),
             version=__version__,
             settings=fingerprint(machine.settings),
             started=moment(identity.started_s),

@@ -17,6 +17,7 @@ _WORDS = {
     "broker": "RabbitMQ away",
     "delivery": "no window delivered",
     "callbacks": "no endpoint called",
+    "combiner": "batches not combined",
     "shards": "ids of some shards not stored",
     "risk": "counts at risk in Redis",
 }

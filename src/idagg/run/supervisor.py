@@ -31,11 +31,12 @@ from idagg.run.admin import AdminListener
 from idagg.run.callback_keeper import CallbackKeeper
 from idagg.run.child import Child, end
 from idagg.run.children import Children
+from idagg.run.combiner_keeper import CombinerKeeper
 from idagg.run.fleet import Fleet
 from idagg.run.greeting import greeting
 from idagg.run.logs import log_to_stderr
 from idagg.run.machine import Machine
-from idagg.run.messages import READY_WITHOUT
+from idagg.run.messages import READY_WITHOUT, Heartbeat
 from idagg.run.reload import (
     Inherited,
     RehearsalError,
@@ -90,22 +91,29 @@ class Supervisor:
         store_url = (settings.redis_url if left is None else left.redis_url) or ""
         self.fleet = Fleet(self)
         self._children = Children(settings, store_url, self.metrics_folder, stdout, on_said=self.fleet.heard)
+        self._combiners = CombinerKeeper(
+            self._children,
+            self._parts,
+            self.metrics_folder,  # which nobody else may enter, and which is emptied at a start
+            held=left.combiner if left else None,
+            at=left.combiner_at if left else None,
+        )
         callbacks = None
         if left is None:
             listeners = sockets.listen(settings.host, settings.port, settings.workers)
             self._admin_listener = listen_admin(settings)
-            self._workers = Workers(self._children, self._parts, listeners, [None] * settings.workers)
+            slots: list[Child[Heartbeat] | None] = [None] * settings.workers
         else:
             take_over(left)
             listeners = [socket.socket(fileno=number) for number in left.listeners]
             self._admin_listener = socket.socket(fileno=left.admin)
             slots = [self._children.adopted(held) for held in left.workers]
-            self._workers = Workers(self._children, self._parts, listeners, slots)
             callbacks = self._children.adopted(left.callbacks)
-            for held in left.rest:
-                self._workers.end_adopted(held)
             if left.store:
                 self._store = EmbeddedStore.adopt(left.store)
+        self._workers = Workers(self._children, self._parts, listeners, slots, self._combiners)
+        for held in left.rest if left else ():
+            self._workers.end_adopted(held)
         self._callbacks = CallbackKeeper(self._children, self._parts, self._workers, callbacks)
         self._admin = AdminListener(self)
         os.environ.update(self._children.environment(metrics.SUPERVISOR))
@@ -132,6 +140,7 @@ class Supervisor:
             await self._admin.start(self._admin_listener)
             if not self._children.store_url:
                 await self._start_store()
+            self._combiners.begin()
             self._workers.begin()
             self._parts.begin(self._tell_trouble())
             self._callbacks.begin()
@@ -171,7 +180,7 @@ class Supervisor:
         Another stop signal ends this, and so does the end of a part. Precedent: nats-server's lame duck mode.
         """
         drain_s = self._children.settings.drain
-        self._workers.drain(drain_s, others=[self._callbacks.child])
+        self._workers.drain(drain_s, others=[self._callbacks.child, self._combiners.child])
         if not drain_s:
             return
         log.info("stopping in %g s: until then /readyz answers 503, and requests are accepted", drain_s)
@@ -189,6 +198,11 @@ class Supervisor:
         """Empty until the embedded store runs."""
         return self._children.settings.redis_url or self._children.store_url
 
+    @property
+    def admin_address(self) -> str:
+        host, port, *_ = self._admin_listener.getsockname()
+        return sockets.shown(host, port)
+
     def trouble(self) -> dict[str, str]:
         """Present trouble, one sentence for each part; empty if there is none."""
         found: dict[str, str] = {}
@@ -196,6 +210,8 @@ class Supervisor:
             found["drain"] = "idagg stops here: load balancers have to send requests to other machines"
         if self._callbacks.is_missing:
             found["callbacks"] = "the callback process has died: no endpoint is called until it runs again"
+        if self._combiners.is_missing:
+            found["combiner"] = "the combiner has died: workers do without it, which costs Redis more CPU"
         said = self._workers.said
         for slot, heartbeat in enumerate(said):
             if heartbeat is None:
@@ -219,6 +235,8 @@ class Supervisor:
         pids = {f"worker-{slot}": worker.pid for slot, worker in enumerate(workers) if worker}
         if callbacks:
             pids["callbacks"] = callbacks.pid
+        if self._combiners.child and self._combiners.child.said:
+            pids["combiner"] = self._combiners.child.said.pid
         if self._store and self._store.pid:
             pids["store"] = self._store.pid
         return Machine(
@@ -299,11 +317,12 @@ class Supervisor:
 
     def _inheritance(self, wanted: dict[str, Any] | None) -> Inherited:
         children, slots, callbacks = self._children, self._workers.slots, self._callbacks.child
+        combiner = self._combiners.child
 
         def held(child: Child[Any] | None) -> dict[str, Any] | None:
             return dataclasses.asdict(child.held) if child is not None and child in children.running else None
 
-        rest = children.running - {callbacks, *slots}
+        rest = children.running - {callbacks, combiner, *slots}
         return Inherited(
             children.settings,
             children.store_url,
@@ -319,6 +338,8 @@ class Supervisor:
             wanted,
             __version__,
             self._hangup.outlives_terminal,
+            held(combiner),
+            self._combiners.at(children.settings),
         )
 
     async def _replace_all(self, wanted: Settings) -> str | None:
@@ -329,10 +350,12 @@ class Supervisor:
             admin_listener = listen_admin(wanted) if has_moved else self._admin_listener
         except CannotStartError as error:
             return str(error)
+        self._combiners.prepare(wanted)
         trouble = await self._workers.replace_all(wanted)
         if trouble:
             if has_moved:
                 admin_listener.close()
+            await self._combiners.settle()
             return trouble
         if has_moved:
             await self._admin.close()
@@ -341,6 +364,7 @@ class Supervisor:
             await self._admin.start(admin_listener)
         await self._callbacks.replace()
         await self._workers.all_ended()
+        await self._combiners.settle()
         log.info("all workers are replaced")
         return None
 

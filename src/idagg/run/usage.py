@@ -24,6 +24,11 @@ class Usage(NamedTuple):
     started_s: float  # Unix time
 
 
+def age_s(started_s: float) -> float:
+    """Time since ``Usage.started_s``, whatever the clock was set to since."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - (started_s - _BOOTED_S)
+
+
 def usage(pid: int, proc: Path = Path("/proc")) -> Usage | None:
     """None if the process has ended."""
     folder = proc / str(pid)

@@ -43,6 +43,7 @@ from idagg.run.process import begin, first_message, later_messages, send
 from idagg.run.shard_news import ShardNews
 from idagg.store.address import kind_of
 from idagg.store.client import Client
+from idagg.store.combining import Combined, socket_path
 from idagg.store.hits import MAX_BATCH, HitStore
 from idagg.store.shards import Regime, shard_tag
 from idagg.store.watch import Watch
@@ -81,13 +82,17 @@ class Worker:
 
         servers = stores.servers(start.redis_url, settings)
         home = shard_tag(settings.namespace)
-        self._shard_clients: dict[int, Client] = {}
+        self._shard_clients: dict[int, Client | Combined] = {}
 
         def hits(shard: int, regime: Regime) -> HitStore:
-            if shard not in self._shard_clients:
-                self._shard_clients[shard] = servers.client(shard_tag(settings.namespace, shard))
+            client = self._shard_clients.get(shard)
+            if client is None:
+                client = servers.client(shard_tag(settings.namespace, shard))
+                if start.combiner is not None:
+                    client = Combined(client, socket_path(start.combiner), deadline_s=settings.deadline)
+                self._shard_clients[shard] = client
             return HitStore(
-                self._shard_clients[shard],
+                client,
                 namespace=settings.namespace,
                 shard=shard,
                 regime=regime,

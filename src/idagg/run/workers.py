@@ -13,6 +13,7 @@ from idagg.errors import CannotStartError, Exit, IdaggError
 from idagg.run import sockets
 from idagg.run.child import Child, end
 from idagg.run.children import Children
+from idagg.run.combiner_keeper import CombinerKeeper
 from idagg.run.messages import Assignment, Heartbeat, WorkerStart
 from idagg.run.restart import YOUNG_S, Restarts
 from idagg.settings import Settings
@@ -42,11 +43,13 @@ class Workers:
         parts: Tasks,
         listeners: Sequence[socket.socket],
         slots: Iterable[Child[Heartbeat] | None],
+        combiners: CombinerKeeper,
     ) -> None:
         self.listeners = list(listeners)
         self.slots = list(slots)
         self._children = children
         self._parts = parts
+        self._combiners = combiners
         self._keepers: list[asyncio.Task[None]] = []  # by slot
         self._ending: list[asyncio.Task[None]] = []  # the ends of workers that are replaced
         self._drain_s: float | None = None
@@ -140,7 +143,9 @@ class Workers:
         """Start a worker for a slot of so many. ``opened`` are listeners that it serves later."""
         own = [listener.fileno() for listener in self.listeners[slot::workers]]
         held = [listener.fileno() for listener in (*self.listeners, *opened)]
-        start = WorkerStart(*self._children.common(settings), slot, own[0] if own else held[0], held)
+        first = own[0] if own else held[0]
+        combiner = self._combiners.at(settings)
+        start = WorkerStart(*self._children.common(settings), slot, first, held, combiner)
         later = Assignment(own, self._drain_s).line()
         worker = self._children.start(f"worker-{slot}", "idagg.run.worker", start, later=later, pass_fds=held)
         worker.on_change = self._assign

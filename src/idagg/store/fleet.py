@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from idagg.store.client import Client
 
-# Three publications may be missed.
-STAYS_S = 10.0
-# Machines at most. Those that have published last are kept.
+# A machine that dies is to be missed: it is still listed for so long after its last word. The reader judges
+# how fresh that is.
+STAYS_S = 600.0
+# Machines at most, dead ones included. Those that have published last are kept.
 MAX_MACHINES = 256
 # A state packed, at most: what is larger is not published. 256 workers need 14 KB.
 MAX_BYTES = 65_536

@@ -14,10 +14,13 @@ from idagg.store.shards import ONE_SHARD, Regime, shard_tag
 MAX_BATCH = 4096
 # Precedent: none; 10,000 callbacks, 1% of them to endpoints that hang, take some seconds of a minute (bench).
 MAX_ENDPOINTS = 10_000
+# Arguments of accept.lua: first those that batches of several workers may share, then those of the batch, and
+# then its endpoints.
+COMMON, OWN = 5, 5
 
 
 class Scripts(Protocol):
-    """Where scripts run: a Client."""
+    """Where scripts run: a Client, or the way through the combiner."""
 
     async def script(self, name: str, tag: str, *args: bytes | str | int) -> Any: ...
 

@@ -16,6 +16,8 @@ OPENINGS = {
         _LEADERS,
     ),
     "inspect": ("damage",),
+    "accept": ("taking",),
+    "accept_many": ("taking",),
 }
 # Scripts that write nothing, so that no replica has anything to acknowledge. All others write; `pending`
 # and `look` do when they are asked to.

@@ -37,8 +37,6 @@ from idagg.read.page.words import (
 )
 from idagg.store.kept import KeptWindow
 
-# A machine that has said nothing for so long is not taken for one that counts. They do so every 3 s.
-SILENT_S = 7.0
 # After its start, a machine needs no leader for so long.
 _ELECTION = datetime.timedelta(seconds=10)
 # The newest lines of the log that are shown.
@@ -61,7 +59,11 @@ def view(status: fleet.Status, kept: Iterable[KeptWindow], build: str = "") -> V
     late = _late(status, windows)
     verdict = _verdict(status, late)
     own = next(machine for machine in status.machines if machine.id == status.machine)
-    workers = [worker for machine in _talking(status) for worker in machine.workers]
+    heard = _heard(status)
+    workers = [worker for machine in heard for worker in machine.workers]
+    where = "on all machines"
+    if len(heard) < len(status.machines):
+        where = f"on {len(heard)} of {several(len(status.machines), 'machine')}"
     return View(
         build=build,
         title=f"{verdict.title} · {visible(status.namespace)} · idagg",
@@ -74,7 +76,7 @@ def view(status: fleet.Status, kept: Iterable[KeptWindow], build: str = "") -> V
         late=late,
         requests=Figure(
             rate(sum(worker.requests_per_s for worker in workers)),
-            [Text("a second, on all machines"), Text(_commit(workers))],
+            [Text(f"a second, {where}"), Text(_commit(workers))],
         ),
         plot=windows.plot(),
         answers=_answers(workers),
@@ -87,38 +89,51 @@ def view(status: fleet.Status, kept: Iterable[KeptWindow], build: str = "") -> V
     )
 
 
-def _talking(status: fleet.Status) -> list[fleet.Machine]:
-    return [machine for machine in status.machines if machine.age_s <= SILENT_S]
+def _heard(status: fleet.Status) -> list[fleet.Machine]:
+    return [machine for machine in status.machines if fleet.is_heard(machine, status)]
 
 
 def _verdict(status: fleet.Status, late: Late) -> Verdict:
-    machines = len(status.machines)
-    counting = [machine for machine in _talking(status) if any(_stores(worker) for worker in machine.workers)]
-    if status.stale and all(machine.id != status.machine for machine in counting):
-        counting = []  # what the others said before says nothing: the store that is away here may be theirs
-    workers = [worker for machine in status.machines for worker in machine.workers]
+    machines, heard = len(status.machines), _heard(status)
+    counting = [machine for machine in heard if any(map(_stores, machine.workers))]
+    # Of the others nothing is known while the store is away.
+    rest = [
+        machine
+        for machine in status.machines
+        if machine not in counting and (machine.silent_since or machine in heard)
+    ]
+    workers = [worker for machine in heard for worker in machine.workers]
     storing = sum(_stores(worker) for worker in workers)
     reasons = _reasons(status)
     state: State = "warning"
     title = "Counting, with trouble"
     if not counting:
         state, title = "bad", "Not counting"
-        who = _names(status.machines)
+        who = _names(heard)
         sentence = (
             f"No ids are stored by {who}: requests are answered failed. What was answered ok stays counted."
+            + "".join(f" {words}." for words in _silent(rest, status))
         )
         if status.stale:
             sentence = (
                 f"{_names(status.machines[:1])} cannot reach the store: its requests are answered failed. "
                 f"Other machines are {_as_of(status.stale, status.now)}."
             )
-    elif len(counting) < machines:
+    elif rest:
         title = "Counting, on a part of the machines"
-        rest = [machine for machine in status.machines if machine not in counting]
-        sentence = f"{len(counting)} of {several(machines, 'machine')} store ids; not {_names(rest)}."
-    elif status.leader is None and all(
-        status.now - machine.started < _ELECTION for machine in status.machines
-    ):
+        idle = _names(machine for machine in rest if machine in heard)
+        parts = [f"not {idle}"] if idle else []
+        stores = "stores" if len(counting) == 1 else "store"
+        sentence = (
+            f"{len(counting)} of {several(machines, 'machine')} {stores} ids; "
+            f"{'; '.join([*parts, *_silent(rest, status)])}."
+        )
+    elif status.stale:
+        sentence = (
+            f"Ids are stored by {_names(counting)}. Other machines are {_as_of(status.stale, status.now)}: "
+            "the store cannot be asked for them."
+        )
+    elif status.leader is None and all(status.now - machine.started < _ELECTION for machine in heard):
         state, title, sentence = "good", "Counting", "Ids are stored. No machine leads yet."
     elif status.leader is None:
         sentence = (
@@ -139,6 +154,17 @@ def _verdict(status: fleet.Status, late: Late) -> Verdict:
     return Verdict(state, title, sentence, reasons)
 
 
+def _silent(machines: Iterable[fleet.Machine], status: fleet.Status) -> list[str]:
+    """Those of them that are silent, in one part of a sentence."""
+    named = [
+        f"{visible(machine.name)} is silent since {time_of_day(machine.silent_since, status.now)}"
+        for machine in machines
+        if machine.silent_since
+    ]
+    more = [f"and {len(named) - _NAMES} more"] if len(named) > _NAMES else []
+    return [", ".join(named[:_NAMES] + more)] if named else []
+
+
 def _stores(worker: fleet.Worker) -> bool:
     return worker.pid is not None and worker.trouble is None
 
@@ -151,7 +177,7 @@ def _sentence_of(reasons: Sequence[Reason]) -> str:
 def _reasons(status: fleet.Status) -> list[Reason]:
     """Each trouble once, with the machines that have it."""
     found: dict[tuple[str, str], list[tuple[str, datetime.datetime]]] = collections.defaultdict(list)
-    for machine in status.machines:
+    for machine in _heard(status):
         for part, trouble in machine.trouble.items():
             found[part, trouble.text].append((machine.name, trouble.since))
     reasons = [
@@ -162,6 +188,16 @@ def _reasons(status: fleet.Status) -> list[Reason]:
             since=f"since {time_of_day(min(since for _, since in seen), status.now)}",
         )
         for (part, text), seen in sorted(found.items())
+    ]
+    reasons += [
+        Reason(
+            "machine",
+            "it says nothing: it has died, or cannot reach the store; ids that it answered ok are counted",
+            visible(machine.name),
+            f"since {time_of_day(machine.silent_since, status.now)}",
+        )
+        for machine in status.machines
+        if machine.silent_since
     ]
     if status.stale:
         since = _as_of(status.stale, status.now)
@@ -331,11 +367,14 @@ def _leader(status: fleet.Status) -> str:
 
 def _machine(machine: fleet.Machine, status: fleet.Status) -> Machine:
     running = [worker for worker in machine.workers if worker.pid is not None]
-    is_silent = machine.age_s > SILENT_S
     state: State = "good"
-    about = "counts"
-    if is_silent:
-        state, about = "bad", "silent"
+    about, unheard = "counts", None
+    if machine.silent_since:
+        state, about = "bad", f"silent since {time_of_day(machine.silent_since, status.now)}"
+        unheard = "not heard of"
+    elif not fleet.is_heard(machine, status):
+        state, about = "warning", "not known"
+        unheard = about
     elif "drain" in machine.trouble:
         state, about = "warning", "stops"
     elif not any(map(_stores, machine.workers)):
@@ -361,20 +400,23 @@ def _machine(machine: fleet.Machine, status: fleet.Status) -> Machine:
         is_follower=not machine.is_leader,
         version=visible(machine.version, 20),
         running=f"{len(running)} of {several(len(machine.workers), 'worker')}",
-        rate=f"{rate(sum(worker.requests_per_s for worker in machine.workers))} requests/s",
+        rate=UNKNOWN
+        if unheard
+        else f"{rate(sum(worker.requests_per_s for worker in machine.workers))} requests/s",
         heartbeat=f"{duration(machine.age_s)} ago" if machine.id != status.machine else "this machine",
         facts=", ".join(facts),
         table=f"Workers of {visible(machine.name)}",
         is_open=state != "good" or len(status.machines) <= _FEW_MACHINES,
-        workers=[_worker(worker, is_silent=is_silent) for worker in machine.workers],
+        workers=[_worker(worker, unheard, state) for worker in machine.workers],
     )
 
 
-def _worker(worker: fleet.Worker, *, is_silent: bool) -> Worker:
+def _worker(worker: fleet.Worker, unheard: str | None, of_machine: State) -> Worker:
+    """``unheard``: why what it said last is not of the present."""
     state: State = "good"
     about = "leader" if worker.is_leader else "stores ids"
-    if is_silent:
-        state, about = "bad", "not heard of"
+    if unheard:
+        state, about = of_machine, unheard
     elif worker.pid is None:
         state, about = "bad", "not running"
     elif worker.trouble:

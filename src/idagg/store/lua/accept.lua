@@ -28,16 +28,6 @@
 --         AHEAD    the worker's regime begins with a later window; nothing was done
 --         LEADERLESS  this shard has not heard of a regime yet; nothing was done
 
-local state = redis.call('HMGET', key('state'), 'length', 'sealed_through', 'schema', 'bridge', 'exact_limit', 'regime',
-  'plan')
-if state[3] and state[3] ~= SCHEMA then
-  return redis.error_reply('SCHEMA ' .. state[3])
-elseif state[1] and state[1] ~= ARGV[1] then
-  return redis.error_reply('DIFFERS length ' .. state[1])
-elseif state[5] and state[5] ~= ARGV[2] then
-  return redis.error_reply('DIFFERS exact_limit ' .. state[5])
-end
-
 local seq = tonumber(ARGV[7])
 local ids = cjson.decode(ARGV[10])
 local token = redis.call('HGET', key('workers'), ARGV[6])
@@ -49,70 +39,20 @@ if last.seq == seq then
   return {last.start, #ids, last.since}
 elseif last.seq > seq then
   return redis.error_reply('STALE ' .. last.seq)
+elseif refusal then
+  return redis.error_reply(refusal)
 end
 
-local length, plan, regime = tonumber(ARGV[1]), state[7], state[6]
-local is_usual = regime == ARGV[5] .. ' ' .. ARGV[1] and not plan
-if regime and not is_usual then
-  length = tonumber(string.match(regime, '%d+$'))
-end
-local start, finish = open_window(length, tonumber(state[2] or 0), state[4], plan)
-if not regime then
-  local number, shards = string.match(ARGV[5], '^(%d+) (%d+)$')
-  if shards ~= '1' then
-    return redis.error_reply('LEADERLESS shard')
-  end
-  regime = (number == '0' and '1' or number) .. ' 1 ' .. ARGV[1]
-elseif not is_usual then
-  local number, shards = string.match(regime, '^(%d+) (%d+)')
-  plan = plan and read_plan(plan)
-  if plan and start >= plan.begins then
-    number, shards, plan = plan.number, plan.shards, nil
-  end
-  if ARGV[5] ~= number .. ' ' .. shards and (ARGV[5] ~= '0 1' or shards ~= '1') then
-    -- Only the home shard knows that a regime is over, or never was.
-    local wanted = string.match(ARGV[5], '^%d+')
-    if plan and plan.number == wanted or not is_home() and tonumber(wanted) > tonumber(number) then
-      return redis.error_reply('AHEAD ' .. number)
-    end
-    return redis.error_reply('REGIME ' .. number .. ' ' .. shards)
-  end
-end
-
-local window = key('w', start)
-local is_known = last.mark == ARGV[8]
-local new, hits = #ids, #ids
+local is_known, hits = last.mark == ARGV[8], #ids
+local since = is_known and last.since or seq
 if is_known and last.start == start then
   hits = hits + tonumber(ARGV[9])
 end
-
 if not state[6] then
   redis.call('HSET', key('state'), 'length', ARGV[1], 'exact_limit', ARGV[2], 'schema', SCHEMA, 'regime', regime,
     'shards', 1)
 end
-if #ids > 0 then
-  if not redis.call('ZSCORE', key('open'), digits(start)) then
-    -- First: nothing may go into a window that nobody would seal.
-    redis.call('ZADD', key('open'), digits(start), digits(start))
-    redis.call('HSET', window, 'length', digits(finish - start))
-  end
-  if redis.call('SCARD', window .. ':ids') <= tonumber(ARGV[3]) then
-    new = redis.call('SADD', window .. ':ids', unpack(ids))
-  else
-    redis.call('HSET', window, 'capped', 1)
-  end
-  redis.call('PFADD', window .. ':hll', unpack(ids))
-end
-
-local room = #ARGV > 10 and tonumber(ARGV[4]) - redis.call('SCARD', window .. ':endpoints')
-for i = 11, #ARGV do
-  if room > 0 then
-    room = room - redis.call('SADD', window .. ':endpoints', ARGV[i])
-  elseif redis.call('SISMEMBER', window .. ':endpoints', ARGV[i]) == 0 then
-    redis.call('HINCRBY', window, 'dropped', 1)
-  end
-end
-
+local new = put(start, finish, false, ids, 11, #ARGV)
 -- Last: the token says that all of this was done. Nothing that can fail may come between these two.
 if last.start == start then
   hits = hits + last.hits
@@ -120,6 +60,5 @@ elseif last.hits > 0 and redis.call('EXISTS', key('w', last.start)) == 1 then
   -- The window before is not sealed yet. If its hash is spoilt, that is for seal.lua to find.
   redis.pcall('HINCRBY', key('w', last.start), 'hits', digits(last.hits))
 end
-local since = is_known and last.since or seq
 redis.call('HSET', key('workers'), ARGV[6], string.format('%d %d %d %d', seq, start, since, hits))
 return {start, new, since}

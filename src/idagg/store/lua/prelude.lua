@@ -43,7 +43,7 @@
 --                                 say how many ms after the window's end its line was in the log file, and its message in
 --                                 the queue, null if it is not; expires after --keep-records
 --   TAG:fleet             zset    ids of the machines that have published their state lately, by when (ms)
---   TAG:machine:ID        string  that state, packed; expires after some seconds
+--   TAG:machine:ID        string  that state, packed; expires 10 minutes after its machine's last word
 --   TAG:sketches          zset    by its end, each merged window of the last 48 h: "START SHARDS"; SHARDS is a bit mask in
 --                                 hexadecimal of the shards that have a sketch of it, TAG:w:START:hll
 --   TAG:rolling           zset    of these, the windows that are not in an hour's sketch yet: "START SHARDS HITS UNIQUE
