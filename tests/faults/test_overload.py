@@ -29,8 +29,8 @@ LINE_BYTES_PER_S = 12 * TAKES
 CALM, FLOOD = TAKES // 2, TAKES * 2
 # After the flood.
 CALM_S, BACK_WITHIN_S = 3, 3
-# At the default deadline, 2 s, as the machine is shared.
-ANSWER_S = 8.0
+# At the default deadline, 2 s, as the machine is shared: what the generator is late is in it.
+ANSWER_S = 15.0
 AT_ONCE_S = 1.0  # most of those who are refused
 # So many that none of them has more requests waiting than are read from it.
 CONNECTIONS = 256
@@ -72,9 +72,10 @@ class Passers:
         self.answers.append((answer, time.monotonic() - began_s))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("flood_s", "share"),
-    [(6, 0.4), pytest.param(60, 0.7, marks=[pytest.mark.slow, pytest.mark.alone])],
+    [(6, 0.4), pytest.param(60, 0.7, marks=pytest.mark.slow)],
     ids=["short", "long"],
 )
 async def test_overload(flood_s: int, share: float) -> None:

@@ -64,14 +64,6 @@ class Machine:
         assert (done.returncode, done.stderr) == (0, f"idagg: {note}\n" if note else "")
         return done.stdout
 
-    async def has_no_trouble(self) -> None:
-        """Something may be late for a moment, on a busy machine or after a step of its clock."""
-        await eventually(
-            lambda: self.told("status"),
-            lambda said: said.splitlines()[-1] == "trouble: none",
-            within_s=WITHIN_S,
-        )
-
     async def some_ids(self) -> str:
         """Counted and delivered; returns the start of the first window."""
         await self.serving.ready()
