@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from kit.servers import RedisServer, libfaketime
@@ -12,6 +13,7 @@ class Clock:
     monotonic clocks go on as they do."""
 
     def __init__(self, folder: Path) -> None:
+        _sweep()
         self._file = folder / "clock"
         self.off_s = 0
         self.step(0)
@@ -30,6 +32,15 @@ class Clock:
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         }
+
+
+def _sweep() -> None:
+    """Remove what libfaketime has left of killed processes: the next one with such a pid
+    would not start."""
+    for file in Path("/dev/shm").glob("*faketime_*"):  # noqa: S108  its place
+        with contextlib.suppress(OSError):  # another's sweep was sooner
+            if not Path(f"/proc/{file.name.rpartition('_')[2]}").exists():
+                file.unlink()
 
 
 class SteppedServer(RedisServer):

@@ -40,7 +40,7 @@ LINGER_S = 0.004
 PATIENCE_S = 0.25
 # For so long it sends all batches itself then.
 ALONE_S = 5.0
-# The same where no combiner listens: it starts beside its workers, or is being replaced. To look costs little.
+# The same where no combiner listens: it starts beside its workers, or is being replaced. A look costs little.
 ABSENT_S = 0.5
 # Ids and endpoints in one call, unless a single batch has more: 4096 ids of 9 digits, as in hits.py.
 MAX_BYTES = 49_152
