@@ -104,6 +104,7 @@ def rows(shown: str) -> list[dict[str, Any]]:
     return list(csv.DictReader(shown.splitlines()))
 
 
+@pytest.mark.slow  # libfaketime fails some system calls with EINVAL, the start of the store among them
 async def test_the_next_day(machine: Machine) -> None:
     """Yesterday's windows are shown without a range, and with one; the hour's ids are told from one sketch,
     as the log file has them."""
