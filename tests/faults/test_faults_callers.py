@@ -17,7 +17,7 @@ from idagg import failpoints
 from idagg.deliver import retry
 from idagg.window import iso
 from kit import oracle
-from kit.faults import ANSWER_S, in_time, tells
+from kit.faults import ANSWER_S, in_time, is_not_crowded, tells
 from kit.figures import Row
 from kit.hostile import HOSTILE, hostile_hosts, talking
 from kit.oracle import Journal, Load, Size, epoch_s, grid, lines, open_windows
@@ -74,7 +74,7 @@ async def test_26_callbacks_that_hang(any_server: RedisServer, row: Row) -> None
                     # An attempt is a descriptor, or two as it begins; four run at a time to a host.
                     assert oracle.grown(size, after, memory_kib=32_768, descriptors=24, threads=16) == []
                 # Each window's delivery is one, and so is each attempt, with the look-up of its host.
-                assert oracle.crowded(tasks, await serving.tasks()) == []
+                await is_not_crowded(serving, tasks)
             finally:
                 over.set()
             serving.stop()
@@ -204,7 +204,7 @@ async def test_28_clients_vanish(any_server: RedisServer, row: Row) -> None:
                     )
                 )
             )
-            assert oracle.crowded(tasks, await serving.tasks()) == []
+            await is_not_crowded(serving, tasks)
         assert (load.failed, load.unknown) == (set(), {1})
         assert row.late(load, ANSWER_S) == []
         assert row.wrong_ids(load, await open_windows(any_server.url)) == []

@@ -21,6 +21,7 @@ from kit.faults import (
     confirmed,
     fill,
     in_time,
+    is_not_crowded,
     sealed,
     tells,
     worker,
@@ -92,7 +93,7 @@ async def test_19_rabbitmq_stopped(rabbit: RabbitServer, rabbit_queue: str, wind
                 assert (
                     oracle.grown(before, Size.of(leader), memory_kib=16_384, descriptors=4, threads=8) == []
                 )
-                assert oracle.crowded(tasks, await serving.tasks()) == []
+                await is_not_crowded(serving, tasks)
                 away += starts
         await all_came(row, serving, load, consumer, since=since)
         assert {*grid(since, away[-1], 1)} <= (await consumer.counts()).keys()

@@ -27,8 +27,6 @@ async def test_an_operation_is_tried(browser: Browser, token: str | None) -> Non
     with Serving(*flags) as serving:
         at = f"http://127.0.0.1:{serving.admin_port}"
         async with tab(browser, f"{at}/api", **options) as page:
-            page.set_default_timeout(15_000)
-            expect.set_options(timeout=15_000)
             fields = {"Authorization": f"Bearer {token}"} if token else {}
             answer = await serving.ask("/openapi.json", admin=True, fields=fields)
             described = json.loads(answer.body)["paths"]
