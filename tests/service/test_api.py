@@ -29,7 +29,7 @@ from idagg.window import iso
 from kit.servers import RedisServer
 from kit.serving import Serving, send
 from kit.staging import keep_records
-from kit.waiting import eventually
+from kit.waiting import eventually, next_window
 from kit.wire import Answer
 
 IDS = 40
@@ -48,6 +48,7 @@ def serving(store: RedisServer) -> Iterator[Serving]:
 
         async def count() -> None:
             await serving.ready()
+            await next_window(1)
             await send(serving, range(IDS))
             await eventually(
                 lambda: told(serving, "windows?limit=10000"), lambda page: len(page["windows"]) >= 4

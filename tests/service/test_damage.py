@@ -18,7 +18,7 @@ from idagg.store.replies import refusal
 from idagg.store.windows import WindowStore
 from kit import servers
 from kit.cranked import CrankedClient
-from kit.serving import Serving, send
+from kit.serving import Serving, in_one_window, send
 from kit.staging import seal
 from kit.waiting import NOON, eventually, next_window, until
 
@@ -377,8 +377,7 @@ async def test_a_damaged_store_that_is_served(any_server: servers.RedisServer, c
         await client.command("ZADD", "{idagg:0}:deliveries", 0, "theirs")
         await until(lambda: serving.said.count("is quarantined in {idagg:0}:quarantine") == 2)
         assert f"{name.decode()} is a string, a set belongs there" in serving.said
-        await next_window(1)
-        await send(serving, range(100))
+        await in_one_window(serving, range(100))
         await until(lambda: 100 in serving.counts().values())
         quarantined, pending = "idagg_quarantined", "idagg_pending{deliveries}"
         # Each window is pending for a moment.

@@ -12,7 +12,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ from idagg.window import iso
 from kit.listeners import counted
 from kit.oracle import Consumer, Load, epoch_s
 from kit.servers import RabbitServer, RedisServer, free_port
-from kit.serving import PATIENT, Serving, send
+from kit.serving import PATIENT, Serving, in_one_window, send
 from kit.waiting import eventually, long_window, next_window, until
 from kit.wire import connect
 
@@ -36,15 +36,6 @@ DEADLINE_S = 1.0
 
 # What a window's line may take on a machine that stands still at times.
 LATE_S = 10.0
-
-
-async def in_one_window(serving: Serving, numbers: Sequence[int], query: str = "") -> int:
-    """Send these ids in one window; returns its start. If the machine is too slow, again in a later one."""
-    while True:
-        start = await next_window(serving.window)
-        await send(serving, numbers, query=query)
-        if time.time() < start + serving.window:
-            return start
 
 
 def of(start: int, lines: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -17,7 +17,7 @@ from playwright.async_api import Browser, Page, expect
 from idagg.read.page.words import number
 from kit.browser import tab
 from kit.servers import RabbitServer
-from kit.serving import Serving, send
+from kit.serving import Serving, in_one_window, send
 from kit.wire import ids
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -50,7 +50,7 @@ async def rows(page: Page) -> dict[str, list[str]]:
 async def test_its_numbers_are_those_of_the_api(browser: Browser, serving: Serving) -> None:
     """With a script and without: the windows, the last one, the one that is open, the leader, the workers."""
     await serving.ready()
-    await send(serving, [next(ids) for _ in range(1234)])
+    await in_one_window(serving, [next(ids) for _ in range(1234)])
     await serving.delivered()
     async with (
         tab(browser, url(serving)) as live,
@@ -119,7 +119,7 @@ async def test_a_store_that_is_away_is_shown(browser: Browser, serving: Serving)
     A worker without requests notices when its lease is not renewed: 1.7 s and 5 s later.
     """
     await serving.ready()
-    await send(serving, [next(ids) for _ in range(77)])
+    await in_one_window(serving, [next(ids) for _ in range(77)])
     await serving.delivered()
     async with tab(browser, url(serving)) as page:
         await expect(page.locator("#readout + details")).to_contain_text("77")
