@@ -425,8 +425,8 @@ async def test_a_store_that_is_away(store_server: RedisServer, tmp_path: Path) -
 async def test_it_is_used_again(
     client: CrankedClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a while, if it is there again. If its end met no batch, then at once."""
-    monkeypatch.setattr("idagg.store.combining.ALONE_S", 0.0)
+    """Soon after it is there again: a worker that found none is not alone for as long as after a failure. If
+    its end met no batch, then at once."""
     monkeypatch.setattr("idagg.store.combining.ABSENT_S", 0.0)
     scripts, path = Watched(client), tmp_path / "s"
     scripts.held.set()
