@@ -23,12 +23,12 @@ class Restarts:
     def __init__(
         self,
         *,
-        young_s: float = YOUNG_S,
+        young_s: float | None = None,
         longest_delay_s: float | None = None,
         limit: float | None = None,
     ) -> None:
         self.young_deaths = 0
-        self._young_s = young_s
+        self._young_s = YOUNG_S if young_s is None else young_s
         self._longest_delay_s = LONGEST_DELAY_S if longest_delay_s is None else longest_delay_s
         self._limit = LIMIT if limit is None else limit
 
