@@ -79,6 +79,10 @@ def drive(
     return Result(start_s, rate, connections, outcomes.seconds, outcomes.failed, lag, usage)
 
 
+class TooLateError(RuntimeError):
+    """The moment to begin was over before the connections were open. Nothing was sent."""
+
+
 class Outcomes:
     """What came of the requests, by the second in which they were due."""
 
@@ -114,7 +118,8 @@ def offer(
     run = _Run(port, outcomes, rate=rate, seconds=seconds, connections=connections)
     wait_s = start_s - time.time()
     if wait_s < 0:
-        raise RuntimeError(f"opening {connections} connections took {-wait_s:.1f} s more than there were")
+        run.close()
+        raise TooLateError(f"opening {connections} connections took {-wait_s:.1f} s more than there were")
     time.sleep(wait_s)
     before = Usage.of(os.getpid())
     run.go(request)
@@ -247,10 +252,13 @@ class _Run:
             for descriptor, _ in epoll.poll(0):
                 self._by_descriptor[descriptor].wake(clock())
             now = clock()
-        for connection in self._connections:
-            connection.give_up()
+        self.close()
         for number in range(sent, total):
             self.settle(number, ok=False, now=None)
+
+    def close(self) -> None:
+        for connection in self._connections:
+            connection.give_up()
 
     def settle(self, number: int, *, ok: bool, now: float | None) -> None:
         self._settled += 1

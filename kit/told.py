@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from kit.generator import Outcomes, offer
+import time
+
+from kit.generator import Outcomes, TooLateError, offer
 from kit.oracle import Journal
 from kit.wire import request
 
@@ -40,16 +42,21 @@ class Told(Outcomes):
 
 
 def tell(port: int, first_id: int, rate: int, seconds: int, *, connections: int, start_s: float) -> Told:
-    """Send new ids, of which the first is ``first_id``, from ``start_s`` on, Unix time. It takes a process of
-    its own."""
+    """Send new ids, of which the first is ``first_id``, from ``start_s`` on, Unix time; on a machine that
+    stands still then, soon after. It takes a process of its own."""
     told = Told(first_id, rate, seconds)
-    offer(
-        port,
-        told.request,
-        told,
-        rate=rate,
-        seconds=seconds,
-        connections=connections,
-        start_s=start_s,
-    )
-    return told
+    while True:
+        try:
+            offer(
+                port,
+                told.request,
+                told,
+                rate=rate,
+                seconds=seconds,
+                connections=connections,
+                start_s=start_s,
+            )
+        except TooLateError:
+            start_s = time.time() + STARTING_S
+        else:
+            return told
