@@ -146,7 +146,11 @@ class Serving(Server):
 
     def workers(self) -> list[int]:
         """Pids, oldest first: by their slots, as long as none has been replaced."""
-        return [pid for pid in self._oldest_first() if b"idagg.run.worker" in _of_process(pid, "cmdline")]
+        return [
+            pid
+            for pid in self._oldest_first()
+            if _of_process(pid, "cmdline").endswith(b"\0idagg.run.worker\0")
+        ]
 
     def store(self) -> int:
         """The embedded store's pid."""
@@ -164,7 +168,8 @@ class Serving(Server):
     def combiner(self) -> int | None:
         """Its pid; None while none runs."""
         return next(
-            (pid for pid in self.processes() if b"combiner_process" in _of_process(pid, "cmdline")), None
+            (pid for pid in self.processes() if _of_process(pid, "cmdline").endswith(b"combiner_process\0")),
+            None,
         )
 
     def _oldest_first(self) -> list[int]:
