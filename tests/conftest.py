@@ -142,7 +142,8 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={request.param}", "tmpfs", disk], check=True)
     yield disk
-    subprocess.run(["umount", disk], check=True)
+    # A process that was killed may hold a file for a moment after it is gone.
+    subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
