@@ -27,6 +27,9 @@ RECORD = Record(
     start_s=1795344780, length_s=60, unique_ids=4000, estimate=3988, hits=10000, exact=True, epoch=7
 )
 
+# RabbitMQ, and this machine, may stand still for so long.
+STILL_S = 15.0
+
 
 @contextlib.asynccontextmanager
 async def started(url: str, route: Route) -> AsyncIterator[Broker]:
@@ -39,7 +42,9 @@ async def started(url: str, route: Route) -> AsyncIterator[Broker]:
 
 
 def made(url: str, route: Route) -> Broker:
-    return Broker(url, route, body="text", namespace="test")
+    return Broker(
+        url, route, body="text", namespace="test", publish_timeout_s=STILL_S, connect_timeout_s=STILL_S
+    )
 
 
 @pytest.fixture
@@ -106,7 +111,9 @@ async def test_what_the_settings_say(rabbit: RabbitServer, rabbit_queue: str) ->
 
     def made_of(**given: object) -> Broker:
         broker = sinks.broker(
-            Settings.model_validate({"state_dir": "/x", "amqp_url": rabbit.url, **given}).in_force()
+            Settings.model_validate(
+                {"state_dir": "/x", "amqp_url": rabbit.url, "amqp_connect_timeout": STILL_S, **given}
+            ).in_force()
         )
         assert broker
         return broker
@@ -120,7 +127,6 @@ async def test_what_the_settings_say(rabbit: RabbitServer, rabbit_queue: str) ->
         broker = made_of(
             amqp_url=proxy.amqp_url,
             amqp_queue=rabbit_queue,
-            amqp_connect_timeout=30,
             amqp_publish_timeout=0.2,
         )
         broker.start()

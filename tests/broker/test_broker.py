@@ -33,6 +33,13 @@ RECORD = Record(
 
 
 Connect = Callable[..., Broker]
+# RabbitMQ, and this machine, may stand still for so long.
+STILL_S = 15.0
+
+
+def made(url: str, route: Route, **options: Any) -> Broker:
+    patient = {"publish_timeout_s": STILL_S, "connect_timeout_s": STILL_S}
+    return Broker(url, route, **{"body": "json", "namespace": "test", **patient, **options})
 
 
 @pytest.fixture
@@ -41,7 +48,7 @@ async def connect(rabbit: RabbitServer, rabbit_queue: str) -> AsyncIterator[Conn
     brokers = []
 
     def start(url: str = rabbit.url, *, route: Route | None = None, **options: Any) -> Broker:
-        broker = Broker(url, route or Route(rabbit_queue), **{"body": "json", "namespace": "test", **options})
+        broker = made(url, route or Route(rabbit_queue), **options)
         broker.start()
         brokers.append(broker)
         return broker
@@ -83,13 +90,15 @@ async def fails_at_once(publish: Coroutine[Any, Any, None], match: str) -> None:
 
 
 async def published(broker: Broker) -> None:
-    """RabbitMQ that was silent just now may not confirm the first message within a short limit."""
+    """RabbitMQ that was silent or away just now may not confirm the first message within a short limit, or
+    refuse it."""
     async with asyncio.timeout(LIMIT_S):
         while True:
             with contextlib.suppress(BrokerAwayError):
                 await broker.publish(RECORD)
                 return
-            await ready(broker)
+            await asyncio.sleep(0.05)
+            await broker.ready.wait()
 
 
 async def channels(rabbit: RabbitServer) -> set[str]:
@@ -167,11 +176,12 @@ async def test_restart(
     await broker.publish(RECORD)
     with caplog.at_level(logging.INFO):
         await asyncio.to_thread(rabbit.stop)
-        await until(lambda: not broker.ready.is_set())
-        await fails_at_once(broker.publish(RECORD), "CONNECTION_FORCED|Connection refused")
+        # Until it has ended, there are other reasons.
+        await until(lambda: "Connection refused" in str(broker.trouble))
+        await fails_at_once(broker.publish(RECORD), "Connection refused")
         await asyncio.to_thread(rabbit.start)
         await ready(broker)
-        await broker.publish(RECORD)
+        await published(broker)
     async with aiormq.connect(rabbit.url) as connection:
         declared = await (await connection.channel()).queue_declare(rabbit_queue, passive=True)
     assert declared.message_count == 2
@@ -240,7 +250,9 @@ async def test_resource_alarm(
     await asyncio.to_thread(rabbit.ctl, "set_vm_memory_high_watermark", "0.000001")
     try:
         with fails("did not answer within"):
-            await broker.publish(RECORD)
+            async with asyncio.timeout(LIMIT_S):
+                while True:  # the connection may hear of it a moment later
+                    await broker.publish(RECORD)
         await until(lambda: "short of memory" in str(broker.trouble))
         with pytest.raises(TimeoutError):
             await ready(broker, within_s=1)
@@ -281,7 +293,8 @@ async def test_full_queue(
     broker = connect()
     await ready(broker)
     await broker.publish(RECORD)
-    before = await channels(rabbit)
+    # The admin's and the broker's, under a head; those of earlier tests are on their way out.
+    before = await eventually(lambda: channels(rabbit), lambda found: len(found) == 3)
     with fails("refused the message"):
         await broker.publish(RECORD)
     assert broker.ready.is_set()
@@ -365,7 +378,7 @@ async def test_cancelled_publish(connect: Connect, rabbit: RabbitServer) -> None
 
 async def test_check(rabbit: RabbitServer, admin: AbstractChannel, rabbit_queue: str) -> None:
     """It says whether the queue exists, and makes none."""
-    broker = Broker(rabbit.url, Route(rabbit_queue), body="json", namespace="test")
+    broker = made(rabbit.url, Route(rabbit_queue))
     for _ in range(2):
         said = await broker.check()
         assert said == f"reached, queue {rabbit_queue} will be declared, durable and of type quorum"
@@ -387,14 +400,16 @@ async def test_check_of_a_silent_server_over_tls(tmp_path: Path, rabbit_queue: s
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(tmp_path / "pem")
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(LIMIT_S)
         serving = asyncio.create_task(
             asyncio.to_thread(lambda: context.wrap_socket(listener.accept()[0], server_side=True))
         )
         url = f"amqps://127.0.0.1:{listener.getsockname()[1]}/?cafile={tmp_path}/pem"
-        broker = Broker(url, Route(rabbit_queue), body="json", namespace="test", connect_timeout_s=0.3)
-        with fails(r"RabbitMQ did not answer within 0\.3 s"):
+        broker = Broker(url, Route(rabbit_queue), body="json", namespace="test", connect_timeout_s=1)
+        with fails(r"RabbitMQ did not answer within 1 s"):
             await broker.check()
-        (await serving).close()
+        with contextlib.suppress(OSError):  # it was left in the midst of it, on a machine that stood still
+            (await serving).close()
 
 
 async def test_close_leaves_nothing(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
@@ -531,7 +546,7 @@ async def test_a_private_ca(
         ),
     ):
         with fails(sentence):
-            await Broker(wrong, Route(rabbit_queue), body="json", namespace="test").check()
+            await made(wrong, Route(rabbit_queue)).check()
 
 
 @pytest.mark.parametrize(("connect_timeout_s", "well"), [(0.2, False), (30, True)])

@@ -18,6 +18,7 @@ from idagg.deliver.amqp_route import Route
 from idagg.deliver.broker import Broker
 from idagg.window import Record
 from kit.servers import RabbitServer
+from kit.waiting import LIMIT_S
 
 RECORD = Record(
     start_s=1795344780, length_s=60, unique_ids=4000, estimate=3988, hits=10000, exact=True, epoch=7
@@ -29,7 +30,7 @@ async def by_pika(url: str, queue: str, queue_type: str) -> tuple[bytes, str | N
     connection = pika.BlockingConnection(pika.URLParameters(url))
     channel = connection.channel()
     channel.queue_declare(queue, durable=True, arguments={"x-queue-type": queue_type})
-    method, properties, body = next(channel.consume(queue, inactivity_timeout=30))
+    method, properties, body = next(channel.consume(queue, inactivity_timeout=LIMIT_S))
     channel.basic_ack(method.delivery_tag)
     connection.close()
     return body, properties.message_id
@@ -39,7 +40,7 @@ async def by_aio_pika(url: str, queue: str, queue_type: str) -> tuple[bytes, str
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
         declared = await channel.declare_queue(queue, durable=True, arguments={"x-queue-type": queue_type})
-        async with declared.iterator(timeout=30) as messages:
+        async with declared.iterator(timeout=LIMIT_S) as messages:
             async for message in messages:
                 async with message.process():
                     return message.body, message.message_id
@@ -55,7 +56,8 @@ async def by_kombu(url: str, queue: str, queue_type: str) -> tuple[bytes, str | 
         message.ack()
 
     with kombu.Connection(url) as connection, connection.Consumer(declared, on_message=take):
-        connection.drain_events(timeout=30)
+        while not got:  # a call may read what is no message
+            connection.drain_events(timeout=LIMIT_S)
     return got[0]
 
 
@@ -63,7 +65,13 @@ async def by_kombu(url: str, queue: str, queue_type: str) -> tuple[bytes, str | 
 async def made(request: pytest.FixtureRequest, rabbit: RabbitServer) -> AsyncIterator[tuple[str, str]]:
     """A queue of this type that idagg has declared and published to, once for each consumer."""
     queue = f"test-{uuid.uuid4()}"
-    broker = Broker(rabbit.url, Route(queue, request.param), body="json", namespace="idagg")
+    broker = Broker(
+        *(rabbit.url, Route(queue, request.param)),
+        body="json",
+        namespace="idagg",
+        publish_timeout_s=15,
+        connect_timeout_s=15,
+    )
     broker.start()
     for _ in range(4):
         await broker.publish(RECORD)
