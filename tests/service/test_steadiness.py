@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from kit.servers import RedisServer
-from kit.serving import Serving
+from kit.servers import RedisServer, free_port
+from kit.serving import PATIENT, Serving
 from kit.waiting import LIMIT_S, eventually, long_window, until
 
 
@@ -41,13 +41,13 @@ def terminal() -> Iterator[tuple[int, str]]:
 
 async def test_hung_worker_without_a_supervisor(any_server: RedisServer) -> None:
     """A worker that stands still does not outlive a supervisor that is killed: the port is free at once."""
-    with Serving("--redis-url", any_server.url) as serving:
+    flags = ("--redis-url", any_server.url, "--port", str(free_port()), *PATIENT)
+    with Serving(*flags, without=("--port",)) as serving:
         os.kill(serving.workers()[0], signal.SIGSTOP)
         os.kill(serving.callback_process(), signal.SIGSTOP)
         serving.kill()
         await until(lambda: not serving.processes())
         await eventually(serving.is_refused, bool)
-        serving.flags = (*serving.flags, "--port", str(serving.port))
         await asyncio.to_thread(serving.start)
         assert await serving.hit() == 200
         serving.stop()
@@ -55,7 +55,7 @@ async def test_hung_worker_without_a_supervisor(any_server: RedisServer) -> None
 
 async def test_signals_of_no_use(any_server: RedisServer) -> None:
     """SIGUSR1 and SIGUSR2 kill no process, and SIGHUP no worker."""
-    with Serving("--redis-url", any_server.url, window=long_window()) as serving:
+    with Serving("--redis-url", any_server.url, *PATIENT, window=long_window()) as serving:
         before = serving.processes()
         for pid in before:
             os.kill(pid, signal.SIGUSR1)
@@ -89,7 +89,7 @@ async def test_terminal_that_is_closed(any_server: RedisServer, terminal: tuple[
 async def test_nohup(any_server: RedisServer, terminal: tuple[int, str]) -> None:
     """With nohup it outlives the terminal."""
     end, path = terminal
-    with Serving("--redis-url", any_server.url, prefix=beneath(path, "nohup")) as serving:
+    with Serving("--redis-url", any_server.url, *PATIENT, prefix=beneath(path, "nohup")) as serving:
         os.close(end)
         os.kill(serving.pid, signal.SIGHUP)
         await asyncio.sleep(0.5)  # longer than it takes to judge
@@ -107,7 +107,7 @@ async def test_log_that_nobody_reads(any_server: RedisServer, tmp_path: Path) ->
             while True:
                 os.write(pipe, bytes(4096))
         prefix = ("sh", "-c", f'exec "$@" 2>{tmp_path}/stderr', "sh")
-        flags = ("--redis-url", any_server.url)
+        flags = ("--redis-url", any_server.url, *PATIENT)
         with Serving(*flags, prefix=prefix, window=long_window()) as serving:
             os.set_blocking(pipe, True)
             victim = serving.workers()[0]
@@ -134,16 +134,21 @@ def is_fed(systemd: socket.socket, *, within_s: float) -> bool:
 async def test_watchdog(any_server: RedisServer, systemd: socket.socket) -> None:
     """systemd is told that all is well, until a worker has not been heard of for too long."""
     environment = {"NOTIFY_SOCKET": systemd.getsockname(), "WATCHDOG_USEC": "2000000"}
-    tuned = {"idagg.run.supervisor.SILENT_S": 1}
+    tuned = {"idagg.run.supervisor.SILENT_S": 1, "idagg.run.child.HUNG_S": 300}
     flags = ("--redis-url", any_server.url)
     with Serving(*flags, environment=environment, tuned=tuned, window=long_window()) as serving:
         assert await asyncio.to_thread(is_fed, systemd, within_s=LIMIT_S)
         any_server.freeze()
-        os.kill(serving.workers()[0], signal.SIGKILL)  # its successor hears nothing from the store
+        before = serving.workers()
+        os.kill(before[0], signal.SIGKILL)
+        # It hears nothing from the store, and says nothing for some seconds; then it says nothing at all.
+        (successor,) = await until(lambda: set(serving.workers()) - set(before))
+        os.kill(successor, signal.SIGSTOP)
         async with asyncio.timeout(LIMIT_S):
             while await asyncio.to_thread(is_fed, systemd, within_s=2):
                 pass
         any_server.thaw()
+        os.kill(successor, signal.SIGCONT)
         assert await asyncio.to_thread(is_fed, systemd, within_s=LIMIT_S)
         serving.stop()
 
@@ -172,12 +177,12 @@ async def test_metrics_that_cannot_be_read(any_server: RedisServer) -> None:
     with Serving("--redis-url", any_server.url, window=long_window()) as serving:
         (folder,) = (serving.folder / "tmp").glob("idagg-*/metrics")
         assert (await serving.figures())["idagg_metrics_left_out"] == 0
-        (folder / "counter_0.db").write_bytes(b"")
+        (folder / "counter_77.db").write_bytes(b"")  # of nobody: one whose file shrinks is killed for it
         (folder / "gauge_max_77.db").write_bytes(b"theirs" * 1000)
         figures = await serving.figures()
         assert figures["idagg_metrics_left_out"] == 2
         assert "idagg_requests_total{200}" in figures
-        await until(lambda: "/metrics leaves out counter_0.db, gauge_max_77.db in" in serving.said)
+        await until(lambda: "/metrics leaves out counter_77.db, gauge_max_77.db in" in serving.said)
         shutil.rmtree(folder)
         assert (await serving.figures())["idagg_metrics_left_out"] == len(serving.workers()) + 1
         victim = serving.workers()[0]
@@ -190,7 +195,7 @@ async def test_metrics_that_cannot_be_read(any_server: RedisServer) -> None:
 @pytest.mark.parametrize("small_disk", ["3m"], indirect=True)
 async def test_no_room_for_metrics(any_server: RedisServer, small_disk: Path) -> None:
     """A full disk there kills no worker: those that have no files there yet run without metrics."""
-    flags = ("--redis-url", any_server.url)
+    flags = ("--redis-url", any_server.url, *PATIENT)
     environment = {"RUNTIME_DIRECTORY": str(small_disk)}
     with Serving(*flags, environment=environment, window=long_window()) as serving:
         with (small_disk / "filling").open("wb") as file:
