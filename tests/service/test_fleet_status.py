@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,9 +12,10 @@ from typing import Any, cast
 
 import orjson
 
+from kit.oracle import epoch_s
 from kit.servers import RedisServer, free_port
 from kit.serving import Serving
-from kit.waiting import eventually, long_window
+from kit.waiting import LIMIT_S, eventually, long_window
 from kit.wire import connect
 
 
@@ -37,7 +39,12 @@ async def test_machines_agree_when_the_leader_dies(any_server: RedisServer) -> N
     """Both show the same leader and machines; a killed one's successor is shown in time; one that stops in
     order is gone at once."""
     flags = ("--redis-url", any_server.url)
-    with Serving(*flags) as first, Serving(*flags) as second, Serving(*flags) as third:
+    tuned = {"idagg.run.fleet.PATIENCE_S": 15}  # for which one that stops tries to tell the others
+    with (
+        Serving(*flags, tuned=tuned) as first,
+        Serving(*flags, tuned=tuned) as second,
+        Serving(*flags, tuned=tuned) as third,
+    ):
         everyone = [first, second, third]
         seen = await eventually(
             lambda: asyncio.gather(*map(status, everyone)),
@@ -76,13 +83,12 @@ async def test_a_machine_that_dies_is_missed(any_server: RedisServer) -> None:
         Serving("--redis-url", any_server.url, tuned=tuned) as first,
         Serving(*flags, tuned=tuned, without=("--admin-port",)) as second,
     ):
-        await eventually(lambda: status(first), lambda seen: len(machines(seen)) == 2, within_s=30)
+        await eventually(lambda: status(first), lambda seen: len(machines(seen)) == 2)
         dead = (await status(second))["machine"]
         second.kill()
         seen = await eventually(
             lambda: status(first),
             lambda seen: [one["id"] for one in seen["machines"] if one["silent_since"]] == [dead],
-            within_s=30,
         )
         assert len(machines(seen)) == 2
         asked = (
@@ -93,16 +99,21 @@ async def test_a_machine_that_dies_is_missed(any_server: RedisServer) -> None:
             "--admin-url",
             f"http://127.0.0.1:{first.admin_port}",
         )
-        done = await asyncio.to_thread(
-            subprocess.run, asked, capture_output=True, text=True, timeout=60, check=False
+        done = await eventually(
+            lambda: asyncio.to_thread(
+                subprocess.run, asked, capture_output=True, text=True, timeout=60, check=False
+            ),
+            lambda done: "counting:     1 of 2 machines, 1 silent\n" in done.stdout,
         )
         assert done.returncode == 1
-        assert "counting:     1 of 2 machines, 1 silent\n" in done.stdout
-        assert f": silent since {seen['machines'][1]['silent_since'][:19]}Z, for " in done.stdout
+        found = re.search(r": silent since (\S+), for ", done.stdout)
+        assert found
+        # Each answer reckons it anew, of ages in tenths of a second.
+        assert abs(epoch_s(found[1]) - epoch_s(seen["machines"][1]["silent_since"])) < 2
         await asyncio.to_thread(second.start)
         own = {(await status(serving))["machine"] for serving in (first, second)}
-        seen = await eventually(lambda: status(first), lambda seen: dead not in machines(seen), within_s=30)
-        await eventually(lambda: status(first), lambda seen: machines(seen) == own, within_s=30)
+        seen = await eventually(lambda: status(first), lambda seen: dead not in machines(seen))
+        await eventually(lambda: status(first), lambda seen: machines(seen) == own)
         second.stop()
         first.stop()
 
@@ -113,14 +124,18 @@ async def test_a_killed_worker_is_shown(any_server: RedisServer) -> None:
     with Serving("--redis-url", any_server.url, tuned=tuned, window=long_window()) as serving:
         victim = serving.workers()[0]
         os.kill(victim, signal.SIGKILL)
-        seen = await eventually(
+        await eventually(
             lambda: status(serving),
-            lambda seen: any("died (SIGKILL)" in line["text"] for line in seen["recent"]),
+            lambda seen: (
+                any("died (SIGKILL)" in line["text"] for line in seen["recent"])
+                and victim not in {worker["pid"] for worker in seen["machines"][0]["workers"]}
+            ),
         )
-        # A worker's own lines come with its heartbeats: here the leader's, of a store that keeps nothing.
-        (leading,) = {line["process"] for line in seen["recent"]} - {"supervisor"}
-        assert leading in ("worker-0", "worker-1")
-        assert victim not in {worker["pid"] for worker in seen["machines"][0]["workers"]}
+        # A worker's own lines come with its heartbeats: here that of a store that keeps nothing.
+        await eventually(
+            lambda: status(serving),
+            lambda seen: any(line["process"] in ("worker-0", "worker-1") for line in seen["recent"]),
+        )
         serving.stop()
 
 
@@ -154,7 +169,8 @@ async def test_listeners_do_not_delay_a_stop(any_server: RedisServer) -> None:
         assert answer.headers["Content-Type"] == "text/event-stream"
         await asyncio.to_thread(serving.stop)  # nobody is killed, as too slow, for that
         said = b""
-        while data := await asyncio.get_running_loop().sock_recv(wire.socket, 65_536):
-            said += data
+        async with asyncio.timeout(LIMIT_S):
+            while data := await asyncio.get_running_loop().sock_recv(wire.socket, 65_536):
+                said += data
         assert said.endswith(b"0\r\n\r\n")  # an end, and no cut: an event ends otherwise
         wire.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import signal
@@ -16,8 +17,10 @@ from playwright.async_api import Browser, Page, expect
 
 from idagg.read.page.words import number
 from kit.browser import tab
+from kit.faults import worker
 from kit.servers import RabbitServer
-from kit.serving import Serving, in_one_window, send
+from kit.serving import PATIENT, Serving, in_one_window, send
+from kit.waiting import eventually
 from kit.wire import ids
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -25,7 +28,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 @pytest.fixture
 def serving() -> Iterator[Serving]:
-    with Serving(window=2) as serving:
+    with Serving(*PATIENT, window=2) as serving:
         yield serving
 
 
@@ -34,7 +37,8 @@ def url(serving: Serving) -> str:
 
 
 async def asked(serving: Serving, path: str) -> Any:
-    answer = await serving.ask(path, admin=True)
+    """Once the store answers, which may stand still for a moment."""
+    answer = await eventually(lambda: serving.ask(path, admin=True), lambda answer: answer.status != 503)
     assert answer.status == 200
     return json.loads(answer.body)
 
@@ -58,7 +62,9 @@ async def test_its_numbers_are_those_of_the_api(browser: Browser, serving: Servi
     ):
         await send(serving, [next(ids) for _ in range(56)])
         await expect(live.locator("#readout + details")).to_contain_text(number(1234))
-        for page in (live, still):
+
+        async def differences(page: Page) -> list[object]:
+            """Windows that both show are the same; who leads and who works may have changed just now."""
             answer = await asked(serving, "/api/v1/windows?limit=60")
             windows = {
                 window["window_start"][11:19]: [
@@ -66,19 +72,23 @@ async def test_its_numbers_are_those_of_the_api(browser: Browser, serving: Servi
                 ]
                 for window in answer["windows"]
             }
+            status = await asked(serving, "/api/v1/status")
             if page is still:
                 await page.reload()
             shown = await rows(page)
             same = shown.keys() & windows.keys()
-            assert len(same) >= 1
             assert {start: shown[start][:3] for start in same} == {start: windows[start] for start in same}
-            status = await asked(serving, "/api/v1/status")
-            leader = status["leader"]
-            await expect(page.locator("body")).to_contain_text(
-                f"Leader: worker {leader['worker']} of {leader['name']}, epoch {leader['epoch']}."
-            )
+            leader = status["leader"] or {"worker": None, "name": None, "epoch": None}
+            line = f"Leader: worker {leader['worker']} of {leader['name']}, epoch {leader['epoch']}."
+            text = " ".join((await page.locator("body").text_content() or "").split())
             pids = [str(worker["pid"]) for machine in status["machines"] for worker in machine["workers"]]
-            assert await page.locator(".machine td:nth-child(3)").all_inner_texts() == pids
+            theirs = await page.locator(".machine td:nth-child(3)").all_inner_texts()
+            return [*([] if same else ["windows"]), *([] if line in text else [line])] + (
+                [] if theirs == pids else [theirs, pids]
+            )
+
+        for page in (live, still):
+            await eventually(functools.partial(differences, page), lambda found: found == [])
 
 
 async def test_a_killed_worker_is_shown(browser: Browser, serving: Serving) -> None:
@@ -87,7 +97,7 @@ async def test_a_killed_worker_is_shown(browser: Browser, serving: Serving) -> N
     async with tab(browser, url(serving)) as page:
         await expect(page.locator("body")).to_have_attribute("data-stream", "live")
         await expect(page.locator(".verdict h2")).to_have_text("Counting")
-        pid = serving.workers()[1]
+        pid = worker(serving, 1)
         os.kill(pid, signal.SIGKILL)
         await expect(page.locator(".log")).to_contain_text("worker-1")
         await serving.replaces(pid)
@@ -97,7 +107,9 @@ async def test_a_killed_worker_is_shown(browser: Browser, serving: Serving) -> N
 
 async def test_a_stopped_broker_is_shown(browser: Browser, rabbit: RabbitServer, rabbit_queue: str) -> None:
     """With the log's words; and its return."""
-    flags = ("--amqp-url", rabbit.url, "--amqp-queue", rabbit_queue)
+    # RabbitMQ 3.10 finds no leader for a quorum queue that was seconds old when it was killed.
+    queue = ("--amqp-queue", rabbit_queue, "--amqp-queue-type", "classic")
+    flags = ("--amqp-url", rabbit.url, *queue)
     with Serving(*flags, window=2) as serving:
         await serving.ready()
         async with tab(browser, url(serving)) as page:
@@ -125,8 +137,9 @@ async def test_a_store_that_is_away_is_shown(browser: Browser, serving: Serving)
         await expect(page.locator("#readout + details")).to_contain_text("77")
         os.kill(serving.store(), signal.SIGSTOP)
         try:
-            assert await serving.hit() == 503
+            hit = asyncio.create_task(serving.hit())
             await expect(page.locator(".verdict h2")).to_have_text("Not counting")
+            assert await hit == 503
             assert any(cells[0] == "77" for cells in (await rows(page)).values())
         finally:
             os.kill(serving.store(), signal.SIGCONT)
