@@ -8,6 +8,8 @@ import re
 import time
 from collections.abc import Callable, Coroutine
 
+import pytest
+
 from idagg.tasks import end
 from kit import processes
 from kit.faults import beside
@@ -22,6 +24,8 @@ FROZEN_S = 6
 RATE = 300
 # Requests in one call of the kernel.
 TOGETHER = 100
+TRIES = 3
+LATE = " s late"
 
 
 class Pipeline:
@@ -50,7 +54,7 @@ class Pipeline:
         pairs = list(zip(self.sent_at, self.answered_at, strict=False))
         slowest_s = max((answered_s - sent_s for sent_s, answered_s in pairs), default=0.0)
         late = sum(answered_s - sent_s > limit_s for sent_s, answered_s in pairs)
-        found = [f"{late} answers are late, by up to {slowest_s - limit_s:.2f} s"] * (late > 0)
+        found = [f"{late} answers were up to {slowest_s - limit_s:.2f}{LATE}"] * (late > 0)
         missing = len(self.sent_at) - len(self.answered_at)
         found += [f"{missing} requests of {len(self.sent_at)} got no answer"] * (missing != 0)
         return found + [f"answers were {sorted(self.statuses)}"] * (not self.statuses <= {200, 503})
@@ -127,7 +131,7 @@ async def endures(load: Load, frozen: asyncio.Barrier) -> list[str]:
         stack.push_async_callback(end, *(pipeline.receiving for pipeline in pipelines))
         for pipeline in pipelines:
             await pipeline.send(request(next(ids)))
-        await asyncio.sleep(0.2)
+        await until(lambda: all(pipeline.is_answered for pipeline in pipelines))
         await frozen.wait()
         store.freeze()
         stack.callback(store.thaw)
@@ -148,9 +152,19 @@ async def endures(load: Load, frozen: asyncio.Barrier) -> list[str]:
 async def test_every_request_is_answered_while_the_store_is_frozen() -> None:
     """Those behind others wait no longer than those; and counting goes on as soon as the store does.
 
-    Each load has an idagg and a store of its own; they freeze at the same time, to be waited for once.
+    Each load has an idagg and a store of its own; they freeze at the same time, to be waited for once. Who is
+    too slow is asked again: a processor that is taken away from a worker alone is seen by nobody here.
     """
-    frozen = asyncio.Barrier(len(LOADS))
-    async with asyncio.TaskGroup() as group:
-        tasks = {name: group.create_task(endures(load, frozen)) for name, load in LOADS.items()}
-    assert {name: found for name, task in tasks.items() if (found := task.result())} == {}
+    loads = LOADS
+    complaints: dict[str, list[str]] = {}
+    for _ in range(TRIES):
+        frozen = asyncio.Barrier(len(loads))
+        async with asyncio.TaskGroup() as group:
+            tasks = {name: group.create_task(endures(load, frozen)) for name, load in loads.items()}
+        complaints = {name: found for name, task in tasks.items() if (found := task.result())}
+        if not all(complaint.endswith(LATE) for found in complaints.values() for complaint in found):
+            break
+        loads = {name: loads[name] for name in complaints}
+        if not loads:
+            return
+    pytest.fail(str(complaints))

@@ -12,8 +12,8 @@ from kit.faults import SOON, SUCCESSOR_S, nobody_seals
 from kit.figures import SHARED
 from kit.oracle import Repeats, open_windows
 from kit.servers import RedisServer
-from kit.serving import Serving, send
-from kit.waiting import next_window
+from kit.serving import PATIENT, WORKERS, Serving, send
+from kit.waiting import next_window, until
 from kit.wire import connect, request
 
 
@@ -26,6 +26,7 @@ async def test_every_ok_is_in_a_window_of_its_time(durable_server: RedisServer) 
                 for number in range(2):
                     await next_window(1)
                     await load.goes_on(1000)
+                    await until(lambda: len(serving.workers()) == WORKERS)
                     os.kill(serving.workers()[number % 2], signal.SIGKILL)
                     await load.goes_on()
                     durable_server.kill()
@@ -49,16 +50,20 @@ async def test_a_worker_that_stood_still_over_a_boundary(durable_server: RedisSe
     """Repeats that waited for it meanwhile, and those that came after the boundary, are in the new window."""
     window = 2
     ids = range(500)
+    tuned = {"idagg.run.child.HUNG_S": 60}
+    flags = ("--redis-url", durable_server.url, "--workers", "1", *PATIENT)
     told: list[tuple[int, float, float]] = []
     async with nobody_seals(durable_server.url, window):
-        with Serving("--redis-url", durable_server.url, "--workers", "1", window=window) as serving:
+        with Serving(*flags, tuned=tuned, window=window) as serving:
             wires = [await connect(serving.port) for _ in ids]
             (worker,) = serving.workers()
-            for _ in range(2):
-                await next_window(window)
+            rounds = 0
+            while rounds < 2:
+                before = await next_window(window)
                 for _ in range(3):
                     await send(serving, ids)
                 os.kill(worker, signal.SIGSTOP)
+                is_slow = time.time() >= before + window
                 asked_s = []
                 for number, wire in zip(ids, wires, strict=True):
                     if number == len(ids) // 2:
@@ -71,7 +76,10 @@ async def test_a_worker_that_stood_still_over_a_boundary(durable_server: RedisSe
                     assert answer is not None
                     assert (answer.status, answer.body) == (200, b"ok")
                     told.append((number, asked_s[number], time.time()))
+                if is_slow or time.time() >= start + window:
+                    continue  # the machine was too slow for this round
                 assert {*ids} <= (await open_windows(durable_server.url))[str(start)]
+                rounds += 1
             repeats = (await serving.figures())["idagg_repeats_total"]
             for wire in wires:
                 wire.close()

@@ -17,11 +17,14 @@ import pytest
 from kit.oracle import Load
 from kit.servers import RedisServer
 from kit.serving import PATIENT, Serving
-from kit.waiting import LIMIT_S, eventually, long_window, until
+from kit.waiting import LIMIT_S, StoodStill, eventually, long_window, until
 from kit.wire import ids
 
 # Long enough to ask it all that there is to ask meanwhile.
 DRAIN_S = 6
+# A try in which this process stood still for so long says nothing.
+STILL_S = 0.3
+TRIES = 5
 
 
 @pytest.fixture
@@ -70,7 +73,7 @@ async def test_hung_worker(any_server: RedisServer) -> None:
 
 async def test_hung_processes_do_not_outlive_it() -> None:
     """A killed supervisor takes with it what hangs, the embedded store too; the next one has all ids."""
-    with Serving(window=long_window()) as serving:
+    with Serving(*PATIENT, window=long_window()) as serving:
         assert [await serving.hit() for _ in range(3)] == [200, 200, 200]
         hung = serving.processes() - {serving.pid}
         assert serving.store() in hung
@@ -97,7 +100,7 @@ async def test_stood_still(any_server: RedisServer) -> None:
         stopped = {alone.pid} | group.processes()
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
-        await asyncio.sleep(7)  # longer than they wait for a heartbeat
+        await asyncio.sleep(7.5)  # longer than they wait for a heartbeat, with ASLEEP_S
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
         await asyncio.sleep(1)
@@ -112,11 +115,11 @@ async def test_stopped_while_a_worker_waits_to_be_started_again(any_server: Redi
     """SIGTERM finds a slot empty: it is not filled any more, and the end is as orderly as any."""
     tuned = {f"idagg.run.restart.{name}": 300 for name in ("YOUNG_S", "FIRST_DELAY_S", "LONGEST_DELAY_S")}
     with Serving("--redis-url", any_server.url, tuned=tuned) as serving:
-        victim = serving.workers()[0]
-        os.kill(victim, signal.SIGKILL)  # the first restart is immediate
-        await serving.replaces(victim)
-        victim = serving.workers()[-1]
-        os.kill(victim, signal.SIGKILL)
+        before = serving.workers()
+        os.kill(before[0], signal.SIGKILL)  # the first restart is immediate
+        await serving.replaces(before[0])
+        (successor,) = set(serving.workers()) - set(before)
+        os.kill(successor, signal.SIGKILL)
         await until(lambda: serving.said.count("died (SIGKILL), starting it again") == 2)
         await asyncio.to_thread(serving.stop)  # which does not wait for so long
         assert "Traceback" not in serving.said
@@ -154,25 +157,39 @@ async def test_systemd(any_server: RedisServer, systemd: socket.socket) -> None:
 
 async def test_drain(any_server: RedisServer) -> None:
     """At SIGTERM it is not ready at once, and goes on counting for so long; nobody fails or is reset."""
-    with Serving("--redis-url", any_server.url, "--drain", f"{DRAIN_S}", *PATIENT, window=1) as serving:
-        async with Load(serving, callers=4) as keeping, Load(serving, callers=4, fresh=True) as opening:
-            began_s = time.monotonic()
-            os.kill(serving.pid, signal.SIGTERM)
-            await eventually(lambda: serving.ask("/readyz"), lambda answer: answer.status == 503)
-            health = await serving.health()
-            assert (health.status, b"\ndrain: idagg stops here" in health.body) == (503, True)
-            assert (await serving.ask("/livez")).status == 200
-            assert await serving.hit() == 200
-            answer = await eventually(
-                lambda: serving.ask(f"/api/verve/accept?id={next(ids)}"),
-                lambda answer: answer.headers["Connection"] == "close",
-            )
-            assert answer.status == 200
-        for load in (keeping, opening):
-            assert (load.failed, load.unknown, load.trouble_at) == (set(), set(), [])
-        await until(lambda: not serving.processes())
-        assert time.monotonic() >= began_s + DRAIN_S
-        serving.stop()
+    flags = ("--redis-url", any_server.url, "--drain", f"{DRAIN_S}", *PATIENT)
+    for number in range(TRIES):
+        with Serving(*flags, window=1) as serving:
+            async with StoodStill() as stood_still:
+                try:
+                    await drains(serving)
+                except (AssertionError, OSError):
+                    # It waits for callers for a second at last, not for those that stand still.
+                    if stood_still.longest_s < STILL_S or number == TRIES - 1:
+                        raise
+                else:
+                    break
+
+
+async def drains(serving: Serving) -> None:
+    async with Load(serving, callers=4) as keeping, Load(serving, callers=4, fresh=True) as opening:
+        began_s = time.monotonic()
+        os.kill(serving.pid, signal.SIGTERM)
+        await eventually(lambda: serving.ask("/readyz"), lambda answer: answer.status == 503)
+        health = await serving.health()
+        assert (health.status, b"\ndrain: idagg stops here" in health.body) == (503, True)
+        assert (await serving.ask("/livez")).status == 200
+        assert await serving.hit() == 200
+        answer = await eventually(
+            lambda: serving.ask(f"/api/verve/accept?id={next(ids)}"),
+            lambda answer: answer.headers["Connection"] == "close",
+        )
+        assert answer.status == 200
+    for load in (keeping, opening):
+        assert (load.failed, load.unknown, load.trouble_at) == (set(), set(), [])
+    await until(lambda: not serving.processes())
+    assert time.monotonic() >= began_s + DRAIN_S
+    serving.stop()
 
 
 async def test_drain_is_cut_short(any_server: RedisServer) -> None:
