@@ -18,11 +18,18 @@ from idagg.settings import Settings
 from kit.faults import fill
 from kit.servers import RedisServer, free_port
 from kit.serving import Serving
+from kit.waiting import LIMIT_S
 
 
 def settings(folder: Path, **given: object) -> Settings:
     fixed = {"log_file": folder / "log", "port": 0, "admin_port": 0, "state_dir": folder / "state"}
     return Settings.model_validate(fixed | given)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a store that stands still for a moment."""
+    monkeypatch.setattr("idagg.run.check.TIMEOUT_S", LIMIT_S)
 
 
 def verdicts(given: Settings, origin: dict[str, str] | None = None) -> tuple[int, dict[str, str]]:
@@ -131,8 +138,9 @@ def test_an_address_of_another_machine(tmp_path: Path) -> None:
     assert "no interface of this machine has it" in found["listeners"]
 
 
-async def test_beside_idagg_itself() -> None:
+async def test_beside_idagg_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own ports and folder are no trouble: one checks before one restarts."""
+    monkeypatch.setattr(preflight, "_LIVEZ_TIMEOUT_S", LIMIT_S)
     with Serving() as serving:
         given = settings(
             serving.folder,

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from kit.proxy import Proxy
 from kit.servers import free_port
-from kit.serving import Serving
+from kit.serving import PATIENT, Serving
 from kit.waiting import eventually
 from kit.wire import ids
 
@@ -62,14 +62,14 @@ class Client {
 
 @pytest.fixture
 def serving() -> Iterator[Serving]:
-    with Serving(window=1) as serving:
+    with Serving(*PATIENT, window=1) as serving:
         yield serving
 
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Serving]:
     """One for tests that ask it nothing but for counts, and wait for theirs before they end."""
-    with Serving(window=1) as serving:
+    with Serving(*PATIENT, window=1) as serving:
         yield serving
 
 
@@ -156,7 +156,7 @@ async def test_a_page_of_an_allowed_origin_reads_the_answer(script: str, count: 
     """``--cors-origin`` names the origin of the pages, or all; a POST of JSON is asked for beforehand."""
     port = free_port()
     origin = f"http://127.0.0.1:{port}" if allowed == "the origin" else "*"
-    with Serving("--cors-origin", origin, window=1) as serving:
+    with Serving("--cors-origin", origin, *PATIENT, window=1) as serving:
         assert await browse(serving, port, script, [next(ids) for _ in range(3)]) == [200, "ok"]
         assert await total(serving) == count
 
@@ -164,7 +164,7 @@ async def test_a_page_of_an_allowed_origin_reads_the_answer(script: str, count: 
 @pytest.mark.parametrize("flags", [[], ["--cors-origin", "https://shop.example"]], ids=["none", "another"])
 async def test_a_page_of_another_origin_counts_and_reads_nothing(flags: list[str]) -> None:
     """The browser keeps the answer from it, and does not send what it has to ask for beforehand."""
-    with Serving(*flags, window=1) as serving:
+    with Serving(*flags, *PATIENT, window=1) as serving:
         assert await browse(serving, free_port(), COUNT, [next(ids)]) == ["TypeError"]
         assert await browse(serving, free_port(), BULK, [next(ids)]) == ["TypeError"]
         assert await total(serving) == 1
@@ -172,7 +172,9 @@ async def test_a_page_of_another_origin_counts_and_reads_nothing(flags: list[str
 
 async def test_a_beacon_counts_many(serving: Serving) -> None:
     """A page that is being left sends its ids, a line each, whatever its origin."""
-    arrived = functools.partial(eventually, serving.handed_off, lambda requests: requests > 0)
+    arrived = functools.partial(
+        eventually, serving.figures, lambda figures: figures["idagg_requests_total{200}"] > 0
+    )
     assert await browse(serving, free_port(), BEACON, [next(ids) for _ in range(3)], arrived) == [True]
     assert await total(serving) == 3
 

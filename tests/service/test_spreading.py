@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import time
 
-from idagg.accept.connection import EXCHANGE_S
 from idagg.store.client import Client
 from idagg.store.hits import HitStore
 from idagg.store.shards import shard_of, shard_tag
@@ -15,11 +14,12 @@ from kit.listeners import counted, open_listener
 from kit.proxy import Proxy
 from kit.servers import RedisServer
 from kit.serving import PATIENT, WORKERS, Serving, agreed, send
-from kit.waiting import eventually, long_window, next_window, until
+from kit.waiting import LIMIT_S, eventually, long_window, next_window, until
 from kit.wire import Wire, ids, request
 
 SHARDS = 4
-DEADLINE_S = 1.0
+# Longer than the machine stands still: who is served meanwhile must not fail.
+DEADLINE_S = 6.0
 FLAGS = ("--shards", str(SHARDS))
 
 
@@ -46,7 +46,7 @@ async def test_every_id_is_in_one_window(durable_server: RedisServer) -> None:
 
 async def test_ids_and_their_repeats_go_to_their_shards(any_server: RedisServer) -> None:
     """Pipelined and in bulk. Each shard holds what belongs to it, and repeats are not sent."""
-    with Serving("--redis-url", any_server.url, *FLAGS, window=long_window()) as serving:
+    with Serving("--redis-url", any_server.url, *FLAGS, *PATIENT, window=long_window()) as serving:
         await serving.ready()
         numbers = [next_id(0, 1, 2, 3) for _ in range(400)]
         for _ in range(3):
@@ -61,7 +61,7 @@ async def test_ids_and_their_repeats_go_to_their_shards(any_server: RedisServer)
         wire.close()
         assert answer is not None
         assert answer.body == b"ok"
-        client = Client(any_server.url, timeout_s=5)
+        client = Client(any_server.url, timeout_s=LIMIT_S)
         for shard in range(SHARDS):
             (key,) = await client.command("KEYS", f"{shard_tag('idagg', shard)}:w:*:ids")
             found = {int(member) for member in await client.command("SMEMBERS", key)}
@@ -99,12 +99,10 @@ async def test_another_number_of_shards_begins_with_a_window(durable_server: Red
 
 async def test_a_shard_in_trouble_fails_its_own_ids_and_is_named(any_server: RedisServer) -> None:
     """The worker is ready for all others, and says which shard it is, until it works again."""
-    with Serving(
-        "--redis-url", any_server.url, *FLAGS, "--deadline", str(DEADLINE_S), window=long_window()
-    ) as serving:
+    with Serving("--redis-url", any_server.url, *FLAGS, *PATIENT, window=long_window()) as serving:
         await serving.ready()
         await send(serving, [next_id(1)])
-        client = Client(any_server.url, timeout_s=5)
+        client = Client(any_server.url, timeout_s=LIMIT_S)
         state = f"{shard_tag('idagg', 1)}:state"
         await client.command("RENAME", state, "kept")
         await client.command("SET", state, "spoilt")
@@ -113,10 +111,8 @@ async def test_a_shard_in_trouble_fails_its_own_ids_and_is_named(any_server: Red
             return (await serving.ask(f"/api/verve/accept?id={next_id(shard)}")).status
 
         assert [await status(shard) for shard in (0, 1, 2, 3)] == [200, 503, 200, 200]
-        health = await eventually(
-            serving.health, lambda answer: b"shards: of 4 shards, 1 store no ids" in answer.body
-        )
-        assert health.status == 200
+        named = b"shards: of 4 shards, 1 store no ids"
+        await eventually(serving.health, lambda answer: named in answer.body and answer.status == 200)
         assert (await serving.ask("/readyz")).status == 200
         await eventually(serving.figures, lambda figures: figures["idagg_shards_away"] == 1)
         await until(lambda: "shard 1 stores no ids" in serving.said)
@@ -172,6 +168,4 @@ async def test_a_frozen_shard_keeps_nobody_else_waiting(any_server: RedisServer)
             there,
         }
         proxy.stall = False
-        await eventually(
-            lambda: ask(ours, next_id(1)), lambda result: result[0] == [200], within_s=EXCHANGE_S
-        )
+        await eventually(lambda: ask(ours, next_id(1)), lambda result: result[0] == [200])
