@@ -41,6 +41,7 @@ async def stage(any_server: servers.RedisServer, monkeypatch: pytest.MonkeyPatch
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in ((turns, "LOOK_S"), (turns, "RETRY_S"), (leader, "LOOK_S")):
         monkeypatch.setattr(module, name, 0.01)
+    monkeypatch.setattr(leader, "LEASE_MS", 600_000)  # it goes on by the server's clock while we stand still
 
 
 async def rolled(stage: Stage) -> Rolled:

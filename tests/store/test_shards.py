@@ -21,6 +21,7 @@ async def stage(any_server: servers.RedisServer, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(turns, "LOOK_S", 0.01)
     monkeypatch.setattr(turns, "RETRY_S", 0.01)
     monkeypatch.setattr(leader, "LOOK_S", 0.01)
+    monkeypatch.setattr(leader, "LEASE_MS", 600_000)  # it goes on by the server's clock while we stand still
     stage = Stage(any_server.url)
     await stage.at(0)
     yield stage
