@@ -149,9 +149,7 @@ async def test_14_replies_lost(any_server: RedisServer, row: Row) -> None:
     async with (
         Proxy(str(any_server.socket)) as proxy,
         nobody_seals(any_server.url, 1),
-        beside(
-            Serving("--redis-url", proxy.url, *row.patient, window=1, workers_have=STEADY)
-        ) as serving,
+        beside(Serving("--redis-url", proxy.url, *row.patient, window=1, workers_have=STEADY)) as serving,
     ):
         async with Load(serving) as load:
             async for number in row.inject(8):
