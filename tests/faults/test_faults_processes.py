@@ -168,6 +168,7 @@ async def test_leader_killed(any_server: RedisServer, row: Row) -> None:
         async with Load(serving) as load:
             since = await next_window(2)
             async for deaths in row.inject(1):
+                await tells(serving, f"leading: epoch {deaths + 1}\n")
                 leader = worker(serving, serving.leader())
                 killed_s = time.monotonic()
                 os.kill(leader, signal.SIGKILL)
@@ -295,6 +296,7 @@ async def test_10_zombie_leader(any_server: RedisServer, tmp_path: Path, place: 
         async with Load(serving, callers=8) as load:
             since = await next_window(1)
             async for changes in row.inject(1):
+                await tells(serving, f"leading: epoch {changes + 1}\n")
                 zombie = worker(serving, serving.leader())
                 armed.touch()
                 await until(lambda: state_of(zombie) == "T")

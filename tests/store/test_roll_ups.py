@@ -257,7 +257,7 @@ async def test_over_a_cluster(
     """Another master is frozen while an hour is rolled up: the hour is late, until the master is back or its
     replica stands in, and not wrong."""
     hurry(monkeypatch)
-    with RedisCluster(3, replicas) as cluster:
+    with RedisCluster(3, replicas, node_timeout_ms=1000 if replicas else 20_000) as cluster:
         stage = Stage(cluster.url)
         tags = [shard_tag("t", shard) for shard in range(4)]
         for tag in tags:
