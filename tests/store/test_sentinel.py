@@ -193,8 +193,15 @@ async def test_a_sentinel_as_if_it_had_the_data(group: SentinelGroup, scheme: st
 
 async def test_users_of_data_and_of_sentinels(tmp_path: Path) -> None:
     """Each has its own, in TLS; the sentence says whose is wrong."""
-    users = {"user": "ida", "password": "p@ss", "sentinel_user": "watch", "sentinel_password": "w/tch"}
-    with SentinelGroup(1, tls=True, down_after_ms=PATIENT_MS, **users) as group:
+    with SentinelGroup(
+        1,
+        user="ida",
+        password="p@ss",
+        sentinel_user="watch",
+        sentinel_password="w/tch",
+        tls=True,
+        down_after_ms=PATIENT_MS,
+    ) as group:
         client = Servers(group.url, replicas=1).client(TAG, timeout_s=LIMIT_S)
         store = hits(client)
         assert (await answered(lambda: store.add(1, [b"1"]))).new_ids == 1
