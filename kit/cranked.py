@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from idagg.store.client import Client, Script, source
+from kit.waiting import LIMIT_S
 
 _TIME = "redis.call('TIME')"
 _CLOCK = "redis.call('HMGET', {key}, 's', 'us')"
@@ -28,7 +29,7 @@ class CrankedClient(Client):
     cluster, the shard has a clock of its own.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 5.0, tag: str = "") -> None:
+    def __init__(self, url: str, *, timeout_s: float = LIMIT_S, tag: str = "") -> None:
         super().__init__(url, timeout_s=timeout_s, tag=tag)
         self._clock, self._named = (
             (f"{tag}:cranked", "KEYS[1] .. ':cranked'") if tag else ("cranked", "'cranked'")

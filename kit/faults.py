@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -20,9 +20,10 @@ from idagg.store.windows import WindowStore
 from idagg.tasks import end
 from idagg.window import iso
 from kit.figures import Row
-from kit.oracle import Consumer, Delivery, Load, crowded, epoch_s, grid, lines
+from kit.oracle import Consumer, Delivery, Load, Size, crowded, epoch_s, grown, held, lines
+from kit.proxy import Proxy
 from kit.serving import Serving
-from kit.waiting import eventually, next_window, until
+from kit.waiting import LIMIT_S, eventually, next_window, until
 
 # What an answer may take: at the default deadline, and at a shorter one. Rows that keep no figures give more.
 ANSWER_S = 2.5
@@ -35,8 +36,11 @@ RECOVERS_S = 3.0
 RABBITMQ_BACK_S = 45.0
 # The leader's, in the namespace of all tests here.
 LOCK = "{idagg:0}:lock"
-# Of a lease of 5 s, which is renewed with two thirds of it in hand.
-GIVEN_AWAY_MS = 1500
+# Constants of workers, where a leader that lives is to go on leading though the machine may stand still for
+# longer than a lease of 5 s.
+STEADY = {"idagg.flush.leader.LEASE_MS": 600_000}
+# Of such a lease, which is renewed with two thirds of it in hand.
+GIVEN_AWAY_MS = 300_000
 
 
 @contextlib.asynccontextmanager
@@ -51,7 +55,7 @@ async def beside(serving: Serving) -> AsyncIterator[Serving]:
 
 @contextlib.asynccontextmanager
 async def store_client(url: str) -> AsyncIterator[Client]:
-    client = Client(url, timeout_s=5)
+    client = Client(url, timeout_s=LIMIT_S)
     try:
         yield client
     finally:
@@ -60,7 +64,8 @@ async def store_client(url: str) -> AsyncIterator[Client]:
 
 @contextlib.asynccontextmanager
 async def nobody_seals(url: str, window: int) -> AsyncIterator[None]:
-    """We hold the leader's lock, so that windows stay open and can be compared id by id."""
+    """We hold the leader's lock, so that windows stay open and can be compared id by id. Workers have to be
+    STEADY: a bid cuts the lease down to the bidder's."""
     async with store_client(url) as client:
         windows = WindowStore(client, namespace="idagg", window_s=window, exact_limit=10**7)
 
@@ -68,7 +73,7 @@ async def nobody_seals(url: str, window: int) -> AsyncIterator[None]:
             while True:
                 with contextlib.suppress(StoreError):  # as the test has it
                     await windows.election.lead("test", lease_ms=600_000)
-                await asyncio.sleep(0.2)  # a bid cuts the lease down to the bidder's
+                await asyncio.sleep(0.2)
 
         assert (await windows.election.lead("test", lease_ms=600_000)).epoch == 1
         holding = asyncio.create_task(hold())
@@ -90,6 +95,27 @@ async def is_not_crowded(serving: Serving, tasks: int) -> None:
     await eventually(serving.tasks, lambda now: crowded(tasks, now) == [])
 
 
+async def is_not_grown(
+    pids: Iterable[int], before: Sequence[Size], *, memory_kib: int, descriptors: int, threads: int = 16
+) -> None:
+    """Wait until the processes hold no more than before, but for so much: a connection that has just ended is
+    a descriptor for a moment."""
+    pids = list(pids)
+
+    def complaints() -> list[str]:
+        return [
+            complaint
+            for pid, size in zip(pids, before, strict=True)
+            for complaint in grown(
+                size, Size.of(pid), memory_kib=memory_kib, descriptors=descriptors, threads=threads
+            )
+        ]
+
+    with contextlib.suppress(AssertionError):
+        await until(lambda: not complaints())
+    assert complaints() == []
+
+
 async def recovers(row: Row, load: Load) -> None:
     """The fault has just ended: before long callers get their ok again, and no more trouble."""
     since_s = time.monotonic()
@@ -100,7 +126,7 @@ async def recovers(row: Row, load: Load) -> None:
 class Handovers:
     """Each time that the leader's lock was somebody's no more, how much of its lease was left, as it was last
     seen: of one that is given away most, and of one that runs out next to nothing. No clock says as much on a
-    machine that stands still at times.
+    machine that stands still at times. Workers have to be STEADY.
     """
 
     def __init__(self, url: str) -> None:
@@ -137,7 +163,7 @@ async def sealed(
 ) -> list[str]:
     """The verdict where windows go to the log file, all complete from the one that began at ``since``."""
     last = max(await serving.delivered())
-    expected = [] if since is None else grid(since, int(epoch_s(last)), serving.window)
+    expected = [] if since is None else held(load, since, int(epoch_s(last)))
     return row.verdict(load, lines(serving), expected=expected, answer_s=answer_s)
 
 
@@ -145,22 +171,47 @@ async def arrived(serving: Serving, consumer: Consumer) -> list[Delivery]:
     """All deliveries, once the queue has every window as far as the one that is open now."""
     now_s = int(time.time())
     present = iso(now_s - now_s % serving.window)
-    await eventually(consumer.counts, lambda counts: max(counts, default="") >= present)
+    await eventually(
+        consumer.counts, lambda counts: max(counts, default="") >= present, within_s=RABBITMQ_BACK_S
+    )
     queued = await eventually(
         consumer.deliveries,
         lambda found: {line.window for line in lines(serving)} <= {delivery.window for delivery in found},
+        within_s=RABBITMQ_BACK_S,
     )
     return [*queued, *lines(serving)]
 
 
-async def confirmed(serving: Serving, consumer: Consumer) -> None:
-    """Wait until a window has come by RabbitMQ and nothing is owed: the next one is most of a second away."""
+async def confirmed(serving: Serving, consumer: Consumer) -> int:
+    """Wait until a window has come by RabbitMQ and nothing is owed: the next one is most of a second away.
+    Returns the start of that next one."""
     await next_window(serving.window)
-    await consumer.one_more()
+    last = await consumer.one_more()
     await eventually(
         serving.figures,
         lambda figures: figures["idagg_pending{deliveries}"] == figures["idagg_pending{messages}"] == 0,
     )
+    return int(epoch_s(last.window)) + serving.window
+
+
+async def unconfirmed(serving: Serving, consumer: Consumer, *proxies: Proxy) -> Delivery:
+    """Stall RabbitMQ's replies, and wait for a message that its publisher does not hear of. It is the last:
+    until its confirm comes, none follows."""
+    while True:
+        start = await confirmed(serving, consumer)
+        known, told = len(await consumer.take()), serving.counts()
+        for proxy in proxies:
+            proxy.stall_replies = True
+        if time.time() < start + serving.window:
+            break  # else it has ended meanwhile: its confirm may have come, or not
+        for proxy in proxies:
+            proxy.stall_replies = False
+
+    def enough(found: list[Delivery]) -> bool:
+        # What was owed is known with some delay: the last may be that itself, which gets a line.
+        return len(found) > known or found[-1].window in serving.counts().keys() - told.keys()
+
+    return (await eventually(consumer.deliveries, enough))[-1]
 
 
 def worker(serving: Serving, slot: int) -> int:

@@ -20,6 +20,7 @@ from kit.oracle import Delivery, Journal
 from kit.servers import RABBITMQ
 from kit.serving import PATIENT
 from kit.tables import section, table
+from kit.waiting import LIMIT_S
 
 MUST_INJECT, MUST_ACKNOWLEDGE = 20, 5_000_000
 # Before each injection: so that none comes at the same moment of a window, a lease or a tick again and again.
@@ -27,6 +28,8 @@ MOST_PAUSE_S = 0.25
 # A run that keeps no figures is on a machine that is shared and may stand still: its limits are so many times
 # as long.
 SHARED = 5.0
+# And no shorter than this.
+SHARED_S = LIMIT_S
 
 _WHERE = "{processor}, {cores} cores, {memory}, {system}, Linux {kernel}, an fsync takes {fsync}"
 _WHAT = "idagg at {commit}, Python {python}, Redis {redis}, Valkey {valkey}, RabbitMQ {rabbitmq}; {date}"
@@ -80,6 +83,10 @@ class Row:
         """Flags of a row in which no request may fail."""
         return PATIENT if self.patience > 1 else ()
 
+    def within_s(self, limit_s: float) -> float:
+        """What a limit is in this run."""
+        return max(self.patience * limit_s, SHARED_S) if self.patience > 1 else limit_s
+
     async def inject(self, quick: int, *, most: int | None = None) -> AsyncIterator[int]:
         """So often, or as often as ``--injections`` says; ``most`` is what makes sense in one run.
 
@@ -124,15 +131,15 @@ class Row:
         self._note("sums", journal, *oracle.unequal_sums(journal, deliveries))
         self._note_windows(deliveries, expected)
         self._note_answer(journal, answer_s)
-        return oracle.verdict(journal, deliveries, expected=expected, answer_s=self.patience * answer_s)
+        return oracle.verdict(journal, deliveries, expected=expected, answer_s=self.within_s(answer_s))
 
     def late(self, journal: Journal, limit_s: float) -> list[str]:
         self._note_answer(journal, limit_s)
-        return oracle.late(journal, self.patience * limit_s)
+        return oracle.late(journal, self.within_s(limit_s))
 
     def not_recovered(self, journal: Journal, since_s: float, *, within_s: float) -> list[str]:
         self.recovered(oracle.recovery_s(journal, since_s))
-        return oracle.not_recovered(journal, since_s, within_s=self.patience * within_s)
+        return oracle.not_recovered(journal, since_s, within_s=self.within_s(within_s))
 
     def recovered(self, took_s: float) -> None:
         self.recovery_s = max(self.recovery_s or 0, took_s)

@@ -7,6 +7,7 @@ TLS change. Calls wait for what they ask for: from an event loop, call them by `
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import subprocess
 import time
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, Self, TypeVar
 from urllib.parse import quote, urlencode
 
-from idagg.store.shards import slot_of
+from idagg.store.shards import SLOTS, slot_of
 from kit.servers import PEM, RedisServer, free_port
 from kit.waiting import LIMIT_S
 
@@ -244,7 +245,7 @@ class SentinelGroup(Group):
     @property
     def primary(self) -> Node:
         """Which most sentinels name."""
-        named = self._named()
+        named = wait_for(self._named, what="no sentinel names a primary")
         return max(named, key=named.count)
 
     @property
@@ -257,13 +258,19 @@ class SentinelGroup(Group):
         """Wait until another is primary, and all sentinels name it: an old one that comes back earlier makes
         some elect again. Returns it, and when it became primary, of ``time.monotonic``."""
 
-        def found() -> tuple[Node, float] | None:
-            others = (node for node in self.running if node is not instead_of)
-            return next(((node, time.monotonic()) for node in others if node.role == "master"), None)
+        since_s: dict[Node, float] = {}
 
-        new, since_s = wait_for(found, within_s=within_s, what=f"no primary instead of {instead_of.address}")
-        wait_for(lambda: set(self._named()) == {new}, what=f"not all sentinels name {new.address}")
-        return new, since_s
+        def agreed() -> tuple[Node, float] | None:
+            for node in self.running:
+                if node is not instead_of and node not in since_s and node.role == "master":
+                    since_s[node] = time.monotonic()
+            named = set(self._named()) if since_s else set()
+            if len(named) != 1 or not named <= since_s.keys():
+                return None  # on a machine that stands still they may have elected another one meanwhile
+            (new,) = named
+            return new, since_s[new]
+
+        return wait_for(agreed, within_s=within_s, what=f"no primary instead of {instead_of.address}")
 
     def whole(self, replicas: int, *, within_s: float = AGREED_S) -> float:
         """Wait until the primary has so many replicas; returns when that was, of ``time.monotonic``."""
@@ -288,6 +295,7 @@ class SentinelGroup(Group):
                     if sentinel.runs
                 )
                 and all(node.copies(primary) for node in self.running if node is not primary)
+                and primary.followers >= len(self.running) - 1  # as it sees it, too
             )
 
         wait_for(agreed, within_s=within_s, what="replicas are not in sync")
@@ -306,6 +314,11 @@ class SentinelGroup(Group):
         if not of:
             self.in_sync()
 
+    def down_after(self, ms: int) -> None:
+        """For how long a node says nothing before it is down, from now on."""
+        for sentinel in self.sentinels:
+            sentinel.ask("SENTINEL", "SET", self.SERVICE, "down-after-milliseconds", str(ms))
+
     def failover(self) -> Node:
         """As an administrator asks a sentinel for it; returns the new primary.
 
@@ -313,8 +326,20 @@ class SentinelGroup(Group):
         """
         old = self.primary
         command = ("SENTINEL", "FAILOVER", self.SERVICE)
-        # For the first second, a replica that was started again is still away, as a sentinel sees it.
-        wait_for(lambda: self.sentinels[0].may_answer(*command), what="a sentinel does not fail over")
+        asked_s = -math.inf
+
+        def made() -> bool:
+            nonlocal asked_s
+            others = (node for node in self.running if node is not old)
+            if asked_s > 0 and any(node.role == "master" for node in others):
+                return True
+            # For the first second, a replica that was started again is still away, as a sentinel sees it. And
+            # a failover is given up that takes too long.
+            if time.monotonic() > asked_s + 10 and self.sentinels[0].may_answer(*command):
+                asked_s = time.monotonic()
+            return False
+
+        wait_for(made, what="a sentinel does not fail over")
         return self.promoted(old)[0]
 
     def _start(self) -> None:
@@ -427,8 +452,15 @@ class RedisCluster(Group):
 
     @property
     def masters(self) -> list[Node]:
-        """Those that have slots, each by its own word; of two for one slot the later one."""
-        said = self._said()
+        """Those that have slots, each by its own word; of two for one slot the later one. Each has one."""
+
+        def all_slots() -> dict[Node, _Self] | None:
+            said = self._said()  # one that stands still for a moment does not answer
+            ranges = {pair for view in said.values() if view.is_master for pair in view.slots}
+            covered = set[int]().union(*(range(first, last + 1) for first, last in ranges))
+            return said if len(covered) == SLOTS else None
+
+        said = wait_for(all_slots, what="there are slots that nobody has")
         found = {self._holder(slot, said) for view in said.values() for slot, _ in view.slots}
         return [node for node in self.nodes if node in found]
 
@@ -437,16 +469,22 @@ class RedisCluster(Group):
         return self.holder(slot_of(key))
 
     def holder(self, slot: int) -> Node:
-        found = self._holder(slot, self._said())
-        assert found is not None, f"nobody has slot {slot}"
-        return found
+        return wait_for(lambda: self._holder(slot, self._said()), what=f"nobody has slot {slot}")
 
     def replica_of(self, master: Node) -> Node:
         """A running replica of it."""
         identity = self.identity(master)
-        return next(
-            node for node, said in self._said().items() if not said.is_master and said.master == identity
-        )
+
+        def found() -> Node | None:
+            said = self._said().items()
+            return next((node for node, view in said if not view.is_master and view.master == identity), None)
+
+        return wait_for(found, what=f"{master.address} has no replica")
+
+    def node_timeout(self, ms: int) -> None:
+        """For how long a node says nothing before it is down, from now on."""
+        for node in self.running:
+            node.ask("CONFIG", "SET", "cluster-node-timeout", str(ms))
 
     def identity(self, node: Node) -> str:
         return node.ask("CLUSTER", "MYID").strip()
@@ -490,6 +528,11 @@ class RedisCluster(Group):
                     for node, view in said.items()
                     if not view.is_master
                 )
+                and all(
+                    node.followers >= sum(other.master == view.identity for other in said.values())
+                    for node, view in said.items()
+                    if view.is_master
+                )
             )
 
         wait_for(agreed, within_s=within_s, what="the cluster's nodes do not agree")
@@ -501,8 +544,18 @@ class RedisCluster(Group):
 
     def failover(self, replica: Node) -> None:
         """Make this replica the master, as an administrator does before a restart of the old one."""
-        replica.ask("CLUSTER", "FAILOVER")
-        wait_for(lambda: replica.role == "master", what=f"{replica.address} is not made a master")
+        asked_s = -math.inf
+
+        def made() -> bool:
+            nonlocal asked_s
+            if replica.role == "master":
+                return True
+            if time.monotonic() > asked_s + 6:  # it gives up after 5 s
+                asked_s = time.monotonic()
+                replica.may_answer("CLUSTER", "FAILOVER")
+            return False
+
+        wait_for(made, what=f"{replica.address} is not made a master")
         self.in_sync()
 
     def add_master(self, replicas: int = 0) -> Node:

@@ -22,6 +22,7 @@ from idagg.store.client import Client
 from idagg.store.hits import MAX_BATCH, HitStore
 from idagg.store.shards import Regime
 from kit.fakes import Batches
+from kit.waiting import LIMIT_S
 from kit.wire import Wire
 
 PathName = Literal["fast", "fallback"]
@@ -127,14 +128,14 @@ async def open_listener_before(
 
 async def forget(url: str) -> None:
     """Empty the store."""
-    client = Client(url, timeout_s=5)
+    client = Client(url, timeout_s=LIMIT_S)
     await client.command("FLUSHALL")
     await client.close()
 
 
 async def counted(url: str) -> set[bytes]:
     """The ids in the store."""
-    client = Client(url, timeout_s=5)
+    client = Client(url, timeout_s=LIMIT_S)
     try:
         return await stored(client)
     finally:

@@ -29,14 +29,15 @@ from idagg.window import iso
 from kit.groups import Node
 from kit.servers import RabbitServer
 from kit.serving import Serving, agreed
-from kit.waiting import eventually, until
+from kit.waiting import LIMIT_S, eventually, until
 from kit.wire import Wire, connect, ids, request
 
 
 @dataclasses.dataclass
 class Journal:
     """What callers were told. Each id was sent once, and is in one of ``ok``, ``failed`` and ``unknown``:
-    those that nobody answered. Times are ``time.monotonic``'s."""
+    those that nobody answered. Times are ``time.monotonic``'s. ``windows`` are the starts of those in which
+    an id was asked for and got its ok: none of them is empty."""
 
     ok: set[int] = dataclasses.field(default_factory=set)
     failed: set[int] = dataclasses.field(default_factory=set)
@@ -44,6 +45,7 @@ class Journal:
     slowest_s: float = 0.0  # until a caller had its answer, or knew that there would be none
     ok_at: list[float] = dataclasses.field(default_factory=list)
     trouble_at: list[float] = dataclasses.field(default_factory=list)  # a failed, or a lost connection
+    windows: set[int] = dataclasses.field(default_factory=set)
 
     @property
     def sent(self) -> set[int]:
@@ -228,6 +230,8 @@ class Load(Journal):
         self._fresh = fresh
         self._over = False
         self._tasks: list[asyncio.Task[None]] = []
+        # Of Unix time; whoever stands still between the two makes it too small.
+        self._unix_s = max(time.time() - time.monotonic() for _ in range(5))
 
     async def __aenter__(self) -> Self:
         self._tasks = [asyncio.create_task(self._call()) for _ in range(self._callers)]
@@ -303,6 +307,10 @@ class Load(Journal):
             assert answer.body == b"ok"
             self.ok.add(number)
             self.ok_at.append(ended_s)
+            length_s = self._serving.window
+            start = int(began_s + self._unix_s) // length_s * length_s
+            if ended_s + self._unix_s < start + length_s:
+                self.windows.add(start)
             self._note(number, began_s, ended_s)
         else:
             assert (answer.status, answer.body) == (503, b"failed")
@@ -326,8 +334,7 @@ class Repeats(Load):
         return request(number // self.TIMES)
 
     def _note(self, number: int, began_s: float, ended_s: float) -> None:
-        unix_s = time.time() - time.monotonic()
-        self.told.append((number // self.TIMES, began_s + unix_s, ended_s + unix_s))
+        self.told.append((number // self.TIMES, began_s + self._unix_s, ended_s + self._unix_s))
 
 
 class Consumer:
@@ -395,6 +402,13 @@ def grid(first_s: int, last_s: int, length_s: int) -> list[str]:
     return [iso(start) for start in range(first_s, last_s + 1, length_s)]
 
 
+def held(journal: Journal, first_s: int, last_s: int) -> list[str]:
+    """The windows from the one that begins at ``first_s`` to the one that begins at ``last_s`` of which it is
+    certain that they have ids. One that has none is no window where nobody leads, as when the leader, or the
+    machine, stands still for longer than a lease."""
+    return [iso(start) for start in sorted(journal.windows) if first_s <= start <= last_s]
+
+
 def together(*journals: Journal) -> Journal:
     """What the callers of several instances were told."""
     return Journal(
@@ -404,6 +418,7 @@ def together(*journals: Journal) -> Journal:
         max(journal.slowest_s for journal in journals),
         sorted(at for journal in journals for at in journal.ok_at),
         sorted(at for journal in journals for at in journal.trouble_at),
+        set().union(*(journal.windows for journal in journals)),
     )
 
 
@@ -422,7 +437,7 @@ def open_parts(nodes: Iterable[Node], *, namespace: str = "idagg") -> dict[str, 
 async def open_windows(url: str) -> dict[str, set[int]]:
     """The ids of each window that is not sealed, by its start; of a window's other shards, by their keys."""
     found: dict[str, set[int]] = {}
-    client = Client(url, timeout_s=5)
+    client = Client(url, timeout_s=LIMIT_S)
     try:
         for key in sorted(await client.command("KEYS", "*:w:*:ids")):
             start = key.decode().split(":")[-2]

@@ -15,6 +15,7 @@ import aiormq
 from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import AMQPException
 
+from kit.groups import wait_for
 from kit.oracle import Consumer
 from kit.servers import RabbitServer
 
@@ -65,8 +66,12 @@ class RabbitCluster:
 
     def leader(self, queue: str) -> RabbitServer:
         """The node where the quorum queue has its leader."""
-        name = self._column(queue, "leader")
-        return next(node for node in self.nodes if node.name == name)
+
+        def found() -> RabbitServer | None:
+            name = self._column(queue, "leader")
+            return next((node for node in self.nodes if node.name == name), None)
+
+        return wait_for(found, what="the queue has no leader")
 
     def is_whole(self, queue: str) -> bool:
         """Whether the queue has a member on every node."""

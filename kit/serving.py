@@ -40,6 +40,18 @@ from idagg.cli import main
 sys.exit(main())
 """
 
+# The same for workers, which are interpreters of their own: it is what each imports first.
+_WORKERS = """
+import sys
+if "idagg.run.worker" in sys.orig_argv:
+    import importlib
+    for name, value in {}.items():
+        module, _, constant = name.rpartition(".")
+        if not hasattr(importlib.import_module(module), constant):
+            raise SystemExit(name)
+        setattr(importlib.import_module(module), constant, value)
+"""
+
 WORKERS = 2
 # Flags where no request may fail, though the machine may stand still for seconds: the longest deadline.
 PATIENT = ("--deadline", "10")
@@ -56,8 +68,9 @@ class Serving(Server):
     """``idagg serve`` on free ports. All that it starts and all that it writes is in ``folder``.
 
     ``tuned`` sets constants of the supervisor's process, by their full names, and, by names without a dot,
-    environment variables of what it starts. ``prefix`` is a command that runs it elsewhere; ``host`` is where
-    both listeners are then. ``without`` are flags of ours that are left to a settings file.
+    environment variables of what it starts. ``workers_have`` sets constants of its workers. ``prefix`` is a
+    command that runs it elsewhere; ``host`` is where both listeners are then. ``without`` are flags of ours
+    that are left to a settings file.
     """
 
     start_timeout_s = 60.0
@@ -67,6 +80,7 @@ class Serving(Server):
         *flags: str,
         window: int = 2,
         tuned: Mapping[str, float | str] | None = None,
+        workers_have: Mapping[str, float] | None = None,
         environment: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
         host: str = "127.0.0.1",
@@ -85,7 +99,13 @@ class Serving(Server):
         self.port = self.admin_port = 0
         self._temporary = self.folder / "tmp"
         self._temporary.mkdir()
-        self._variables = environment or {}
+        self._variables = dict(environment or {})
+        if workers_have:
+            first = self.folder / "first"
+            first.mkdir()
+            (first / "sitecustomize.py").write_text(_WORKERS.format(dict(workers_have)))
+            others = self._variables.get("PYTHONPATH", os.environ.get("PYTHONPATH"))
+            self._variables["PYTHONPATH"] = os.pathsep.join(filter(None, (str(first), others)))
         self._left_before: set[Path] = set()  # by one that was killed
 
     @property

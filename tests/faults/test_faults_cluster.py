@@ -16,7 +16,7 @@ from idagg.store.shards import shard_of, shard_tag, slot_of
 from kit.faults import SOON, sealed
 from kit.figures import Row
 from kit.groups import Node, RedisCluster
-from kit.oracle import Load, epoch_s, grid, lines, open_parts
+from kit.oracle import Load, epoch_s, grid, held, lines, open_parts
 from kit.serving import Serving
 from kit.waiting import long_window, next_window, until
 from kit.wire import connect, ids
@@ -31,8 +31,9 @@ CALLERS = 64
 # Bounds of what is measured, on a machine that is shared.
 RECOVERS_S = 10.0
 ANSWER_S = 2.5
-# Ids of shards that nothing was done to: each caller's last one, while a machine that is shared stood still.
-MAY_FAIL = CALLERS
+# Ids of shards that nothing was done to: each caller's last one, as often as a machine that is shared stands
+# still.
+MAY_FAIL = 4 * CALLERS
 
 
 @pytest.fixture
@@ -246,6 +247,10 @@ async def test_34_node_frozen(row: Row) -> None:
                 await load.goes_on()
                 start = await next_window(2)
                 frozen.freeze()
+                while time.time() >= start + 2:  # we stood still: the window has ended before
+                    frozen.thaw()
+                    start = await next_window(2)
+                    frozen.freeze()
                 frozen_s = time.monotonic()
                 try:
                     await until(lambda: time.time() > start + 4.5, within_s=6)
@@ -262,6 +267,6 @@ async def test_34_node_frozen(row: Row) -> None:
                 away_ms = load.p99_ms(others, frozen_s, thawed_s)
                 print(f"p99 of the others, ms: {quiet_ms:.1f} before, {away_ms:.1f} meanwhile")  # noqa: T201  a figure
         last = int(epoch_s(max(await serving.delivered())))
-        expected = grid(since, last, 2)
+        expected = held(load, since, last)
         assert row.verdict(load, lines(serving), expected=expected, answer_s=ANSWER_S) == []
         serving.stop()

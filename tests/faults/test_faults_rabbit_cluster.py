@@ -11,9 +11,9 @@ from random import Random
 import pytest
 
 from idagg.window import iso
-from kit.faults import ANSWER_S, RABBITMQ_BACK_S, arrived, beside, confirmed, in_time
+from kit.faults import ANSWER_S, RABBITMQ_BACK_S, STEADY, arrived, beside, confirmed, in_time, unconfirmed
 from kit.figures import Row
-from kit.oracle import Delivery, Load, epoch_s, grid, lines
+from kit.oracle import Delivery, Load, epoch_s, held, lines
 from kit.proxy import Proxy
 from kit.rabbit_cluster import ClusterConsumer, RabbitCluster
 from kit.servers import RabbitServer
@@ -76,8 +76,9 @@ async def all_queued(
     """Each window from this one on is in the queue in the end, under one count; returns the deliveries."""
     deliveries = await arrived(serving, consumer)
     last = int(epoch_s(max(delivery.window for delivery in deliveries)))
-    assert row.verdict(load, deliveries, expected=grid(since, last, 1), answer_s=ANSWER_S) == []
-    assert {*grid(since, last, 1)} - (await consumer.counts()).keys() == set()
+    expected = held(load, since, last)
+    assert row.verdict(load, deliveries, expected=expected, answer_s=ANSWER_S) == []
+    assert {*expected} - (await consumer.counts()).keys() == set()
     return deliveries
 
 
@@ -109,9 +110,10 @@ async def test_36_leaders_node_killed(
     consumer = ClusterConsumer(cluster, rabbit_queue)
     async with contextlib.AsyncExitStack() as stack:
         proxies = [await stack.enter_async_context(Proxy(node.port)) for node in cluster.nodes]
-        started = Serving(*flags(rabbit_queue, *(proxy.port for proxy in proxies)), window=1)
+        ports = (proxy.port for proxy in proxies)
+        started = Serving(*flags(rabbit_queue, *ports), window=1, workers_have=STEADY)
         serving = await stack.enter_async_context(beside(started))
-        unconfirmed = []
+        repeated = []
         async with Load(serving, callers=4) as load:
             await eventually(consumer.take, bool, within_s=RABBITMQ_BACK_S)
             since = await next_window(1)
@@ -119,26 +121,24 @@ async def test_36_leaders_node_killed(
                 if cluster.away:
                     await asyncio.to_thread(cluster.repair)
                 await is_whole(cluster, rabbit_queue)
-                await confirmed(serving, consumer)
                 leader = await asyncio.to_thread(cluster.leader, rabbit_queue)
                 if injection % 2 == 0:
                     # The queue has the message, the confirm does not arrive.
-                    for proxy in proxies:
-                        proxy.stall_replies = True
-                    unconfirmed.append(await consumer.one_more())
+                    repeated.append(await unconfirmed(serving, consumer, *proxies))
                     cluster.kill(leader)
                     for proxy in proxies:
                         proxy.refuse = True
                         proxy.stall_replies = proxy.refuse = False
                 else:
+                    await confirmed(serving, consumer)
                     await next_window(1)
                     await asyncio.sleep(random.uniform(0, PUBLISHES_S))
                     cluster.kill(leader)
                 await comes_back(row, serving, time.monotonic())
         deliveries = await all_queued(row, serving, load, consumer, since=since)
         messages = await consumer.deliveries()
-        assert min((messages.count(delivery) for delivery in unconfirmed), default=2) >= 2
-        assert {*unconfirmed} <= {*deliveries}
+        assert min((messages.count(delivery) for delivery in repeated), default=2) >= 2
+        assert {*repeated} <= {*deliveries}
         await asyncio.to_thread(serving.stop)
 
 
@@ -169,7 +169,7 @@ async def test_36_two_of_three_nodes_down(cluster: RabbitCluster, rabbit_queue: 
                 assert after["idagg_pending{messages}"] > before["idagg_pending{messages}"]
                 assert all(
                     "RabbitMQ" in line["reason"]
-                    for line in in_time(serving, starts, within_s=3 * row.patience)
+                    for line in in_time(serving, starts, within_s=row.within_s(3))
                 )
                 await asyncio.to_thread(cluster.start, *down)
                 await comes_back(row, serving, time.monotonic())

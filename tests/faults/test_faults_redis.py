@@ -18,6 +18,7 @@ from kit.faults import (
     RECOVERS_S,
     SOON,
     SOON_S,
+    STEADY,
     beside,
     fill,
     nobody_seals,
@@ -30,7 +31,7 @@ from kit.figures import Row
 from kit.oracle import Load, lines, open_hits, open_windows
 from kit.proxy import Proxy
 from kit.servers import RedisServer
-from kit.serving import Serving
+from kit.serving import PATIENT, Serving
 from kit.stepped import SteppedServer
 from kit.waiting import LIMIT_S, eventually, long_window, next_window, until
 
@@ -102,7 +103,8 @@ async def test_12_redis_killed(durable_server: RedisServer, row: Row) -> None:
 async def test_13_redis_frozen_over_boundaries(redis_server: RedisServer, row: Row) -> None:
     """Every request is answered within its deadline, 503; no id is in two windows; it recovers by itself."""
     async with nobody_seals(redis_server.url, 1):
-        with Serving("--redis-url", redis_server.url, *SOON, window=1) as serving:
+        flags = ("--redis-url", redis_server.url, *SOON)
+        with Serving(*flags, window=1, workers_have=STEADY) as serving:
             async with Load(serving, callers=32) as load:
                 async for _ in row.inject(1):
                     redis_server.freeze()
@@ -147,7 +149,7 @@ async def test_14_replies_lost(any_server: RedisServer, row: Row) -> None:
     async with (
         Proxy(str(any_server.socket)) as proxy,
         nobody_seals(any_server.url, 1),
-        beside(Serving("--redis-url", proxy.url, *row.patient, window=1)) as serving,
+        beside(Serving("--redis-url", proxy.url, *row.patient, window=1, workers_have=STEADY)) as serving,
     ):
         async with Load(serving) as load:
             async for number in row.inject(8):
@@ -187,7 +189,7 @@ async def test_15_scripts_forgotten(any_server: RedisServer, row: Row) -> None:
 @pytest.mark.fault("16", "Redis out of memory", recovery_must_s=1.0)
 async def test_16_redis_out_of_memory(redis_server: RedisServer, row: Row) -> None:
     """Full, it answers `failed` and never a false ok; it counts again once there is room."""
-    flags = ("--redis-url", redis_server.url, *SOON)
+    flags = ("--redis-url", redis_server.url, *PATIENT)  # an id whose time is over may be counted
     with Serving(*flags, window=long_window()) as serving:
         async with Load(serving) as load, store_client(redis_server.url) as client:
             async for _ in row.inject(3):
@@ -200,7 +202,7 @@ async def test_16_redis_out_of_memory(redis_server: RedisServer, row: Row) -> No
         assert row.wrong_ids(load, windows) == []
         (found,) = windows.values()
         assert found == load.ok
-        assert row.late(load, SOON_S) == []
+        assert row.late(load, ANSWER_S) == []
         serving.stop()
 
 

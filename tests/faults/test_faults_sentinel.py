@@ -224,11 +224,11 @@ async def test_29_seal_lost(group: SentinelGroup, row: Row, rabbit: RabbitServer
                 await asyncio.to_thread(behind.seals)
                 message_id = f"idagg:{behind.says('sealed_through') - 2}"
                 lost.add(message_id)
-                await eventually(consumer.epochs, lambda epochs: lost <= {*epochs}, within_s=15)
+                await eventually(consumer.epochs, lambda epochs: lost <= {*epochs})
                 await behind.fail_over()
-                await load.goes_on(within_s=30)
+                await load.goes_on()
         present = f"idagg:{int(time.time()) // 2 * 2}"
-        epochs = await eventually(consumer.epochs, lambda epochs: present in epochs, within_s=20)
+        epochs = await eventually(consumer.epochs, lambda epochs: present in epochs)
         assert row.wrong_sum(load, await consumer.deliveries()) == []
         again = {message_id for message_id, found in epochs.items() if len(found) > 1}
         print(f"{row.granted} lost; sealed again: {again}")  # noqa: T201  figures

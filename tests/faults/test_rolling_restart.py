@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from kit.faults import ANSWER_S, GIVEN_AWAY_MS, Handovers
+from kit.faults import ANSWER_S, GIVEN_AWAY_MS, STEADY, Handovers
 from kit.figures import Row
-from kit.oracle import Journal, Load, epoch_s, grid, lines
+from kit.oracle import Load, epoch_s, held, lines, together
 from kit.servers import RedisServer
 from kit.serving import PATIENT, Serving
 from kit.waiting import LIMIT_S, eventually, long_window, next_window, until
@@ -46,7 +46,8 @@ async def test_4_rolling_restart(any_server: RedisServer, row: Row) -> None:
     """Nobody is reset or fails: not who keeps a connection, and not who opens one for each request. Signals
     that come in the midst of it are one more."""
     tuned = {"idagg.run.restart.YOUNG_S": 0.2}
-    with Serving("--redis-url", any_server.url, *row.patient, tuned=tuned, window=1) as serving:
+    flags = ("--redis-url", any_server.url, *row.patient)
+    with Serving(*flags, tuned=tuned, workers_have=STEADY, window=1) as serving:
         before = serving.workers()
         async with (
             Load(serving, callers=8) as keeping,
@@ -63,24 +64,24 @@ async def test_4_rolling_restart(any_server: RedisServer, row: Row) -> None:
                 hang_up(serving)
                 hang_up(serving)
                 await says(serving, "all workers are replaced", times=2 * injection + 2)
+            # If we stood still between the signals, there is one reload more.
+            await until(lambda: len(now := serving.workers()) == 2 and not set(before) & set(now))
             await serving.ready()
             for load in loads:
                 await load.goes_on(100)
-        assert (len(serving.workers()), set(before) & set(serving.workers())) == (2, set())
         for load in loads:
             assert (load.failed, load.unknown, load.trouble_at) == (set(), set(), [])
             assert row.late(load, ANSWER_S) == []
-        told = Journal(
-            ok=set().union(*(load.ok for load in loads)), slowest_s=max(load.slowest_s for load in loads)
-        )
+        told = together(*loads)
         last = int(epoch_s(max(await serving.delivered())))
-        expected = grid(since, last, 1)
+        expected = held(told, since, last)
         assert row.verdict(told, lines(serving), expected=expected, answer_s=ANSWER_S) == []
         assert min(handovers.left_ms) > GIVEN_AWAY_MS
         names, figures = ("idagg_requests_total{200}", "idagg_leader"), [len(told.ok), 1]
         await eventually(serving.figures, lambda seen: [seen[name] for name in names] == figures)
         serving.stop()
-        assert serving.said.count("replacing the workers") == 2 * row.injections
+        times = serving.said.count("replacing the workers")
+        assert 2 * row.injections <= times <= (3 if row.patience > 1 else 2) * row.injections
 
 
 @pytest.mark.parametrize("whom", ["every program", "workers"])

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
+from unittest import mock
 
 import pytest
 import trustme
@@ -20,7 +21,7 @@ from kit.fakes import Batches
 from kit.faults import store_client
 from kit.oracle import open_hits
 from kit.proxy import Proxy
-from kit.waiting import LIMIT_S
+from kit.waiting import LIMIT_S, long_window
 
 TAG = "{t:0}"
 
@@ -49,7 +50,7 @@ async def test_password_and_database_are_heeded() -> None:
         link = Client(f"{server.tcp_url}/3")
         await hits(link).add(1, [b"1"])
         await link.close()
-        third, first = Client(f"{server.tcp_url}/3", timeout_s=5), Client(server.tcp_url, timeout_s=5)
+        third, first = (Client(server.tcp_url + number, timeout_s=LIMIT_S) for number in ("/3", ""))
         assert await third.command("DBSIZE") > 0
         assert await first.command("DBSIZE") == 0
         await third.close()
@@ -96,7 +97,7 @@ async def test_an_error_reply_leaves_the_connection_usable(any_server: servers.R
     await link.close()
 
 
-@pytest.mark.parametrize("kind", [Client, lambda url: Client(url, timeout_s=5)], ids=["hits", "flush"])
+@pytest.mark.parametrize("kind", [Client, lambda url: Client(url, timeout_s=LIMIT_S)], ids=["hits", "flush"])
 async def test_a_server_that_became_a_replica_is_left(
     any_server: servers.RedisServer, kind: Callable[[str], Client]
 ) -> None:
@@ -106,7 +107,7 @@ async def test_a_server_that_became_a_replica_is_left(
             scripts = kind(proxy.url)
             store = hits(scripts)
             await store.add(1, [b"1"])
-            operator = Client(any_server.url, timeout_s=5)
+            operator = Client(any_server.url, timeout_s=LIMIT_S)
             await operator.command("REPLICAOF", "127.0.0.1", "1")
             proxy.target = str(successor.socket)
             with pytest.raises(StoreAwayError, match="it is a replica"):
@@ -117,7 +118,7 @@ async def test_a_server_that_became_a_replica_is_left(
             await operator.close()
 
 
-@pytest.mark.parametrize("kind", [Client, lambda url: Client(url, timeout_s=5)], ids=["hits", "flush"])
+@pytest.mark.parametrize("kind", [Client, lambda url: Client(url, timeout_s=LIMIT_S)], ids=["hits", "flush"])
 async def test_another_protocol(kind: Callable[[str], Client]) -> None:
     """A web server's port, say: one sentence, as often as it is tried."""
 
@@ -175,7 +176,7 @@ async def test_a_lost_reply_is_followed_by_a_no_op(any_server: servers.RedisServ
     loop = asyncio.get_running_loop()
     async with Proxy(any_server.url.removeprefix("unix://")) as proxy:
         link = Client(proxy.url)
-        commit = GroupCommit(hits(link), Batches(), deadline_s=5, max_batch=100, now=loop.time)
+        commit = GroupCommit(hits(link), Batches(), deadline_s=LIMIT_S, max_batch=100, now=loop.time)
         running = asyncio.create_task(commit.run())
         client = Caller()
         for number in range(3):
@@ -192,8 +193,7 @@ async def test_a_lost_reply_is_followed_by_a_no_op(any_server: servers.RedisServ
 
 
 class Switch:
-    """A proxy that keeps its client's connection, and lets another server answer from some command on.
-    Commands and answers are so small that each is received whole."""
+    """A proxy that keeps its client's connection, and lets another server answer from some command on."""
 
     def __init__(self, *sockets: str) -> None:
         self._sockets = sockets
@@ -225,13 +225,20 @@ class Switch:
             for server, path in zip(servers, self._sockets, strict=True):
                 server.setblocking(False)
                 await loop.sock_connect(server, path)
-            while command := await loop.sock_recv(client, 65536):
-                server = servers[self.chosen]
-                await loop.sock_sendall(server, command)
-                reply = await loop.sock_recv(server, 65536)
-                if not reply:
-                    return
-                await loop.sock_sendall(client, reply)
+
+            async def commands() -> None:
+                while command := await loop.sock_recv(client, 65536):
+                    await loop.sock_sendall(servers[self.chosen], command)
+
+            async def replies(server: socket.socket) -> None:
+                while reply := await loop.sock_recv(server, 65536):
+                    await loop.sock_sendall(client, reply)
+
+            passing = [asyncio.create_task(part) for part in (commands(), *map(replies, servers))]
+            try:
+                await asyncio.wait(passing, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                await end(*passing)
 
 
 @pytest.mark.parametrize("loss", ["none", "switch", "flush", "lost tail"])
@@ -251,7 +258,8 @@ async def test_repeats_are_stored_again_where_the_store_lost_them(
     with servers.RedisServer() as other:
         async with Switch(str(any_server.socket), str(other.socket)) as switch:
             link = Client(switch.url)
-            commit = GroupCommit(hits(link), Batches(), deadline_s=5, max_batch=100, now=loop.time)
+            store = hits(link, window_s=long_window())
+            commit = GroupCommit(store, Batches(), deadline_s=LIMIT_S, max_batch=100, now=loop.time)
             running = asyncio.create_task(commit.run())
 
             async def ask(*ids: bytes) -> None:
@@ -303,7 +311,7 @@ async def test_a_server_that_is_no_redis_is_told_of() -> None:
 
 async def test_what_is_given_up_comes_before_what_is_sent_later(any_server: servers.RedisServer) -> None:
     """A bid whose caller is gone cannot reach the server behind the resignation; each gets its own answer."""
-    client = Client(any_server.url, timeout_s=5)
+    client = Client(any_server.url, timeout_s=LIMIT_S)
     await client.command("SET", "lock", "0")
     connection = await client.command("CLIENT", "ID")
     any_server.freeze()
@@ -325,15 +333,16 @@ async def test_what_is_given_up_comes_before_what_is_sent_later(any_server: serv
 async def test_commands_at_a_time(any_server: servers.RedisServer) -> None:
     """Each of many on one connection gets its own answer; one that takes too long costs all of them
     theirs."""
-    client = Client(any_server.url, timeout_s=1)
+    client = Client(any_server.url, timeout_s=LIMIT_S)
     assert await asyncio.gather(*(client.command("ECHO", f"{n}") for n in range(100))) == [
         b"%d" % n for n in range(100)
     ]
     any_server.freeze()
     try:
-        outcomes = await asyncio.gather(
-            *(client.command("ECHO", f"{n}") for n in range(3)), return_exceptions=True
-        )
+        with mock.patch.object(client, "_timeout_s", 1):
+            outcomes = await asyncio.gather(
+                *(client.command("ECHO", f"{n}") for n in range(3)), return_exceptions=True
+            )
     finally:
         any_server.thaw()
     assert [type(outcome) for outcome in outcomes] == [StoreAwayError] * 3
@@ -366,7 +375,7 @@ async def test_tls(tmp_path: Path) -> None:
             (trusted, ""),  # the server wants a client's certificate; how it hangs up differs
             (known.replace("ca.pem", "gone.pem"), "No such file or directory"),
         ):
-            client = Client(url, timeout_s=5)
+            client = Client(url, timeout_s=LIMIT_S)
             sentence = rf"^Redis at rediss://127.0.0.1:{port}.* cannot be reached: .*{why}"
             with pytest.raises(StoreAwayError, match=sentence):
                 await client.command("PING")

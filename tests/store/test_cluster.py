@@ -14,16 +14,18 @@ from idagg.store.probe import probe
 from idagg.store.servers import Servers
 from idagg.store.shards import shard_tag, slot_of
 from kit import servers
-from kit.groups import RedisCluster
+from kit.groups import AGREED_S, RedisCluster, wait_for
 from kit.waiting import LIMIT_S
 
 TAG = shard_tag("t")
+PATIENT_MS = 20_000
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RedisCluster]:
-    """Each test leaves it whole, whoever has which slots."""
+    """Each test leaves it whole, whoever has which slots. No node is down only because it stands still."""
     with RedisCluster(3, 1) as cluster:
+        cluster.node_timeout(PATIENT_MS)
         yield cluster
 
 
@@ -46,7 +48,7 @@ async def ids(cluster: RedisCluster) -> set[str]:
 
 async def stored(store: HitStore, seq: int, canonical_id: bytes) -> None:
     """As accepting does it: again and again, under one number."""
-    async with asyncio.timeout(LIMIT_S):
+    async with asyncio.timeout(AGREED_S):
         while True:
             try:
                 await store.add(seq, [canonical_id])
@@ -120,6 +122,7 @@ async def test_a_frozen_master_is_left_for_its_successor(cluster: RedisCluster) 
     client = Servers(cluster.url).client(TAG)
     store = hits(client)
     await stored(store, 1, b"1")
+    await asyncio.to_thread(cluster.node_timeout, 1000)
     master = await asyncio.to_thread(cluster.master_of, TAG)
     master.freeze()
     try:
@@ -128,6 +131,7 @@ async def test_a_frozen_master_is_left_for_its_successor(cluster: RedisCluster) 
     finally:
         master.thaw()
     await asyncio.to_thread(cluster.in_sync)
+    await asyncio.to_thread(cluster.node_timeout, PATIENT_MS)
     await client.close()
 
 
@@ -136,9 +140,14 @@ async def test_a_slot_that_nobody_has(cluster: RedisCluster) -> None:
     shared = Servers(cluster.url)
     slot = slot_of(TAG)
     holder = await asyncio.to_thread(cluster.holder, slot)
-    nodes = list(cluster.running)
-    for node in nodes:
-        node.ask("CLUSTER", "DELSLOTS", str(slot))
+    nodes = [holder, *(node for node in cluster.running if node is not holder)]
+
+    def forgotten() -> bool:
+        """Nobody had it any more: whoever has just heard from the holder has it again."""
+        answers = [node.may_answer("CLUSTER", "DELSLOTS", str(slot)) for node in nodes]
+        return not any(answers)
+
+    await asyncio.to_thread(wait_for, forgotten)
     client = shared.client(TAG, timeout_s=LIMIT_S)
     try:
         with pytest.raises(StoreAwayError, match=rf"has the slot {slot}, and the ids of its shard are not"):
@@ -175,6 +184,7 @@ async def test_names_that_nodes_leave_to_us() -> None:
     with RedisCluster(
         3, 0, tls=True, password="p", cluster_preferred_endpoint_type="unknown-endpoint"
     ) as cluster:
+        cluster.node_timeout(PATIENT_MS)
         node = cluster.master_of(TAG)
         client = Servers(cluster.url_of([node])).client(TAG, timeout_s=LIMIT_S)
         assert (await hits(client).add(1, [b"1"])).new_ids == 1
@@ -183,9 +193,12 @@ async def test_names_that_nodes_leave_to_us() -> None:
 
 async def test_check_with_a_replica_away(cluster: RedisCluster) -> None:
     """The nodes remember it, and a failover could promote it."""
-    replica = await asyncio.to_thread(lambda: cluster.replica_of(cluster.master_of(TAG)))
+    master = await asyncio.to_thread(cluster.master_of, TAG)
+    replica = await asyncio.to_thread(cluster.replica_of, master)
     replica.stop()
     try:
+        followers = "connected_slaves"
+        await asyncio.to_thread(wait_for, lambda: master.info("replication").get(followers) == "0")
         said = await probe(cluster.url, "t", timeout_s=LIMIT_S)
         with pytest.raises(StoreError, match=r"has 0 of the 1 replicas that --replicas asks for"):
             await probe(cluster.url, "t", timeout_s=LIMIT_S, replicas=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import re
 import socket
 import struct
 from pathlib import Path
@@ -24,7 +25,7 @@ from idagg.store.windows import WindowStore
 from idagg.tasks import end
 from kit import servers
 from kit.proxy import Proxy
-from kit.waiting import LIMIT_S, eventually, until
+from kit.waiting import LIMIT_S, eventually, long_window, until
 
 TAG = "{t:0}"
 # Of <asm/socket.h>; Python does not name it.
@@ -64,22 +65,32 @@ async def test_a_connection_that_a_nat_has_forgotten() -> None:
 
 async def test_an_idle_connection_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is found before it is needed, though whatever stands between acknowledges all that is sent."""
-    for name, value in (("IDLE_S", 0.3), ("LOOK_S", 0.1), ("DIAL_S", 1.0)):
+    for name, value in (("IDLE_S", 0.3), ("LOOK_S", 0.1)):
         monkeypatch.setattr(connection_module, name, value)
     with servers.RedisServer(tcp=True) as server:
+        beside = Client(server.url, timeout_s=LIMIT_S)
+
+        async def pings() -> int:
+            (said,) = re.findall(rb"cmdstat_ping:calls=(\d+)", await beside.command("INFO", "commandstats"))
+            return int(said)
+
         async with Proxy(server.port) as proxy:
             client = Client(proxy.url)
             store = hits(client)
             await store.add(1, [b"1"])
             before = client._connection
             assert before is not None
-            await asyncio.sleep(1)
-            assert not before.is_lost  # it is asked, and answers
+            known = await pings()
+            await eventually(pings, lambda made: made > known + 1)
+            assert not before.is_lost  # it was asked, and has answered
+            monkeypatch.setattr(connection_module, "DIAL_S", 1.0)
             proxy.stall = True
             await until(lambda: before.is_lost)
             proxy.stall = False
+            monkeypatch.setattr(connection_module, "DIAL_S", LIMIT_S)
             await store.add(2, [b"2"])
             await client.close()
+        await beside.close()
 
 
 async def test_a_dial_that_is_given_up() -> None:
@@ -150,11 +161,11 @@ async def test_a_password_that_is_changed(tmp_path: Path) -> None:
 
 async def test_a_new_client_of_a_full_server(any_server: servers.RedisServer) -> None:
     """It cannot prove what it is permitted there, and leads and seals all the same: that frees memory."""
-    first = Client(any_server.url, timeout_s=LIMIT_S)
-    await hits(first).add(1, [b"1"])
+    first, window_s = Client(any_server.url, timeout_s=LIMIT_S), long_window()
+    await HitStore(first, namespace="t", window_s=window_s, exact_limit=1000).add(1, [b"1"])
     await first.command("CONFIG", "SET", "maxmemory", "1")
     second = Client(any_server.url, timeout_s=LIMIT_S)
-    windows = WindowStore(second, namespace="t", window_s=3600, exact_limit=1000)
+    windows = WindowStore(second, namespace="t", window_s=window_s, exact_limit=1000)
     epoch = (await windows.election.lead("a", lease_ms=60_000)).epoch
     assert await windows.sealing.seal(epoch) > 0
     for client in (first, second):

@@ -25,7 +25,7 @@ from idagg.store.sealing import Sealing
 from idagg.store.shards import Regime, shard_of, shard_tag
 from idagg.store.windows import WindowStore
 from kit import servers
-from kit.waiting import NOON
+from kit.waiting import LIMIT_S, NOON
 
 T = TypeVar("T")
 _SHARDS = 4
@@ -41,7 +41,7 @@ class SkewedClient(Client):
     or a reply is lost."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(url, timeout_s=5)
+        super().__init__(url, timeout_s=LIMIT_S)
         self.fate: int | None = None
         self.fatal = False
         self.lost: Any = None  # the answer that was

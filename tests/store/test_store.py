@@ -10,9 +10,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -29,7 +30,7 @@ from idagg.window import Record
 from kit import engines, servers
 from kit.cranked import CrankedClient
 from kit.staging import seal
-from kit.waiting import LIMIT_S, NOON, until
+from kit.waiting import LIMIT_S, NOON, long_window, until
 
 LUA = Path(replies.__file__).parent / "lua"
 
@@ -49,6 +50,13 @@ async def connected(url: str, *, timeout_s: float = LIMIT_S) -> AsyncIterator[Cl
         yield client
     finally:
         await client.close()
+
+
+@contextlib.contextmanager
+def impatient(client: Client) -> Iterator[None]:
+    """It gives up soon, while the server is frozen: else the machine may stand still for as long."""
+    with mock.patch.object(client, "_timeout_s", 0.7):
+        yield
 
 
 @pytest.fixture
@@ -95,11 +103,11 @@ async def test_a_server_that_is_gone(store_server: servers.RedisServer) -> None:
 
 async def test_a_server_that_is_silent(store_server: servers.RedisServer) -> None:
     """Waiting ends at the client's limit, and the answer that comes too late is taken for no other's."""
-    async with connected(store_server.url, timeout_s=0.7) as client:
+    async with connected(store_server.url) as client:
         await client.command("SET", "x", "old")
         store_server.freeze()
         try:
-            with pytest.raises(StoreAwayError, match=str(store_server.socket)):
+            with impatient(client), pytest.raises(StoreAwayError, match=str(store_server.socket)):
                 await client.command("GET", "x")
         finally:
             store_server.thaw()
@@ -116,15 +124,19 @@ async def test_a_server_that_is_loading(store_kind: str) -> None:
     ) as server:
         async with connected(server.url) as client, connected(server.url) as other:
             await client.command("DEBUG", "POPULATE", 200, "key", 50_000)
-            reload = asyncio.create_task(other.command("DEBUG", "RELOAD"))
 
-            async def ping_until_loaded() -> None:
-                while not reload.done():
-                    await client.command("PING")
+            async def ping_while_it_loads() -> None:
+                while True:  # it may have loaded while we stood still
+                    reload = asyncio.create_task(other.command("DEBUG", "RELOAD"))
+                    try:
+                        while not reload.done():
+                            await client.command("PING")
+                    finally:
+                        await reload
 
-            with pytest.raises(StoreAwayError, match="loading its data"):
-                await ping_until_loaded()
-            await reload
+            async with asyncio.timeout(2 * LIMIT_S):
+                with pytest.raises(StoreAwayError, match="loading its data"):
+                    await ping_while_it_loads()
             assert await client.command("DBSIZE") == 200
 
 
@@ -198,7 +210,7 @@ async def test_a_permission_that_is_missing_is_named(store_server: servers.Redis
 async def test_a_permission_that_is_withdrawn(store_server: servers.RedisServer) -> None:
     """One batch is counted in part, and told so; no other is, until the permission is there again."""
     async with connected(store_server.url) as admin, permitted(store_server, *ALL) as client:
-        hits = hits_of(client)
+        hits = hits_of(client, window_s=long_window())
         start = (await hits.add(1, [b"1"])).start_s
         await admin.command("ACL", "SETUSER", "u", "-pfadd")
         with pytest.raises(StoreAwayError, match="the last batch is counted in part"):
@@ -289,12 +301,12 @@ async def test_a_lost_reply_counts_once_in_the_window_of_the_first_time(
     """A batch whose reply was lost is sent again after the boundary and stays where it was, counted once."""
     windows = windows_of(client)
     epoch = (await windows.election.lead("a", lease_ms=60_000)).epoch
-    impatient = CrankedClient(store_server.url, timeout_s=0.7)
-    hits = hits_of(impatient)
+    other = CrankedClient(store_server.url)
+    hits = hits_of(other)
     await hits.add(1, [b"1"])
     store_server.freeze()
     try:
-        with pytest.raises(StoreAwayError):
+        with impatient(other), pytest.raises(StoreAwayError):
             await hits.add(2, [b"2", b"3"])
     finally:
         store_server.thaw()
@@ -309,7 +321,7 @@ async def test_a_lost_reply_counts_once_in_the_window_of_the_first_time(
     await client.at(NOON + 120)
     assert [await seal(windows, epoch) for _ in range(2)] == [0, 0]
     assert await counts(client) == {NOON: (3, 3), NOON + 60: (1, 1)}
-    await impatient.close()
+    await other.close()
 
 
 async def test_a_repeat_after_sealing_is_a_no_op(client: CrankedClient) -> None:
@@ -707,8 +719,11 @@ async def test_embedded_store_shares_its_folder_with_nobody(
             assert await client.command("PING")
 
 
-async def test_embedded_store_waits_for_a_predecessor_on_its_way_out(tmp_path: Path) -> None:
+async def test_embedded_store_waits_for_a_predecessor_on_its_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A quick restart finds the folder locked for a moment and waits."""
+    monkeypatch.setattr(embedded, "PATIENCE_S", LIMIT_S)
     second = EmbeddedStore(tmp_path, tmp_path)
     try:
         async with serving(tmp_path):
