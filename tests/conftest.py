@@ -22,8 +22,10 @@ from kit.turns import turn
 if TYPE_CHECKING:
     from playwright.async_api import Browser
 
-# Machines that run tests are shared: an example that took long says nothing.
-hypothesis.settings.register_profile("idagg", deadline=None)
+# Machines that run tests are shared: an example that took long says nothing. And a run tells about what has
+# changed: its examples are those of the last one. `--hypothesis-profile explore` looks at others each time.
+hypothesis.settings.register_profile("idagg", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile("idagg")
 
 _UNIT = Path(__file__).parent / "unit"
