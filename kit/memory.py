@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 from typing import Self
 
-# Allocates until the process is gone: its memory is free then.
+from kit.waiting import LIMIT_S
+
+# Allocates until the process has ended: its memory is free then, though its parent may not know yet. One more
+# would be killed in its place.
 _EXHAUST = """
-import os, sys
+import sys
 kept = []
-while os.path.exists(f"/proc/{sys.argv[1]}"):
-    kept.append(b"x" * 1_000_000)
+try:
+    while True:
+        with open(f"/proc/{sys.argv[1]}/stat") as stat:
+            if stat.read().rpartition(")")[2].split()[0] in "ZX":
+                break
+        kept.append(b"x" * 1_000_000)
+except (FileNotFoundError, ProcessLookupError):
+    pass
 """
 # Above what the processes need for themselves meanwhile.
 _ROOM_BYTES = 30_000_000
@@ -39,7 +49,10 @@ class MemoryGroup:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """All that ran in it has ended."""
+        """All that ran in it has ended. A process that ends leaves it last of all."""
+        give_up_at = time.monotonic() + LIMIT_S
+        while (self._folder / "cgroup.procs").read_text() and time.monotonic() < give_up_at:
+            time.sleep(0.01)
         self._folder.rmdir()
 
     def kill(self, victim: int) -> None:
@@ -48,7 +61,7 @@ class MemoryGroup:
         self._limit.write_text(str(int(self._used.read_text()) + _ROOM_BYTES))
         try:
             subprocess.run(
-                [*self.prefix, sys.executable, "-c", _EXHAUST, str(victim)], timeout=30, check=True
+                [*self.prefix, sys.executable, "-c", _EXHAUST, str(victim)], timeout=LIMIT_S, check=True
             )
         finally:
             self._limit.write_text(self._no_limit)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import secrets
 import signal
 import subprocess
@@ -22,12 +23,16 @@ from kit.turns import turn
 if TYPE_CHECKING:
     from playwright.async_api import Browser
 
-# Machines that run tests are shared: an example that took long says nothing.
-hypothesis.settings.register_profile("idagg", deadline=None)
+# Machines that run tests are shared: an example that took long says nothing. And a run tells about what has
+# changed: its examples are those of the last one. `--hypothesis-profile explore` looks at others each time.
+hypothesis.settings.register_profile("idagg", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile("idagg")
 
 _UNIT = Path(__file__).parent / "unit"
 _loop_troubles: list[dict[str, Any]] = []
+_tests = itertools.count(1)
+_TESTS_A_WALK = 20
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -99,8 +104,12 @@ def durable_server() -> Iterator[servers.RedisServer]:
 
 @pytest.fixture(scope="module", autouse=True)
 def what_is_left() -> None:
-    """What earlier modules left in memory, reports of tests above all, is walked once and not after each test
-    of this one: the walks took a sixth of the suite's time."""
+    """What earlier tests left in memory, their reports above all, is walked once and not after each test to
+    come: the walks took a sixth of the suite's time."""
+    _walk()
+
+
+def _walk() -> None:
     _loop_troubles.clear()
     gc.collect()
     assert _loop_troubles == []  # of the last test's loop, which has been closed meanwhile
@@ -110,6 +119,8 @@ def what_is_left() -> None:
 @pytest.fixture(autouse=True)
 def no_loop_troubles() -> Iterator[None]:
     """A test fails on any exception that nothing handled in its event loop."""
+    if next(_tests) % _TESTS_A_WALK == 0:  # of a module with many
+        _walk()
     _loop_troubles.clear()
     yield
     gc.collect()  # a lost exception is reported when its task is collected

@@ -15,6 +15,7 @@ from idagg.settings import Settings
 from idagg.sources import SettingsError
 from kit.canned import Canned, http
 from kit.servers import free_port
+from kit.waiting import LIMIT_S
 
 NOON = datetime.datetime(2026, 11, 25, 12, 0, 7, 5, tzinfo=datetime.UTC)
 
@@ -23,7 +24,7 @@ def problem(status: int, detail: str) -> bytes:
     return http(status, json.dumps({"detail": detail}).encode(), "application/problem+json")
 
 
-def fails(url: str, *, token: str | None = None, timeout_s: float = 5) -> NoAnswerError:
+def fails(url: str, *, token: str | None = None, timeout_s: float = LIMIT_S) -> NoAnswerError:
     with pytest.raises(NoAnswerError) as caught:
         Client(url, token, timeout_s=timeout_s).get("/api/v1/status")
     said = str(caught.value)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
 import dataclasses
@@ -12,6 +13,7 @@ import resource
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -24,7 +26,7 @@ from hypothesis import strategies as st
 from idagg.deliver.logfile import CallbackLine, LogFile, window_line
 from idagg.errors import LogFileError
 from idagg.window import Record
-from kit.waiting import LIMIT_S
+from kit.waiting import LIMIT_S, until
 
 RECORD = Record(
     start_s=1795344780, length_s=60, unique_ids=4000, estimate=3988, hits=10000, exact=True, epoch=7
@@ -33,6 +35,11 @@ TIME_S = 1795344840.012
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))  # surrogates too
 HOSTILE = 'a\r\nlevel=INFO event=window "unique_ids"=1\\ \x00\x1b[2J\x7f\x85\u2028\ud800\N{GRINNING FACE}\''
+
+
+def log_file(path: Path) -> LogFile:
+    """One that takes its time: a disk that others use, too, may take seconds for a line."""
+    return LogFile(path, timeout_s=LIMIT_S)
 
 
 def parse(line: str) -> dict[str, str]:
@@ -113,7 +120,7 @@ def test_callback_line(line: CallbackLine, level: str, fields: str) -> None:
 async def test_lines_of_callbacks(tmp_path: Path) -> None:
     """Many are written at once, and none is no line."""
     path = tmp_path / "log"
-    log = LogFile(path)
+    log = log_file(path)
     await log.callbacks([])
     await log.callbacks([CALLED, dataclasses.replace(CALLED, url="http://i/")])
     assert [parse(line)["url"] for line in path.read_text().splitlines()] == ["http://h/?a=b", "http://i/"]
@@ -145,7 +152,7 @@ def test_no_reason_forges_a_line_or_a_field(reason: str) -> None:
 async def test_append(tmp_path: Path, durable: bool) -> None:
     path = tmp_path / "log"
     for line in "one", "two":
-        await LogFile(path).append(line, durable=durable)
+        await log_file(path).append(line, durable=durable)
     assert path.read_text() == "one\ntwo\n"
 
 
@@ -156,13 +163,13 @@ async def test_durable_means_that_file_and_folder_are_synced(
     synced = []
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(Path(f"/proc/self/fd/{fd}").readlink()))
     path = tmp_path / "log"
-    await LogFile(path).append("one", durable=durable)
+    await log_file(path).append("one", durable=durable)
     assert synced == ([path, tmp_path] if durable else [])
 
 
 async def test_rotation_needs_no_signal(tmp_path: Path) -> None:
     """After the file was renamed away, the next line is in a new one."""
-    log = LogFile(tmp_path / "log")
+    log = log_file(tmp_path / "log")
     await log.append("one", durable=False)
     (tmp_path / "log").rename(tmp_path / "log.1")
     await log.append("two", durable=False)
@@ -183,7 +190,7 @@ def room_for(size_bytes: int) -> Iterator[None]:
 
 async def test_no_torn_record_when_the_disk_is_full(tmp_path: Path) -> None:
     """A line that does not fit leaves nothing of itself, and the file goes on when there is room again."""
-    log = LogFile(tmp_path / "log")
+    log = log_file(tmp_path / "log")
     await log.append("one", durable=True)
     with room_for(size_bytes=7), pytest.raises(LogFileError) as raised:
         await log.append("does not fit", durable=True)
@@ -199,7 +206,7 @@ async def test_no_record_when_it_cannot_be_synced(tmp_path: Path, monkeypatch: p
     def fail(_: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    log = LogFile(tmp_path / "log")
+    log = log_file(tmp_path / "log")
     await log.append("one", durable=True)
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(LogFileError, match="Input/output error"):
@@ -209,13 +216,13 @@ async def test_no_record_when_it_cannot_be_synced(tmp_path: Path, monkeypatch: p
 
 async def test_a_line_torn_by_a_power_cut_stays_alone(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("one\ntor")
-    await LogFile(tmp_path / "log").append("two", durable=False)
+    await log_file(tmp_path / "log").append("two", durable=False)
     assert (tmp_path / "log").read_text() == "one\ntor\ntwo\n"
 
 
 async def test_append_waits_for_the_lock_and_not_in_the_loop(tmp_path: Path) -> None:
     """Another process in the middle of a line is waited for, while the loop goes on."""
-    log = LogFile(tmp_path / "log")
+    log = log_file(tmp_path / "log")
     with (tmp_path / "log").open("a") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         append = asyncio.create_task(log.append("two", durable=False))
@@ -242,6 +249,10 @@ class Hang:
         assert self.end.wait(timeout=300)
 
 
+def threads_of_logs() -> int:
+    return sum(thread.name == "idagg.logfile" for thread in threading.enumerate())
+
+
 async def fails_within(log: LogFile, limit_s: float) -> str:
     start_s = time.monotonic()
     with pytest.raises(LogFileError) as raised:
@@ -254,9 +265,10 @@ async def test_a_disk_that_hangs_costs_one_thread_and_nobodys_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first line fails in time, those behind it too, later ones at once; then lines are written again."""
-    log = LogFile(tmp_path / "log", timeout_s=0.3)
+    log = log_file(tmp_path / "log")
     await log.append("one", durable=True)
-    threads = threading.active_count()
+    log._timeout_s = 0.3
+    threads = threads_of_logs()
     with monkeypatch.context() as patch:
         hang = Hang()
         patch.setattr(os, "fsync", hang)
@@ -271,8 +283,9 @@ async def test_a_disk_that_hangs_costs_one_thread_and_nobodys_time(
         with pytest.raises(LogFileError, match="did not take a line"):
             await log.check()
         assert hang.begun == 1
-        assert threading.active_count() == threads
+        assert threads_of_logs() == threads
         hang.end.set()
+    log._timeout_s = LIMIT_S
     async with asyncio.timeout(LIMIT_S):
         while True:
             with contextlib.suppress(LogFileError):
@@ -290,9 +303,8 @@ async def test_a_cancelled_line_that_hangs_is_left_behind(
     hang = Hang()
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", hang)
-        append = asyncio.create_task(LogFile(tmp_path / "log").append("one", durable=True))
-        while not hang.begun:  # noqa: ASYNC110  a thread sets it
-            await asyncio.sleep(0.01)
+        append = asyncio.create_task(log_file(tmp_path / "log").append("one", durable=True))
+        await until(lambda: hang.begun)
         append.cancel()
         await asyncio.wait([append], timeout=LIMIT_S)
         assert append.cancelled()
@@ -306,7 +318,7 @@ async def test_a_pipe(tmp_path: Path) -> None:
     """Without a reader it is told so at once; with one, lines come whole, and no end between them."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
-    log = LogFile(path)
+    log = log_file(path)
     assert await fails_within(log, LIMIT_S) == f"the log file {path} cannot be written: nobody reads from it"
     with pytest.raises(LogFileError, match="nobody reads from it"):
         await log.check()
@@ -331,8 +343,9 @@ async def test_a_pipe_whose_reader_hangs(tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    log = LogFile(path, timeout_s=0.3)
+    log = log_file(path)
     await log.append("x" * 65_000, durable=False)
+    log._timeout_s = 0.3
     async with asyncio.timeout(LIMIT_S):
         for _ in range(200):  # each with its limit, they would take 60 s
             with pytest.raises(LogFileError, match="the reader of its pipe, hangs"):
@@ -352,7 +365,7 @@ import asyncio, sys
 from idagg.deliver.logfile import LogFile
 
 async def main(path):
-    log = LogFile(path)
+    log = LogFile(path, timeout_s=60)
     await log.check()
     for number in range(3):
         await log.append(str(number) * 100_000, durable=True)
@@ -383,13 +396,23 @@ def test_standard_streams(tmp_path: Path, name: str, kind: str) -> None:
     assert text == b"".join(b"%d" % number * 100_000 + b"\n" for number in range(3))
 
 
+def waiting_bytes(descriptor: int) -> int:
+    found = array.array("i", [0])
+    fcntl.ioctl(descriptor, termios.FIONREAD, found)
+    return found[0]
+
+
 def test_a_stream_that_others_made_non_blocking() -> None:
     """Its reader may be slow all the same."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     writer = subprocess.Popen([sys.executable, "-c", ONE_LINE, "-"], stdout=writing)
     os.close(writing)
-    time.sleep(0.3)  # its first line is in the pipe, as far as that goes
+    capacity = fcntl.fcntl(reading, fcntl.F_GETPIPE_SZ)
+    give_up_at = time.monotonic() + LIMIT_S
+    while waiting_bytes(reading) < capacity:  # as much of its first line as there is room for
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)
     with os.fdopen(reading, "rb") as stream:
         assert len(stream.read()) == 300_003
     assert writer.wait(timeout=60) == 0
@@ -400,7 +423,7 @@ import asyncio, sys
 from idagg.deliver.logfile import LogFile
 
 async def main(path, name):
-    log = LogFile(path)
+    log = LogFile(path, timeout_s=60)
     async with asyncio.TaskGroup() as group:
         for number in range(50):
             group.create_task(log.append(f"{name}-{number}-" + name * (number * 100), durable=False))
@@ -421,27 +444,27 @@ def test_many_processes_and_threads_write_whole_lines(tmp_path: Path) -> None:
 async def test_errors_name_the_file_and_the_reason(tmp_path: Path) -> None:
     path = tmp_path / "missing" / "log"
     with pytest.raises(LogFileError) as raised:
-        await LogFile(path).append("one", durable=False)
+        await log_file(path).append("one", durable=False)
     assert str(raised.value) == f"the log file {path} cannot be written: No such file or directory"
 
 
 async def test_check_makes_no_file(tmp_path: Path) -> None:
     """Who checks may be root, and the service could not write to root's file."""
-    await LogFile(tmp_path / "log").check()
+    await log_file(tmp_path / "log").check()
     assert not (tmp_path / "log").exists()
 
 
 async def test_check_leaves_the_file_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("one\n")
-    await LogFile(tmp_path / "log").check()
+    await log_file(tmp_path / "log").check()
     assert (tmp_path / "log").read_text() == "one\n"
 
 
 async def test_check_of_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(LogFileError, match="its folder is missing or not writable"):
-        await LogFile(tmp_path / "missing" / "log").check()
+        await log_file(tmp_path / "missing" / "log").check()
 
 
 async def test_check_of_what_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(LogFileError, match="Is a directory"):
-        await LogFile(tmp_path).check()
+        await log_file(tmp_path).check()

@@ -276,7 +276,7 @@ async def test_cancelled(when: str, is_tls: bool, deaf: int) -> None:
         assert {type(end) for end in await asyncio.gather(*posts, return_exceptions=True)} == {
             asyncio.CancelledError
         }
-        await until(lambda: sockets() == before)  # the stranger's close later
+        await until(lambda: sockets() <= before)  # the stranger's close later
 
 
 # --- TLS

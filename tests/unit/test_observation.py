@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
 from idagg.errors import StoreAwayError
 from idagg.metrics import Metrics
+from idagg.run import observation
 from idagg.run.observation import Observation
 from idagg.store.current import Look
 from idagg.tasks import end
@@ -16,8 +19,9 @@ from kit.waiting import until
 RECORD = Record(start_s=60, length_s=60, unique_ids=5, estimate=5, hits=9, exact=True, epoch=7)
 
 
-async def test_the_skew_and_what_the_leader_knows() -> None:
+async def test_the_skew_and_what_the_leader_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock is the store's; what only a leader knows is forgotten when another leads."""
+    monkeypatch.setattr(observation, "LOOK_S", 600)
     looks = 0
 
     async def ask() -> Look:
@@ -29,10 +33,11 @@ async def test_the_skew_and_what_the_leader_knows() -> None:
     looking = asyncio.create_task(seen.run())
     await until(lambda: looks == 1 and seen.skew_s is not None)
     assert abs((seen.skew_s or 0) - 30) < 1
-    assert abs(time.time() - 30 - seen.now_s()) < 1
+    before_s, now_s, after_s = time.time(), seen.now_s(), time.time()
+    assert before_s - 1 < now_s + 30 < after_s + 1
     assert (seen.late_s, seen.lead) == (1.5, None)
     seen.leads(7)
-    await until(lambda: looks == 2)  # at once, not after the pause of those that do not lead
+    await until(lambda: looks >= 2)  # at once, not after the pause of those that do not lead
     lead = seen.lead
     assert lead
     assert (lead.start_s, lead.so_far, lead.deliveries) == (None, 42, None)

@@ -82,7 +82,7 @@ async def outcome(
         Regime(1, shards),
         Batches(),
         tally,
-        deadline_s=10,
+        deadline_s=100,
         max_batch=4096,
         now=loop.time,
         linger_s=0,
@@ -91,7 +91,7 @@ async def outcome(
     fallback = Fallback([*accept_routes(admission, None), *health_routes(lambda: None)], tally)
     await fallback.start()
     running = asyncio.create_task(router.run())
-    path = FastPath(admission if fast else None, fallback, epoch_s=0, deadline_s=10, keepalive_s=75)
+    path = FastPath(admission if fast else None, fallback, epoch_s=0, deadline_s=100, keepalive_s=75)
     answers, has_ended = await heard(path, pieces)
     router.stop()
     await running

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,15 @@ class Taker:
         """Whether it is still on the way, a moment later."""
         return not self.has_it.wait(0.05)
 
+    def is_next(self) -> bool:
+        """Whether somebody holds the queue."""
+        with (self._folder / "queue").open() as queue:
+            try:
+                fcntl.flock(queue, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
     def ends(self) -> None:
         self._over.set()
         self._thread.join()
@@ -52,6 +62,7 @@ async def test_turns(take: Take) -> None:
     for taker in (one, another):
         await until(taker.has_it.is_set)
     alone = take(True)
+    await until(alone.is_next)
     assert alone.waits()
     later = take(False)
     assert later.waits()  # or it could go on like this for ever
