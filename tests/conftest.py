@@ -16,9 +16,11 @@ import pytest
 import pytest_asyncio
 import uvloop
 
+from idagg.store import connection, topology
 from kit import engines, servers
 from kit.figures import Figures
 from kit.turns import turn
+from kit.waiting import LIMIT_S
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser
@@ -125,6 +127,14 @@ def no_loop_troubles() -> Iterator[None]:
     yield
     gc.collect()  # a lost exception is reported when its task is collected
     assert _loop_troubles == []
+
+
+@pytest.fixture(autouse=True)
+def patient_dials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own clients connect however long the machine stands still meanwhile. Those of idagg's processes try
+    again."""
+    monkeypatch.setattr(connection, "DIAL_S", LIMIT_S)
+    monkeypatch.setattr(topology, "ASK_S", LIMIT_S / 2)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

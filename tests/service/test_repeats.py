@@ -8,7 +8,7 @@ import signal
 import time
 
 from kit import oracle
-from kit.faults import SOON, SUCCESSOR_S, nobody_seals
+from kit.faults import SOON, STEADY, SUCCESSOR_S, nobody_seals
 from kit.figures import SHARED
 from kit.oracle import Repeats, open_windows
 from kit.servers import RedisServer
@@ -21,7 +21,7 @@ async def test_every_ok_is_in_a_window_of_its_time(durable_server: RedisServer) 
     """Over boundaries, and while workers and Redis die and Redis stands still."""
     flags = ("--redis-url", durable_server.url, *SOON)
     async with nobody_seals(durable_server.url, 1):
-        with Serving(*flags, window=1) as serving:
+        with Serving(*flags, workers_have=STEADY, window=1) as serving:
             async with Repeats(serving) as load:
                 for number in range(2):
                     await next_window(1)
@@ -54,7 +54,7 @@ async def test_a_worker_that_stood_still_over_a_boundary(durable_server: RedisSe
     flags = ("--redis-url", durable_server.url, "--workers", "1", *PATIENT)
     told: list[tuple[int, float, float]] = []
     async with nobody_seals(durable_server.url, window):
-        with Serving(*flags, tuned=tuned, window=window) as serving:
+        with Serving(*flags, tuned=tuned, workers_have=STEADY, window=window) as serving:
             wires = [await connect(serving.port) for _ in ids]
             (worker,) = serving.workers()
             rounds = 0
