@@ -9,11 +9,12 @@ import dataclasses
 class Costs:
     """What each step takes, in seconds of CPU where nothing else is said. ``bench.sizing`` measures them."""
 
-    # A worker. A turn is one of its event loop. A request is read and judged, then answered, and written.
+    # A worker. A turn is one of its event loop. A request is read and judged, then answered.
     turn_s: float
     request_s: float
     batch_s: float
-    cold_s: float  # to begin on a core where others ran until nothing was left in its caches
+    begin_s: float  # to begin on a core that another process had, and whose caches are its
+    cold_s: float  # what a request costs more whose connection is not in the core's cache any more
     # A Redis. One turn of its event loop takes all batches that are there, and ends with one fsync.
     redis_turn_s: float
     script_s: float
@@ -29,7 +30,9 @@ class Costs:
     woken_s: float
     switch_s: float
     sleep_s: float
-    # The load generator, where it shares the cores: a turn of its loop, and a request with its answer.
+    # How much a turn of an event loop costs more or less than usual: sigma of a log-normal distribution.
+    varies: float
+    # The load generator, where it is one of ours: a turn of its loop, and a request with its answer.
     client_turn_s: float
     client_request_s: float
 
@@ -38,9 +41,10 @@ class Costs:
 class Plan:
     """Who takes part.
 
-    ``rate`` is that of the open loop, in all; 0 is the closed loop. All processes share ``cores``; with 0
-    each has a core of its own, and the clients cost nothing. ``net_s`` is the way from a worker to a Redis,
-    or from one Redis to another. ``servers`` is how many Redis the shards are on; 0: each has its own.
+    ``rate`` is that of the open loop, in all; 0 is the closed loop. ``one_core``: workers and Redis share a
+    core, and the clients have another one. Else each has a core of its own, and the clients cost nothing.
+    ``net_s`` is the way from a worker to a Redis, or from one Redis to another. ``servers`` is how many Redis
+    the shards are on; 0: each has its own.
     """
 
     workers: int
@@ -50,7 +54,7 @@ class Plan:
     connections: int = 512
     rate: float = 0
     seconds: float = 1
-    cores: int = 2
+    one_core: bool = True
     net_s: float = 0
     linger_s: float = 0.001
     seed: int = 1
@@ -67,9 +71,8 @@ class Outcome:
     server_us: float
     redis_us: float  # of primaries and replicas
     client_us: float = 0
-    # Only of a simulation, for each request: turns of its event loop, and how often caches were cold.
+    # Only of a simulation: for each request, turns of Redis' event loop, and how often a worker began where
+    # another process was; and a share of a core.
     redis_turns: float = 0
-    server_colds: float = 0
-    redis_colds: float = 0
-    client_colds: float = 0
-    busiest_redis: float = 0  # share of a core
+    server_begins: float = 0
+    busiest_redis: float = 0

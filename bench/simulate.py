@@ -6,18 +6,18 @@ answered. Sizes of batches, latencies and throughput are its results. It is pure
 outcome.
 
 A process is an event loop. Each turn is a generator: it takes what has come, and yields what CPU its next
-step takes, or for how long it sleeps, as in an fsync. Others see what a step did when its CPU is spent.
-Processes that are ready get a free core in the order in which they became ready, and keep it until they have
-nothing to do, or for a time slice.
+step takes, or for how long it sleeps, as in an fsync. Others see what a step did when its CPU is spent. Who
+becomes ready first gets the core first, and keeps it until it has nothing to do. So does Linux in the class
+SCHED_FIFO, in which the real runs are made. What a turn costs varies, by a factor that is log-normal.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import heapq
 import itertools
 import math
 import random
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -26,20 +26,23 @@ from bench.model import Costs, Outcome, Plan
 
 # How often an fsync sleeps: 3.3 times on ext4.
 _FSYNC_SLEEPS = 3
-# How long others have to run on a core until nothing is left in its caches of who ran there before.
-_COLD_S = 0.0003
-# Linux' scheduler at 250 Hz on two cores: its slice and its tick; for how long after it ran a process is not
-# moved; and the share of the cores in use from which on it does not look for an idle one.
-_SLICE_S, _SCHEDULER_TICK_S, _HOT_S, _BUSY = 0.0014, 0.004, 0.0005, 0.6
-# Shares of a request's cost: until its id is in a batch; until its answer is made; until that is written.
-_READ, _ANSWER, _WRITE = 0.5, 0.1, 0.4
+# Shares of a request's cost: until its id is in a batch; until its answer is written.
+_READ, _WRITE = 0.38, 0.62
 _CLIENT_READ = 0.45
+# Of so many connections the worker's and the kernel's data stay in a core's cache: 1 MB, 10 kB each.
+_HOT_CONNECTIONS = 100
 # Resolution of the timers of a worker's event loop.
 _TIMER_S = 0.001
 # How often the open loop sends what is due: as kit/generator.py does; as many clients by themselves would.
 _TICK_S, _FINE_TICK_S = 0.0005, 0.00005
 # The part of the run that does not count, since queues are empty at its start.
 _WARM_UP = 0.2
+
+
+def cold_share(plan: Plan) -> float:
+    """Of the requests, those whose connection is not in the core's cache any more."""
+    connections = plan.connections if plan.one_core else plan.connections / plan.workers
+    return max(0.0, 1 - _HOT_CONNECTIONS / connections)
 
 
 class _Clock:
@@ -67,26 +70,19 @@ _Turn = Iterator[float | _Sleep]
 
 
 class _Process:
-    """Sleeps, waits for a core, or has one."""
+    """Sleeps, waits for its core, or has it."""
 
-    def __init__(self, clock: _Clock, cores: _Cores) -> None:
+    def __init__(self, clock: _Clock, core: _Core) -> None:
         self.clock = clock
-        self._cores = cores
+        self.core = core
         self._sleeps = True
         self._turn: _Turn = iter(())
-        self._next_s = 0.0  # CPU of the step for which it needs a core
+        self._varies = 1.0  # this turn
         self.owes_s = 0.0  # CPU for what its last step had the cores do
-        self.core = cores.home()
-        self.ran_at_s = 0.0
         self.cpu_s = 0.0
-        # As the scheduler counts it: what it had, what it lacked of its share, and the end of its slice.
-        self.had_s = 0.0
-        self.lag_s = 0.0
-        self.due_s = _SLICE_S
         self.turns = 0
-        self.cold_s = 0.0  # what it costs to fill its caches again
-        self.colds = 0.0  # times that its caches were gone; half a time if half of them were
-        self.left_at_s = 0.0  # of its core's time in use
+        self.begin_s = 0.0  # CPU, to begin where another one was
+        self.begins = 0
 
     def turn(self) -> _Turn:
         raise NotImplementedError
@@ -100,162 +96,68 @@ class _Process:
     def wake(self, by: _Process | None = None) -> None:
         if self._sleeps:
             self._sleeps = False
-            self._cores.wake(self, by)
+            self.core.ready(self, by)
 
-    def runs(self) -> None:
-        """It has a core."""
-        self._spend(self._next_s)
-        self._next_s = 0.0
-
-    def _spend(self, cpu_s: float) -> None:
-        cpu_s += self.owes_s
+    def spend(self, cpu_s: float) -> None:
+        cpu_s = (cpu_s + self.owes_s) * self._varies
         self.owes_s = 0.0
         self.cpu_s += cpu_s
-        self.had_s += cpu_s
-        if self.had_s >= self.due_s:
-            self.due_s = self.had_s + _SLICE_S
         self.clock.after(cpu_s, self._go_on)
 
     def _go_on(self) -> None:
-        self.ran_at_s = self.clock.now
         step = next(self._turn, None)
         while step is None:
             if not self.has_work():
                 self._sleeps = True
-                self._cores.leave(self.core)
                 self.rests()
+                self.core.leave()
                 return
             self.turns += 1
+            self._varies = self.core.varies()
             self._turn = self.turn()
             step = next(self._turn, None)
         if isinstance(step, _Sleep):
-            self.clock.after(step.seconds, lambda: self._cores.wake(self, None))
-            self._cores.leave(self.core)
-        elif self.core.must_yield:
-            self._next_s = step
-            self._cores.leave(self.core, yields=True)
+            self.clock.after(step.seconds, lambda: self.core.ready(self, None))
+            self.core.leave()
         else:
-            self._spend(step)
+            self.spend(step)
 
 
 class _Core:
-    """Who may run here, as EEVDF has it: of those that had no more than their share, the one whose slice has
-    to end first."""
+    """It is given in the order in which processes became ready, and kept until one has nothing to do."""
 
-    def __init__(self) -> None:
-        self.running: _Process | None = None
-        self.last: _Process | None = None
-        self.since_s = 0.0  # has it been with this process
-        self.used_s = 0.0
-        self.queue: list[_Process] = []
-        self.must_yield = False
+    def __init__(self, clock: _Clock, costs: Costs, chance: random.Random) -> None:
+        self._clock, self._costs, self._chance = clock, costs, chance
+        self._running: _Process | None = None
+        self._last: _Process | None = None
+        self._queue: deque[_Process] = deque()
 
-    def present(self) -> list[_Process]:
-        return self.queue if self.running is None else [*self.queue, self.running]
-
-    def share_s(self, default: float) -> float:
-        present = self.present()
-        return sum(process.had_s for process in present) / len(present) if present else default
-
-    def best(self) -> _Process:
-        share_s = self.share_s(0) + 1e-12
-        entitled = [process for process in self.present() if process.had_s <= share_s]
-        return min(entitled, key=lambda process: process.due_s)
-
-
-class _Cores:
-    """Cores as Linux gives them: each has a queue, and a process stays where it was, as long as it can.
-
-    A process that is woken goes to its core, and takes it over at once, unless it has used more than its
-    share. Only on a machine with little to do does it look for a core that is idle. Processes that wait get
-    the core when it is left, or at a tick. A core that is left with nothing to do takes what waits elsewhere
-    and has not run for a while, since that one's caches are cold. Until then a process waits, although a core
-    is idle.
-    """
-
-    def __init__(self, clock: _Clock, count: int, costs: Costs) -> None:
-        self._clock, self._costs = clock, costs
-        self._all = [_Core() for _ in range(count)]
-        self._homes = itertools.cycle(self._all)
-        if count > 1:
-            clock.after(_SCHEDULER_TICK_S, self._tick)
-
-    def home(self) -> _Core:
-        return next(self._homes)
-
-    def wake(self, process: _Process, by: _Process | None) -> None:
-        core = process.core
-        used_s = sum(each.used_s for each in self._all)
-        if core.running is not None and used_s < _BUSY * self._clock.now * len(self._all):
-            core = next((other for other in self._all if other.running is None), core)
-        self._come(process, core)
-        running = core.running
-        if running is None:
-            process.owes_s += self._costs.woken_s
-            if by is not None:
-                by.owes_s += self._costs.call_s
-            self._give(core, process, self._costs.sleep_s)
+    def ready(self, process: _Process, by: _Process | None) -> None:
+        if self._running is not None:
+            self._queue.append(process)
             return
-        core.queue.append(process)
-        core.must_yield |= core.best() is not running
+        if by is not None:
+            by.owes_s += self._costs.call_s
+        process.owes_s += self._costs.woken_s
+        self._give(process, self._costs.sleep_s)
 
-    def leave(self, core: _Core, *, yields: bool = False) -> None:
-        core.used_s += self._clock.now - core.since_s
-        process = core.running
-        if process is not None:
-            process.left_at_s = core.used_s
-            process.lag_s = core.share_s(0) - process.had_s
-        if yields and process is not None:
-            core.queue.append(process)
-        core.running = None
-        core.must_yield = False
-        if core.queue:
-            self._give(core, self._take(core, core.best()))
-        else:
-            self._pull(core)
+    def varies(self) -> float:
+        """Its mean is 1."""
+        sigma = self._costs.varies
+        return self._chance.lognormvariate(-sigma * sigma / 2, sigma)
 
-    def _pull(self, core: _Core) -> None:
-        for other in self._all:
-            for process in other.queue:
-                if self._clock.now - process.ran_at_s >= _HOT_S:
-                    self._come(self._take(other, process), core)
-                    self._give(core, process)
-                    return
+    def leave(self) -> None:
+        self._running = None
+        if self._queue:
+            self._give(self._queue.popleft(), 0)
 
-    @staticmethod
-    def _take(core: _Core, process: _Process) -> _Process:
-        core.queue.remove(process)
-        return process
-
-    @staticmethod
-    def _come(process: _Process, core: _Core) -> None:
-        """What it lacked or had too much of its share stays with it, until others have caught up."""
-        share_s = core.share_s(process.had_s)
-        if process.core is not core or process.had_s <= share_s:
-            process.had_s = share_s - max(0.0, process.lag_s)
-            process.due_s = process.had_s + _SLICE_S
-        if process.core is not core:
-            process.core = core
-            process.left_at_s = -_COLD_S
-
-    def _give(self, core: _Core, process: _Process, wake_s: float = 0) -> None:
-        core.running = process
-        core.since_s = self._clock.now
-        if core.last is not process:
-            core.last = process
-            cold = min(1.0, (core.used_s - process.left_at_s) / _COLD_S)
-            process.colds += cold
-            process.owes_s += self._costs.switch_s + cold * process.cold_s
-        self._clock.after(wake_s, process.runs)
-
-    def _tick(self) -> None:
-        for core in self._all:
-            running = core.running
-            if running is None:
-                self._pull(core)
-            elif core.best() is not running:
-                core.must_yield = True
-        self._clock.after(_SCHEDULER_TICK_S, self._tick)
+    def _give(self, process: _Process, wake_s: float) -> None:
+        self._running = process
+        if process is not self._last:
+            self._last = process
+            process.begins += 1
+            process.owes_s += self._costs.switch_s + process.begin_s
+        self._clock.after(wake_s, lambda: process.spend(0))
 
 
 class _Request:
@@ -268,11 +170,6 @@ class _Request:
         self.is_answered = False
 
 
-def _place(request: _Request) -> int:
-    """Some order of connections that has nothing to do with their numbers: Knuth's multiplicative hash."""
-    return request.connection * 2_654_435_761 % 2**32
-
-
 class _Batch(NamedTuple):
     commit: _Commit
     requests: list[_Request]
@@ -283,8 +180,8 @@ def _ids(batches: Sequence[_Batch]) -> int:
 
 
 class _Redis(_Process):
-    def __init__(self, clock: _Clock, cores: _Cores, plan: Plan, costs: Costs) -> None:
-        super().__init__(clock, cores)
+    def __init__(self, clock: _Clock, core: _Core, plan: Plan, costs: Costs) -> None:
+        super().__init__(clock, core)
         self.costs, self._net_s = costs, plan.net_s
         self._random = random.Random(plan.seed)
         self.came: list[_Batch] = []
@@ -310,8 +207,8 @@ class _Redis(_Process):
 class _Primary(_Redis):
     """It has shards. Its replica, where there is one, must have a batch before the batch is answered."""
 
-    def __init__(self, clock: _Clock, cores: _Cores, plan: Plan, costs: Costs) -> None:
-        super().__init__(clock, cores, plan, costs)
+    def __init__(self, clock: _Clock, core: _Core, plan: Plan, costs: Costs) -> None:
+        super().__init__(clock, core, plan, costs)
         self.replica: _Replica | None = None
         self._acknowledged: list[_Batch] = []
         self.batches = 0
@@ -345,8 +242,8 @@ class _Primary(_Redis):
 
 
 class _Replica(_Redis):
-    def __init__(self, clock: _Clock, cores: _Cores, plan: Plan, costs: Costs, primary: _Primary) -> None:
-        super().__init__(clock, cores, plan, costs)
+    def __init__(self, clock: _Clock, core: _Core, plan: Plan, costs: Costs, primary: _Primary) -> None:
+        super().__init__(clock, core, plan, costs)
         self._primary = primary
 
     def turn(self) -> _Turn:
@@ -414,34 +311,37 @@ class _Commit:
         self._worker.hears_of(self, self._server)
 
     def end(self) -> list[_Request]:
-        """Let those come who are answered now, for a while."""
         self._is_under_way = False
+        return self._answered
+
+    def linger(self) -> None:
+        """Let those come who have been answered, for a while."""
         if self._crowd is not None:
             self._crowd.answered(len(self._answered))
         elif self._plan.linger_s:
             self._expected = len(self._open) + len(self._answered)
             self._worker.lingers(self.go, self._plan.linger_s)
-        return self._answered
 
     def go(self) -> None:
         self._expected = 0
 
 
 class _Worker(_Process):
-    """A turn of uvloop: what can be read, timers, callbacks, and then all writes of these."""
+    """A turn of uvloop: what can be read, timers, callbacks. Each answer is written at once."""
 
     def __init__(
         self,
         clock: _Clock,
-        cores: _Cores,
+        core: _Core,
         plan: Plan,
         costs: Costs,
         servers: Sequence[_Primary],
         clients: _Clients,
     ) -> None:
-        super().__init__(clock, cores)
+        super().__init__(clock, core)
         self._costs, self._clients = costs, clients
-        self.cold_s = costs.cold_s
+        self.begin_s = costs.begin_s
+        self._request_s = costs.request_s + cold_share(plan) * costs.cold_s
         crowd = _Crowd(self, plan.linger_s) if plan.shards > 1 else None
         self._commits = [
             _Commit(self, servers[shard % len(servers)], plan, crowd) for shard in range(plan.shards)
@@ -489,25 +389,21 @@ class _Worker(_Process):
         ended, self._ended = self._ended, []
         yield costs.turn_s
         for request in came:
-            yield _READ * costs.request_s
+            yield _READ * self._request_s
             self._commits[request.shard].add(request)
         for go in self._over():
             del self._timers[go]
             go()
-        answered: list[_Request] = []
         for commit in ended:
-            requests = commit.end()
-            yield costs.batch_s / 2 + len(requests) * _ANSWER * costs.request_s
-            answered += requests
+            yield costs.batch_s / 2
+            for request in commit.end():
+                yield _WRITE * self._request_s
+                self._clients.read(request, self)
+            commit.linger()
         for commit in self._commits:
             if commit.is_due:
                 yield costs.batch_s / 2
                 commit.send()
-        # uvloop keeps streams with something to write in a set, whose order is that of their addresses.
-        answered.sort(key=_place)
-        for request in answered:
-            yield _WRITE * costs.request_s
-            self._clients.read(request, self)
 
 
 class _Clients(_Process):
@@ -517,8 +413,8 @@ class _Clients(_Process):
     its next request written.
     """
 
-    def __init__(self, clock: _Clock, cores: _Cores, plan: Plan, costs: Costs) -> None:
-        super().__init__(clock, cores)
+    def __init__(self, clock: _Clock, core: _Core, plan: Plan, costs: Costs) -> None:
+        super().__init__(clock, core)
         self._plan, self._costs = plan, costs
         self._random = random.Random(plan.seed)
         self._workers: list[_Worker] = []  # by connection
@@ -551,10 +447,10 @@ class _Clients(_Process):
             yield share * self._costs.client_request_s
             self._done(request)
 
-    def _spend(self, cpu_s: float) -> None:
-        if not self._plan.cores:
+    def spend(self, cpu_s: float) -> None:
+        if not self._plan.one_core:
             cpu_s = self.owes_s = 0.0
-        super()._spend(cpu_s)
+        super().spend(cpu_s)
 
     def _done(self, request: _Request) -> None:
         now = self.clock.now
@@ -572,7 +468,7 @@ class _Clients(_Process):
 
     def _tick(self) -> None:
         plan = self._plan
-        tick_s = _TICK_S if plan.cores else _FINE_TICK_S
+        tick_s = _TICK_S if plan.one_core else _FINE_TICK_S
         for number in range(self._sent, int((self.clock.now + tick_s / 2) * plan.rate) + 1):
             self._ready.append(self._request(number % plan.connections, number / plan.rate))
             self._sent = number + 1
@@ -582,22 +478,18 @@ class _Clients(_Process):
 
 def simulate(plan: Plan, costs: Costs) -> Outcome:
     clock = _Clock()
-    shared = _Cores(clock, plan.cores, costs)
+    chance = random.Random(plan.seed)
+    shared = _Core(clock, costs, chance)
 
-    alone = dataclasses.replace(costs, switch_s=0)
+    def core() -> _Core:
+        return shared if plan.one_core else _Core(clock, costs, chance)
 
-    def cores() -> _Cores:
-        return shared if plan.cores else _Cores(clock, 1, alone)
-
-    servers = [_Primary(clock, cores(), plan, costs) for _ in range(plan.servers or plan.shards)]
+    servers = [_Primary(clock, core(), plan, costs) for _ in range(plan.servers or plan.shards)]
     if plan.with_wait:
         for server in servers:
-            server.replica = _Replica(clock, cores(), plan, costs, server)
-    clients = _Clients(clock, cores(), plan, costs)
-    workers = [_Worker(clock, cores(), plan, costs, servers, clients) for _ in range(plan.workers)]
-
-    def sums(processes: Sequence[_Process]) -> list[float]:
-        return [sum(process.cpu_s for process in processes), sum(process.colds for process in processes)]
+            server.replica = _Replica(clock, core(), plan, costs, server)
+    clients = _Clients(clock, _Core(clock, costs, chance), plan, costs)
+    workers = [_Worker(clock, core(), plan, costs, servers, clients) for _ in range(plan.workers)]
 
     def spent() -> list[float]:
         stores = servers + [server.replica for server in servers if server.replica is not None]
@@ -605,14 +497,20 @@ def simulate(plan: Plan, costs: Costs) -> Outcome:
             sum(figures)
             for figures in zip(*((one.batches, one.ids, one.turns) for one in servers), strict=True)
         )
-        return [batches, ids, turns, *sums(workers), *sums(stores), *sums([clients])]
+        return [
+            batches,
+            ids,
+            turns,
+            *(sum(one.cpu_s for one in kind) for kind in (workers, stores, [clients])),
+            sum(one.begins for one in workers),
+        ]
 
     clients.start(workers)
     clock.run(plan.seconds * _WARM_UP)
     before, redis_s = spent(), [server.cpu_s for server in servers]
     clients.latencies_s.clear()
     clock.run(plan.seconds)
-    batches, ids, turns, server_s, server_colds, store_s, store_colds, client_s, client_colds = (
+    batches, ids, turns, server_s, store_s, client_s, begins = (
         now - then for now, then in zip(spent(), before, strict=True)
     )
     counted_s = plan.seconds * (1 - _WARM_UP)
@@ -626,9 +524,7 @@ def simulate(plan: Plan, costs: Costs) -> Outcome:
         redis_us=store_s / ids * 1e6,
         client_us=client_s / ids * 1e6,
         redis_turns=turns / ids,
-        server_colds=server_colds / ids,
-        redis_colds=store_colds / ids,
-        client_colds=client_colds / ids,
+        server_begins=begins / ids,
         busiest_redis=max(server.cpu_s - then for server, then in zip(servers, redis_s, strict=True))
         / counted_s,
     )

@@ -11,27 +11,27 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from statistics import linear_regression, median
+from statistics import median, quantiles
 from typing import Any, NamedTuple
 
+import numpy as np  # type: ignore[import-not-found]  # comes with the bench, not with the tools that check types
 import uvloop
 
 from bench import load
 from bench.model import Costs, Outcome, Plan
 from bench.samples import Findings
 from bench.service import Idagg, Store
-from bench.simulate import simulate
+from bench.simulate import cold_share, simulate
 from bench.tools import idle_s, numbers, say
 from bench.traffic import Traffic
 from idagg.accept.commit import linger_s
 from idagg.store.client import Client
 from idagg.store.hits import HitStore
 from kit.generator import Result, drive
-from kit.histogram import Histogram
 from kit.processes import Usage
 from kit.waiting import first_window
 
@@ -42,9 +42,12 @@ _SETTLE_S = 0.5
 # Of Redis' costs, each kind of batch for so long.
 _ROUNDS_S = 0.7
 _FSYNCS, _WARM_UP_ROUNDS, _TURNS, _PINGS = 500, 20, 100_000, 5000
+# For how long a core is idle before it is woken: an fsync of Redis, or a linger.
+_IDLE_S = 0.0002
 # So many batches in one turn of Redis' event loop: what they send fits what it reads at once.
 _TOGETHER = 16
-_SOLVED_IN = 8
+# Costs are solved for in so many steps. Each goes this much of the way: a cost changes how many others come.
+_SOLVED_IN, _STEP = 10, 0.7
 _SIMULATED_CLOSED_S, _SIMULATED_PACED_S = 0.5, 2
 
 # For the table, by rate: VMs, workers on each, shards. If one VM is down, the others can take it all.
@@ -74,22 +77,31 @@ def add_options(group: argparse._ArgumentGroup, *, quick: bool) -> None:
     add("--sizing-replicas", type=numbers, default=[0, 1], help="0, 1 or both; default: %(default)s")
     add("--sizing-connections", type=numbers, default=[64, 512], help="default: %(default)s")
     add("--sizing-rounds", type=int, default=3, help="default: %(default)s")
-    add("--sizing-seconds", type=int, default=2, help="of each load, default: %(default)s")
+    add("--sizing-parts", type=int, default=3, help="of 1 s, of each load; default: %(default)s")
 
 
 def measure(found: Findings, options: argparse.Namespace) -> None:
-    """Costs are those that the runs with one shard and without replicas show. No others are looked at."""
+    """Costs are those that the runs without replicas show. All others are held out."""
+    if os.geteuid() or len(os.sched_getaffinity(0)) < 2:
+        found.troubles.append("sizing was left out: it takes root, for the class SCHED_FIFO, and two cores")
+        return
+    alone: list[Costs] = []
+    seen: dict[Plan, list[_Seen]] = {}
     for number in range(1, options.sizing_rounds + 1):
-        alone = _measured(options.cache)
-        seen = [pair for service in _services(options) for pair in _runs(*service, options)]
-        say(f"round {number} of {options.sizing_rounds}: simulating")
-        costs = _solved([one for one in seen if one.plan.shards == 1 and not one.plan.with_wait], alone)
-        for name, cost in dataclasses.asdict(costs).items():
-            cost_s = median(cost) if isinstance(cost, tuple) else cost
-            found.add("costs", name.removesuffix("_s"), {"µs": cost_s * 1e6}, number)
-        for one, said in zip(seen, _all(costs, [one.plan for one in seen]), strict=True):
-            _compare(found, one, said, number)
+        alone.append(_measured(options.cache))
+        for service in _services(options):
+            for one in _runs(*service, options):
+                seen.setdefault(one.plan, []).append(one)
         say(f"round {number} of {options.sizing_rounds}: done")
+    real = {plan: _undisturbed(runs) for plan, runs in seen.items()}
+    costs = _solved(real, _typical(alone))
+    for name, cost in dataclasses.asdict(costs).items():
+        cost_s = median(cost) if isinstance(cost, tuple) else cost
+        if name != "varies":
+            found.add("costs", name.removesuffix("_s"), {"µs": cost_s * 1e6})
+    say(f"sigma of a turn's cost: {costs.varies:.2f}")
+    for one, said in zip(real.values(), _all(costs, list(real)), strict=True):
+        _compare(found, one, said)
     for rate, (machines, workers, shards) in _SIZES.items():
         say(str(found.add("sizing", rate, _size(rate, machines, workers, shards, costs))))
 
@@ -100,6 +112,20 @@ class _Seen(NamedTuple):
     plan: Plan
     outcome: Outcome
     others: float
+
+
+def _undisturbed(runs: Sequence[_Seen]) -> _Seen:
+    """The better quartile of each figure: what else happens on the machine only makes it worse."""
+
+    def better(name: str) -> float:
+        values: list[float] = [getattr(one.outcome, name) for one in runs]
+        if len(values) == 1:
+            return values[0]
+        low, middle, high = quantiles(values, method="inclusive")
+        return high if name == "rate" else middle if name == "ids_per_batch" else low
+
+    outcome = Outcome(**{name: better(name) for name in _TITLES})
+    return _Seen(runs[0].plan, outcome, median(one.others for one in runs))
 
 
 _TITLES = {
@@ -113,14 +139,14 @@ _TITLES = {
 }
 
 
-def _compare(found: Findings, seen: _Seen, said: Outcome, number: int) -> None:
+def _compare(found: Findings, seen: _Seen, said: Outcome) -> None:
     plan, figures = seen.plan, dict[str, float]()
     for name, title in _TITLES.items():
         is_value, is_said = getattr(seen.outcome, name), getattr(said, name)
         figures |= {title: is_value, f"÷ {title}": is_said / is_value}
     what = "model, open loop" if plan.rate else "model, closed loop"
     row = f"{plan.workers} workers, {plan.shards} shards, {int(plan.with_wait)} replicas, {plan.connections}"
-    say(str(found.add(what, row, figures | {"others' cores": seen.others}, number)))
+    say(str(found.add(what, row, figures | {"others' cores": seen.others})))
 
 
 def _all(costs: Costs, plans: Sequence[Plan]) -> list[Outcome]:
@@ -143,26 +169,51 @@ def _services(options: argparse.Namespace) -> Iterator[tuple[int, int, int]]:
 def _runs(workers: int, shards: int, replicas: int, options: argparse.Namespace) -> Iterator[_Seen]:
     """The closed loop with each number of connections; with one shard also at a constant rate."""
     plan = Plan(workers, shards, servers=1, with_wait=bool(replicas), linger_s=linger_s(workers))
+    first_ids = itertools.count(_WARM_UP_IDS, load.ids(1))
     with _started(plan, options.cache) as (service, replica):
         for connections in options.sizing_connections:
-            yield _closed(service, replica, dataclasses.replace(plan, connections=connections), options)
+            one = dataclasses.replace(plan, connections=connections)
+            for part in range(1 + options.sizing_parts):
+                run = _closed(service, replica, one, next(first_ids))
+                if part:  # the first one warms up
+                    yield run
         if shards == 1:
             paced = dataclasses.replace(plan, connections=_PACED_CONNECTIONS, rate=_RATE)
-            yield _open(service, replica, paced, options)
+            yield from _open(service, replica, paced, options.sizing_parts)
+
+
+@contextmanager
+def _alone_on(core: int) -> Iterator[None]:
+    """What is started meanwhile has this core, and no slices of time: the simulation knows none.
+
+    Real time is for root. It leaves others 5% of the core.
+    """
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        os.sched_setaffinity(0, cores)
 
 
 @contextmanager
 def _started(plan: Plan, cache: Path) -> Iterator[tuple[Idagg, Store | None]]:
-    # Not in /tmp, which may be memory, where an fsync costs nothing.
+    """idagg and its Redis on one core; all others are left to the load."""
+    *others, core = sorted(os.sched_getaffinity(0))
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=cache, prefix="sizing-")))
-        store, replica = stack.enter_context(_stores(folder, plan.with_wait))
-        flags = {"--workers": plan.workers, "--shards": plan.shards, "--replicas": int(plan.with_wait)}
-        words = (str(word) for flag in flags.items() for word in flag)
-        yield (
-            stack.enter_context(Idagg(folder, *words, store=store, window_s=3600, first="/readyz")),
-            replica,
-        )
+        with _alone_on(core):
+            # Not in /tmp, which may be memory, where an fsync costs nothing.
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=cache, prefix="sizing-")))
+            store, replica = stack.enter_context(_stores(folder, plan.with_wait))
+            flags = {"--workers": plan.workers, "--shards": plan.shards, "--replicas": int(plan.with_wait)}
+            words = (str(word) for flag in flags.items() for word in flag)
+            service = Idagg(folder, *words, store=store, window_s=3600, first="/readyz")
+            stack.enter_context(service)
+        os.sched_setaffinity(0, others)
+        stack.callback(os.sched_setaffinity, 0, [*others, core])
+        yield service, replica
 
 
 @contextmanager
@@ -177,12 +228,10 @@ def _stores(folder: Path, with_replica: bool) -> Iterator[tuple[Store, Store | N
         yield store, replica
 
 
-def _closed(service: Idagg, replica: Store | None, plan: Plan, options: argparse.Namespace) -> _Seen:
+def _closed(service: Idagg, replica: Store | None, plan: Plan, first_id: int) -> _Seen:
     traffic = Traffic("sizing", connections=plan.connections)
-    place = plan.connections * load.ids(options.sizing_seconds)  # others than with other connections
-    load.drive(service.port, traffic, first_id=_WARM_UP_IDS + place, seconds=1)
     before = _usage(service, replica)
-    did = load.drive(service.port, traffic, first_id=_LOAD_IDS + place, seconds=options.sizing_seconds)
+    did = load.drive(service.port, traffic, first_id=first_id, seconds=1)
     spent = _usage(service, replica) - before
     outcome = Outcome(
         rate=did.accepted / did.seconds,
@@ -196,15 +245,14 @@ def _closed(service: Idagg, replica: Store | None, plan: Plan, options: argparse
     return _Seen(plan, outcome, spent.others(did.cpu_s))
 
 
-def _open(service: Idagg, replica: Store | None, plan: Plan, options: argparse.Namespace) -> _Seen:
-    """CPU is that of the time between the first requests and the last."""
-    seconds = options.sizing_seconds + 2 * _SETTLE_S
+def _open(service: Idagg, replica: Store | None, plan: Plan, seconds: int) -> Iterator[_Seen]:
+    """One run for each second. CPU and batches are those between the first requests and the last."""
     start_s = first_window(1, after_s=_OPENING_S)
     offer = partial(
         drive,
         service.port,
         rate=plan.rate,
-        seconds=int(seconds),
+        seconds=seconds + 1,
         connections=plan.connections,
         first_id=_LOAD_IDS,
         start_s=start_s,
@@ -213,22 +261,23 @@ def _open(service: Idagg, replica: Store | None, plan: Plan, options: argparse.N
         running = pool.apply_async(offer)
         time.sleep(max(0, start_s + _SETTLE_S - time.time()))
         before = _usage(service, replica)
-        time.sleep(options.sizing_seconds)
+        time.sleep(seconds)
         spent = _usage(service, replica) - before
         result: Result = running.get(seconds + 30)
-    latencies = Histogram.sum(result.seconds).summary()
     requests = plan.rate * spent.took_s
     client_s = result.usage.cpu_s / result.ok
-    outcome = Outcome(
-        rate=result.ok / int(seconds),
-        p50_ms=latencies.p50_ms,
-        p99_ms=latencies.p99_ms,
-        ids_per_batch=requests / spent.batches,
-        server_us=spent.server_s / requests * 1e6,
-        redis_us=spent.redis_s / requests * 1e6,
-        client_us=client_s * 1e6,
-    )
-    return _Seen(plan, outcome, spent.others(client_s * requests))
+    for second, failed in list(zip(result.seconds, result.failed, strict=True))[1:]:
+        latencies = second.summary()
+        outcome = Outcome(
+            rate=plan.rate - failed,
+            p50_ms=latencies.p50_ms,
+            p99_ms=latencies.p99_ms,
+            ids_per_batch=requests / spent.batches,
+            server_us=spent.server_s / requests * 1e6,
+            redis_us=spent.redis_s / requests * 1e6,
+            client_us=client_s * 1e6,
+        )
+        yield _Seen(plan, outcome, spent.others(client_s * requests))
 
 
 class _Used(NamedTuple):
@@ -261,40 +310,74 @@ def _usage(service: Idagg, replica: Store | None) -> _Used:
 # Costs
 
 
-def _solved(seen: Sequence[_Seen], costs: Costs) -> Costs:
-    """The costs with which the simulation spends what real runs did.
+# How often a request of a plan has each cost, as the simulation says.
+_Often = Mapping[str, Callable[[Plan, Outcome], float]]
+_OF_SERVER: _Often = {
+    "request_s": lambda _, said: 1,
+    "batch_s": lambda _, said: 1 / said.ids_per_batch,
+    "begin_s": lambda _, said: said.server_begins,
+    "cold_s": lambda plan, _: cold_share(plan),
+}
+_OF_REDIS: _Often = {
+    "id_s": lambda _, said: 1,
+    "script_s": lambda _, said: 1 / said.ids_per_batch,
+    "redis_turn_s": lambda _, said: said.redis_turns,
+}
+_OF_CLIENT: _Often = {"client_request_s": lambda _, said: 1}
 
-    How many turns and cold caches there are for each request, only the simulation knows, and that depends on
-    the costs. So this goes round some times. The load of the open loop costs more; it is not asked for.
+
+def _solved(real: Mapping[Plan, _Seen], measured: Costs) -> Costs:
+    """The costs with which the simulation spends what real runs without replicas did: by least squares.
+
+    How many turns there are for each request, only the simulation knows, and that depends on the costs. So
+    this goes round some times. How much costs vary is what gives one plan, the first of those with the most
+    connections for a worker, its p99 for its p50. Runs with replicas, and those at a constant rate, are not
+    asked.
     """
-    real = [one for one in seen if not one.plan.rate]
+    plans = [plan for plan in real if not plan.with_wait and not plan.rate]
+    crowded = max(plans, key=lambda plan: plan.connections / plan.workers)
+    costs = measured
     for _ in range(_SOLVED_IN):
-        said = _all(costs, [one.plan for one in real])
-        cold_us, request_us = _line([one.server_colds for one in said], _missing(real, said, "server_us"))
-        turn_us, id_us = _line([one.redis_turns for one in said], _missing(real, said, "redis_us"))
-        more_us = {
-            "cold_s": cold_us,
-            "request_s": request_us,
-            "redis_turn_s": turn_us,
-            "id_s": id_us,
-            "client_request_s": median(_missing(real, said, "client_us")),
-        }
-        # Half of what is missing, since each cost changes how often others arise. None is less than nothing.
+        said = dict(zip(plans, _all(costs, plans), strict=True))
+        missing_s = (
+            _missing_s(real, said, "server_us", _OF_SERVER)
+            | _missing_s(real, said, "redis_us", _OF_REDIS)
+            | _missing_s(real, said, "client_us", _OF_CLIENT)
+        )
         changed: dict[str, Any] = {
-            name: max(0.0, getattr(costs, name) + us / 2e6) for name, us in more_us.items()
+            name: max(0.0, getattr(costs, name) + _STEP * cost_s) for name, cost_s in missing_s.items()
         }
-        costs = dataclasses.replace(costs, **changed)
-    return costs
+        missing_tail = _tail(real[crowded].outcome) - _tail(said[crowded])
+        costs = dataclasses.replace(costs, varies=max(0.0, costs.varies + missing_tail / 3), **changed)
+    # Measured by itself, each had the wakes after an fsync in it, which are costs of their own.
+    waking_s = measured.redis_turn_s - costs.redis_turn_s
+    return dataclasses.replace(costs, replica_turn_s=max(0.0, measured.replica_turn_s - waking_s))
 
 
-def _missing(real: Sequence[_Seen], said: Sequence[Outcome], name: str) -> list[float]:
-    return [getattr(is_us.outcome, name) - getattr(one, name) for is_us, one in zip(real, said, strict=True)]
+def _missing_s(
+    real: Mapping[Plan, _Seen], said: Mapping[Plan, Outcome], figure: str, often: _Often
+) -> dict[str, float]:
+    """What each cost lacks, so that this figure is as nearly right as can be, in proportion, in all plans."""
+    real_us = np.array([getattr(real[plan].outcome, figure) for plan in said])
+    missing = np.array([getattr(outcome, figure) for outcome in said.values()]) / -real_us + 1
+    times = np.array([[share(*item) for share in often.values()] for item in said.items()])
+    cost_us, *_ = np.linalg.lstsq(times / real_us[:, None], missing, rcond=None)
+    return dict(zip(often, cost_us / 1e6, strict=True))
 
 
-def _line(times: Sequence[float], missing_us: Sequence[float]) -> tuple[float, float]:
-    """What each time costs more, and what a request does."""
-    slope, intercept = linear_regression(times, missing_us)
-    return slope, intercept
+def _tail(outcome: Outcome) -> float:
+    return outcome.p99_ms / outcome.p50_ms
+
+
+def _typical(measured: Sequence[Costs]) -> Costs:
+    """All fsyncs, and the median of each cost."""
+    fsyncs_s = tuple(sorted(itertools.chain.from_iterable(costs.fsyncs_s for costs in measured)))
+    costs: dict[str, Any] = {
+        field.name: median(getattr(costs, field.name) for costs in measured)
+        for field in dataclasses.fields(Costs)
+        if field.name != "fsyncs_s"
+    }
+    return Costs(fsyncs_s=fsyncs_s, **costs)
 
 
 def _measured(cache: Path) -> Costs:
@@ -304,7 +387,7 @@ def _measured(cache: Path) -> Costs:
     return Costs(
         turn_s=uvloop.run(_turn_s()),
         request_s=7e-6,
-        batch_s=_parts(alone.sender).batch_s,
+        batch_s=70e-6,
         redis_turn_s=redis.turn_s,
         script_s=redis.batch_s,
         id_s=redis.id_s,
@@ -313,7 +396,9 @@ def _measured(cache: Path) -> Costs:
         wait_s=max(0, waiting.primary[0] - alone.primary[0]),
         replica_turn_s=max(0, waiting.replica[0] - replica.id_s),
         replica_id_s=replica.id_s,
-        cold_s=50e-6,
+        begin_s=50e-6,
+        cold_s=3e-6,
+        varies=0.4,
         client_turn_s=1e-6,  # wrk's own, in C; a system call
         client_request_s=7e-6,
         **_wakes(),
@@ -446,7 +531,7 @@ def _wakes() -> dict[str, float]:
 
 
 def _pings(cores: tuple[int, int] | None) -> _Pings:
-    """With a process on the second core, or with ourselves."""
+    """With a process on the second core, or with ourselves. Its core is idle for a while before each."""
     ours, theirs = socket.socketpair()
     if cores is not None:
         echo = multiprocessing.get_context("fork").Process(target=_echo, args=(theirs, cores[1]), daemon=True)
@@ -454,19 +539,21 @@ def _pings(cores: tuple[int, int] | None) -> _Pings:
         theirs.close()
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, cores[:1])
-    send_s, began_s, before_s = 0.0, time.monotonic(), time.thread_time()
+    send_s = cpu_s = took_s = 0.0
     for _ in range(_PINGS):
-        send_s -= time.thread_time()
+        idle_until_s = time.monotonic() + _IDLE_S
+        while time.monotonic() < idle_until_s:
+            pass
+        began_s, before_s = time.monotonic(), time.thread_time()
         ours.send(b"x")
-        send_s += time.thread_time()
+        send_s += time.thread_time() - before_s
         (theirs if cores is None else ours).recv(1)
-    pings = _Pings(
-        send_s / _PINGS, (time.thread_time() - before_s) / _PINGS, (time.monotonic() - began_s) / _PINGS
-    )
+        cpu_s += time.thread_time() - before_s
+        took_s += time.monotonic() - began_s
     if cores is not None:
         os.sched_setaffinity(0, before)
     ours.close()
-    return pings
+    return _Pings(send_s / _PINGS, cpu_s / _PINGS, took_s / _PINGS)
 
 
 def _echo(wire: socket.socket, core: int) -> None:
@@ -486,7 +573,7 @@ def _size(rate: int, machines: int, workers: int, shards: int, costs: Costs) -> 
         connections=_MAX_CONNECTIONS,
         rate=rate,
         seconds=max(_SIMULATED_S, _SIMULATED_REQUESTS / rate),
-        cores=0,
+        one_core=False,
         net_s=_NET_S,
         linger_s=linger_s(workers),
     )
