@@ -123,13 +123,13 @@ def test_what_a_row_notes() -> None:
 def test_a_row_on_a_shared_machine() -> None:
     """Its limits are longer, none is short, and what it reports is as it was."""
     row = Row("1", "x", patience=5)
-    told = Journal(slowest_s=49, ok_at=[59], trouble_at=[10.5])
-    assert row.late(told, 10) == []
-    assert row.late(told, 9) != []
-    assert (row.answer_s, row.answer_must_s) == (49, 9)
-    assert row.not_recovered(told, 10, within_s=10) == []
-    assert row.not_recovered(told, 10, within_s=9) != []
-    assert row.verdict(told, [], answer_s=10) == []
+    told = Journal(slowest_s=149, ok_at=[159], trouble_at=[10.5])
+    assert row.late(told, 30) == []
+    assert row.late(told, 29) != []
+    assert (row.answer_s, row.answer_must_s) == (149, 29)
+    assert row.not_recovered(told, 10, within_s=30) == []
+    assert row.not_recovered(told, 10, within_s=29) != []
+    assert row.verdict(told, [], answer_s=30) == []
     assert (row.within_s(1), Row("1", "x").within_s(1)) == (SHARED_S, 1)
     assert (row.patient, Row("1", "x").patient) == (("--deadline", "10"), ())
 
