@@ -25,7 +25,7 @@ from typing import NamedTuple
 from bench.model import Costs, Outcome, Plan
 
 # How often an fsync sleeps: 3.3 times on ext4.
-_FSYNC_SLEEPS = 3
+FSYNC_SLEEPS = 3
 # Shares of a request's cost: until its id is in a batch; until its answer is written.
 _READ, _WRITE = 0.38, 0.62
 _CLIENT_READ = 0.45
@@ -195,8 +195,8 @@ class _Redis(_Process):
 
     def fsync(self) -> _Turn:
         """It sleeps several times: until the data is written, and then until the journal is."""
-        part = _Sleep(self._random.choice(self.costs.fsyncs_s) / _FSYNC_SLEEPS)
-        for _ in range(_FSYNC_SLEEPS):
+        part = _Sleep(self._random.choice(self.costs.fsyncs_s) / FSYNC_SLEEPS)
+        for _ in range(FSYNC_SLEEPS):
             yield part
             yield 0
 

@@ -25,7 +25,7 @@ from bench import load
 from bench.model import Costs, Outcome, Plan
 from bench.samples import Findings
 from bench.service import Idagg, Store
-from bench.simulate import cold_share, simulate
+from bench.simulate import FSYNC_SLEEPS, cold_share, simulate
 from bench.tools import idle_s, numbers, say
 from bench.traffic import Traffic
 from idagg.accept.commit import linger_s
@@ -42,12 +42,11 @@ _SETTLE_S = 0.5
 # Of Redis' costs, each kind of batch for so long.
 _ROUNDS_S = 0.7
 _FSYNCS, _WARM_UP_ROUNDS, _TURNS, _PINGS = 500, 20, 100_000, 5000
-# For how long a core is idle before it is woken: an fsync of Redis, or a linger.
-_IDLE_S = 0.0002
 # So many batches in one turn of Redis' event loop: what they send fits what it reads at once.
 _TOGETHER = 16
-# Costs are solved for in so many steps. Each goes this much of the way: a cost changes how many others come.
-_SOLVED_IN, _STEP = 10, 0.7
+_SOLVED_IN = 14
+# A cost that is twice what was known before is as wrong as a plan that is this much off.
+_TRUST = 0.1
 _SIMULATED_CLOSED_S, _SIMULATED_PACED_S = 0.5, 2
 
 # For the table, by rate: VMs, workers on each, shards. If one VM is down, the others can take it all.
@@ -58,7 +57,7 @@ _SIZES = {
     200_000: (4, 4, 1),
     300_000: (6, 4, 2),
     500_000: (8, 4, 3),
-    1_000_000: (16, 4, 6),
+    1_000_000: (16, 4, 8),
 }
 _SIMULATED_REQUESTS, _SIMULATED_S = 40_000, 0.1
 _MAX_CONNECTIONS = 2048
@@ -339,30 +338,32 @@ def _solved(real: Mapping[Plan, _Seen], measured: Costs) -> Costs:
     costs = measured
     for _ in range(_SOLVED_IN):
         said = dict(zip(plans, _all(costs, plans), strict=True))
-        missing_s = (
-            _missing_s(real, said, "server_us", _OF_SERVER)
-            | _missing_s(real, said, "redis_us", _OF_REDIS)
-            | _missing_s(real, said, "client_us", _OF_CLIENT)
-        )
-        changed: dict[str, Any] = {
-            name: max(0.0, getattr(costs, name) + _STEP * cost_s) for name, cost_s in missing_s.items()
-        }
         missing_tail = _tail(real[crowded].outcome) - _tail(said[crowded])
-        costs = dataclasses.replace(costs, varies=max(0.0, costs.varies + missing_tail / 3), **changed)
-    # Measured by itself, each had the wakes after an fsync in it, which are costs of their own.
-    waking_s = measured.redis_turn_s - costs.redis_turn_s
-    return dataclasses.replace(costs, replica_turn_s=max(0.0, measured.replica_turn_s - waking_s))
+        changed: dict[str, Any] = {"varies": max(0.0, costs.varies + missing_tail / 4)}
+        for figure, often in (
+            ("server_us", _OF_SERVER),
+            ("redis_us", _OF_REDIS),
+            ("client_us", _OF_CLIENT),
+        ):
+            spent_us = [(getattr(real[plan].outcome, figure), getattr(said[plan], figure)) for plan in plans]
+            times = [[share(*item) for share in often.values()] for item in said.items()]
+            now, before = ([getattr(of, name) for name in often] for of in (costs, measured))
+            changed |= zip(often, _better(np.array(now), np.array(before), times, spent_us), strict=True)
+        costs = dataclasses.replace(costs, **changed)
+    return costs
 
 
-def _missing_s(
-    real: Mapping[Plan, _Seen], said: Mapping[Plan, Outcome], figure: str, often: _Often
-) -> dict[str, float]:
-    """What each cost lacks, so that this figure is as nearly right as can be, in proportion, in all plans."""
-    real_us = np.array([getattr(real[plan].outcome, figure) for plan in said])
-    missing = np.array([getattr(outcome, figure) for outcome in said.values()]) / -real_us + 1
-    times = np.array([[share(*item) for share in often.values()] for item in said.items()])
-    cost_us, *_ = np.linalg.lstsq(times / real_us[:, None], missing, rcond=None)
-    return dict(zip(often, cost_us / 1e6, strict=True))
+def _better(
+    now: Any, before: Any, times: Sequence[Sequence[float]], spent_us: Sequence[tuple[float, float]]
+) -> list[float]:
+    """Costs nearer to those with which each plan spends what it did: in proportion, as are distances from
+    what was known before. Half of the way, since a cost changes how many others come."""
+    real_us, said_us = np.array(spent_us).T
+    rows = np.array(times) * 1e6 / real_us[:, None]
+    known = np.diag(_TRUST / before)
+    wanted = np.concatenate([1 - said_us / real_us, _TRUST * (1 - now / before)])
+    more, *_ = np.linalg.lstsq(np.vstack([rows, known]), wanted, rcond=None)
+    return [float(cost) for cost in np.maximum(now + more / 2, 0)]
 
 
 def _tail(outcome: Outcome) -> float:
@@ -384,24 +385,26 @@ def _measured(cache: Path) -> Costs:
     """What can be measured by itself, and a guess of the rest."""
     alone, waiting = (_batches(cache, with_replica=with_replica) for with_replica in (False, True))
     redis, replica = _parts(alone.primary), _parts(waiting.replica)
+    wakes = _wakes()
+    waking_s = FSYNC_SLEEPS * wakes["woken_s"]  # a cost of its own, in what a turn was seen to take
     return Costs(
         turn_s=uvloop.run(_turn_s()),
         request_s=7e-6,
         batch_s=70e-6,
-        redis_turn_s=redis.turn_s,
+        redis_turn_s=max(0, redis.turn_s - waking_s),
         script_s=redis.batch_s,
         id_s=redis.id_s,
         fsyncs_s=_fsyncs_s(cache),
         # Of a lone batch: on one connection, several would wait for each other.
         wait_s=max(0, waiting.primary[0] - alone.primary[0]),
-        replica_turn_s=max(0, waiting.replica[0] - replica.id_s),
+        replica_turn_s=max(0, waiting.replica[0] - replica.id_s - waking_s),
         replica_id_s=replica.id_s,
         begin_s=50e-6,
         cold_s=3e-6,
         varies=0.4,
         client_turn_s=1e-6,  # wrk's own, in C; a system call
         client_request_s=7e-6,
-        **_wakes(),
+        **wakes,
     )
 
 
@@ -531,7 +534,7 @@ def _wakes() -> dict[str, float]:
 
 
 def _pings(cores: tuple[int, int] | None) -> _Pings:
-    """With a process on the second core, or with ourselves. Its core is idle for a while before each."""
+    """With a process on the second core, or with ourselves."""
     ours, theirs = socket.socketpair()
     if cores is not None:
         echo = multiprocessing.get_context("fork").Process(target=_echo, args=(theirs, cores[1]), daemon=True)
@@ -539,21 +542,19 @@ def _pings(cores: tuple[int, int] | None) -> _Pings:
         theirs.close()
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, cores[:1])
-    send_s = cpu_s = took_s = 0.0
+    send_s, began_s, before_s = 0.0, time.monotonic(), time.thread_time()
     for _ in range(_PINGS):
-        idle_until_s = time.monotonic() + _IDLE_S
-        while time.monotonic() < idle_until_s:
-            pass
-        began_s, before_s = time.monotonic(), time.thread_time()
+        send_s -= time.thread_time()
         ours.send(b"x")
-        send_s += time.thread_time() - before_s
+        send_s += time.thread_time()
         (theirs if cores is None else ours).recv(1)
-        cpu_s += time.thread_time() - before_s
-        took_s += time.monotonic() - began_s
+    pings = _Pings(
+        send_s / _PINGS, (time.thread_time() - before_s) / _PINGS, (time.monotonic() - began_s) / _PINGS
+    )
     if cores is not None:
         os.sched_setaffinity(0, before)
     ours.close()
-    return _Pings(send_s / _PINGS, cpu_s / _PINGS, took_s / _PINGS)
+    return pings
 
 
 def _echo(wire: socket.socket, core: int) -> None:
