@@ -27,8 +27,11 @@ _TABLES: dict[str, tuple[str, str]] = {
     "beside callbacks": ("Hits beside callbacks", "hits"),
     "strangers": ("Calls of strangers meanwhile", "endpoints"),
     "costs": ("What each step costs", "step"),
-    "model, closed loop": ("The simulation beside real runs, all cores shared", "plan, connections"),
-    "model, open loop": ("The simulation beside real runs, 10,000 requests/s", "plan, connections"),
+    "model, closed loop": ("The simulation beside real runs, on one core", "plan, connections"),
+    "model, open loop": (
+        "The simulation beside real runs, on one core, 10,000 requests/s",
+        "plan, connections",
+    ),
     "sizing": ("What a rate takes", "requests/s"),
     "reading": ("Reading back", "what"),
     "heartbeats": ("What machines publish for each other", "of"),

@@ -360,6 +360,7 @@ def _better(
     what was known before. Half of the way, since a cost changes how many others come."""
     real_us, said_us = np.array(spent_us).T
     rows = np.array(times) * 1e6 / real_us[:, None]
+    before = np.maximum(before, 1e-6)  # too little to be seen
     known = np.diag(_TRUST / before)
     wanted = np.concatenate([1 - said_us / real_us, _TRUST * (1 - now / before)])
     more, *_ = np.linalg.lstsq(np.vstack([rows, known]), wanted, rcond=None)
@@ -427,11 +428,10 @@ def _parts(rounds_s: Sequence[float]) -> _Parts:
 
 
 class _Rounds(NamedTuple):
-    """CPU of a round of each kind: of Redis, of its replica, of the worker that sends the batches."""
+    """CPU of a round of each kind: of Redis, and of its replica."""
 
     primary: list[float]
     replica: list[float]
-    sender: list[float]
 
 
 def _batches(cache: Path, *, with_replica: bool) -> _Rounds:
@@ -447,15 +447,15 @@ def _batches(cache: Path, *, with_replica: bool) -> _Rounds:
 
 
 async def _round_s(store: Store, replica: Store | None, place: int, ids: int, at_once: int) -> list[float]:
-    """CPU of Redis, of its replica, and of this process, for batches that arrive in one piece."""
+    """CPU of Redis, and of its replica, for batches that arrive in one piece."""
     client = Client(store.url, replicas=0 if replica is None else 1)
     workers = [
         HitStore(client, namespace="idagg", window_s=86_400, exact_limit=10**9) for _ in range(at_once)
     ]
     next_id = itertools.count(place * _WARM_UP_IDS)
 
-    def spent() -> tuple[float, float, float]:
-        return _cpu_s(store.pid), _cpu_s(replica.pid) if replica else 0.0, time.thread_time()
+    def spent() -> tuple[float, float]:
+        return _cpu_s(store.pid), _cpu_s(replica.pid) if replica else 0.0
 
     rounds = 0
     for seq in itertools.count(1):

@@ -35,7 +35,18 @@ _DEBIAN = {
     "haproxy": "/usr/sbin/haproxy",
     "default-jdk-headless": "/usr/bin/javac",
 }
-_PYTHON = ("idagg", "aiohttp", "redis", "hiredis", "uvloop", "httptools", "fastapi", "uvicorn", "matplotlib")
+_PYTHON = (
+    "idagg",
+    "aiohttp",
+    "redis",
+    "hiredis",
+    "uvloop",
+    "httptools",
+    "fastapi",
+    "uvicorn",
+    "matplotlib",
+    "numpy",
+)
 
 # How long it is watched what the machine does without us.
 _LOOK_S = 2
