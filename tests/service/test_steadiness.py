@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from kit.servers import RedisServer, free_port
-from kit.serving import PATIENT, Serving
+from kit.serving import PATIENT, WORKERS, Serving
 from kit.waiting import LIMIT_S, eventually, long_window, until
 
 
@@ -39,10 +40,27 @@ def terminal() -> Iterator[tuple[int, str]]:
             os.close(descriptor)
 
 
+async def all_have_begun(serving: Serving) -> None:
+    """Wait until each process has tied itself to the supervisor.
+
+    The callback process, at niceness 19, may be long in coming to that, and nobody waits for it.
+    """
+
+    def begun(pid: int) -> bool:
+        """After that, faulthandler catches what would end it."""
+        said = Path(f"/proc/{pid}/status").read_text()
+        caught = re.search(r"^SigCgt:\t(\w+)$", said, re.MULTILINE)
+        return pid == serving.pid or bool(caught and int(caught[1], 16) >> signal.SIGSEGV - 1 & 1)
+
+    # The supervisor, its workers, and the callback process.
+    await until(lambda: len(found := serving.processes()) == WORKERS + 2 and all(map(begun, found)))
+
+
 async def test_hung_worker_without_a_supervisor(any_server: RedisServer) -> None:
     """A worker that stands still does not outlive a supervisor that is killed: the port is free at once."""
     flags = ("--redis-url", any_server.url, "--port", str(free_port()), *PATIENT)
     with Serving(*flags, without=("--port",)) as serving:
+        await all_have_begun(serving)
         os.kill(serving.workers()[0], signal.SIGSTOP)
         os.kill(serving.callback_process(), signal.SIGSTOP)
         serving.kill()
@@ -56,6 +74,7 @@ async def test_hung_worker_without_a_supervisor(any_server: RedisServer) -> None
 async def test_signals_of_no_use(any_server: RedisServer) -> None:
     """SIGUSR1 and SIGUSR2 kill no process, and SIGHUP no worker."""
     with Serving("--redis-url", any_server.url, *PATIENT, window=long_window()) as serving:
+        await all_have_begun(serving)
         before = serving.processes()
         for pid in before:
             os.kill(pid, signal.SIGUSR1)
