@@ -23,9 +23,8 @@ async def until(condition: Callable[[], T | None], *, within_s: float = LIMIT_S)
     give_up_at = time.monotonic() + within_s
     pause_s = 0.001
     while True:
-        is_over = (
-            time.monotonic() >= give_up_at
-        )  # before the last look: this process may stand still after it
+        # Before the last look: this process may stand still after it.
+        is_over = time.monotonic() >= give_up_at
         if said := condition():
             return said
         assert not is_over, f"not within {within_s:g} s"

@@ -61,6 +61,12 @@ def test_restarts_back_off_and_end() -> None:
     assert waits == [0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0]
 
 
+def test_young_is_looked_up_with_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sets it for a run has it: it was bound when the module was imported."""
+    monkeypatch.setattr(restart, "YOUNG_S", 3 * OLD)
+    assert delays(2 * OLD, 2 * OLD) == [0.0, restart.FIRST_DELAY_S]
+
+
 @given(st.lists(st.booleans(), max_size=60))
 def test_restarts_forget(lives: list[bool]) -> None:
     """Only young deaths in a row count: one long life, and the next restart is as the first."""
