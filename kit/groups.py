@@ -224,7 +224,11 @@ class SentinelGroup(Group):
         self._sentinel_user, self._sentinel_password = sentinel_user, sentinel_password
         self._tls = tls
         self._kind: Literal["redis", "valkey"] = kind
-        self._timing = {"down-after-milliseconds": down_after_ms, "failover-timeout": failover_timeout_ms}
+        self._timing = {
+            "down-after-milliseconds": down_after_ms,
+            "failover-timeout": failover_timeout_ms,
+            "parallel-syncs": max(1, replicas),
+        }
         self._counts = (1 + replicas, sentinels)
         self._places = places or (HERE,) * (1 + replicas + sentinels)
         self._options = {**_durable(password), **options}
