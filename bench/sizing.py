@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import multiprocessing
 import os
+import random
 import socket
 import tempfile
 import time
@@ -75,8 +76,7 @@ def add_options(group: argparse._ArgumentGroup, *, quick: bool) -> None:
     add("--sizing-shards", type=numbers, default=[1, 2, 4], help="default: %(default)s")
     add("--sizing-replicas", type=numbers, default=[0, 1], help="0, 1 or both; default: %(default)s")
     add("--sizing-connections", type=numbers, default=[64, 512], help="default: %(default)s")
-    add("--sizing-rounds", type=int, default=3, help="default: %(default)s")
-    add("--sizing-parts", type=int, default=3, help="of 1 s, of each load; default: %(default)s")
+    add("--sizing-rounds", type=int, default=9, help="default: %(default)s")
 
 
 def measure(found: Findings, options: argparse.Namespace) -> None:
@@ -86,13 +86,15 @@ def measure(found: Findings, options: argparse.Namespace) -> None:
         return
     alone: list[Costs] = []
     seen: dict[Plan, list[_Seen]] = {}
+    services = list(itertools.product(options.sizing_workers, options.sizing_shards, options.sizing_replicas))
     for number in range(1, options.sizing_rounds + 1):
         alone.append(_measured(options.cache))
-        for service in _services(options):
+        # What the machine does beside, for a minute or ten, is not to hit the same plans each time.
+        for service in random.Random(number).sample(services, len(services)):
             for one in _runs(*service, options):
                 seen.setdefault(one.plan, []).append(one)
         say(f"round {number} of {options.sizing_rounds}: done")
-    real = {plan: _undisturbed(runs) for plan, runs in seen.items()}
+    real = {plan: _undisturbed(seen[plan]) for plan in sorted(seen, key=dataclasses.astuple)}
     costs = _solved(real, _typical(alone))
     for name, cost in dataclasses.asdict(costs).items():
         cost_s = median(cost) if isinstance(cost, tuple) else cost
@@ -161,10 +163,6 @@ def _simulated(costs: Costs, plan: Plan) -> Outcome:
 # Real runs
 
 
-def _services(options: argparse.Namespace) -> Iterator[tuple[int, int, int]]:
-    return itertools.product(options.sizing_workers, options.sizing_shards, options.sizing_replicas)
-
-
 def _runs(workers: int, shards: int, replicas: int, options: argparse.Namespace) -> Iterator[_Seen]:
     """The closed loop with each number of connections; with one shard also at a constant rate."""
     plan = Plan(workers, shards, servers=1, with_wait=bool(replicas), linger_s=linger_s(workers))
@@ -172,13 +170,11 @@ def _runs(workers: int, shards: int, replicas: int, options: argparse.Namespace)
     with _started(plan, options.cache) as (service, replica):
         for connections in options.sizing_connections:
             one = dataclasses.replace(plan, connections=connections)
-            for part in range(1 + options.sizing_parts):
-                run = _closed(service, replica, one, next(first_ids))
-                if part:  # the first one warms up
-                    yield run
+            _closed(service, replica, one, next(first_ids))  # it warms up
+            yield _closed(service, replica, one, next(first_ids))
         if shards == 1:
             paced = dataclasses.replace(plan, connections=_PACED_CONNECTIONS, rate=_RATE)
-            yield from _open(service, replica, paced, options.sizing_parts)
+            yield _open(service, replica, paced)
 
 
 @contextmanager
@@ -244,14 +240,14 @@ def _closed(service: Idagg, replica: Store | None, plan: Plan, first_id: int) ->
     return _Seen(plan, outcome, spent.others(did.cpu_s))
 
 
-def _open(service: Idagg, replica: Store | None, plan: Plan, seconds: int) -> Iterator[_Seen]:
-    """One run for each second. CPU and batches are those between the first requests and the last."""
+def _open(service: Idagg, replica: Store | None, plan: Plan) -> _Seen:
+    """The second of two seconds. CPU and batches are those of a second that begins 0.5 s earlier."""
     start_s = first_window(1, after_s=_OPENING_S)
     offer = partial(
         drive,
         service.port,
         rate=plan.rate,
-        seconds=seconds + 1,
+        seconds=2,
         connections=plan.connections,
         first_id=_LOAD_IDS,
         start_s=start_s,
@@ -260,23 +256,22 @@ def _open(service: Idagg, replica: Store | None, plan: Plan, seconds: int) -> It
         running = pool.apply_async(offer)
         time.sleep(max(0, start_s + _SETTLE_S - time.time()))
         before = _usage(service, replica)
-        time.sleep(seconds)
+        time.sleep(1)
         spent = _usage(service, replica) - before
-        result: Result = running.get(seconds + 30)
+        result: Result = running.get(30)
     requests = plan.rate * spent.took_s
     client_s = result.usage.cpu_s / result.ok
-    for second, failed in list(zip(result.seconds, result.failed, strict=True))[1:]:
-        latencies = second.summary()
-        outcome = Outcome(
-            rate=plan.rate - failed,
-            p50_ms=latencies.p50_ms,
-            p99_ms=latencies.p99_ms,
-            ids_per_batch=requests / spent.batches,
-            server_us=spent.server_s / requests * 1e6,
-            redis_us=spent.redis_s / requests * 1e6,
-            client_us=client_s * 1e6,
-        )
-        yield _Seen(plan, outcome, spent.others(client_s * requests))
+    latencies = result.seconds[1].summary()
+    outcome = Outcome(
+        rate=plan.rate - result.failed[1],
+        p50_ms=latencies.p50_ms,
+        p99_ms=latencies.p99_ms,
+        ids_per_batch=requests / spent.batches,
+        server_us=spent.server_s / requests * 1e6,
+        redis_us=spent.redis_s / requests * 1e6,
+        client_us=client_s * 1e6,
+    )
+    return _Seen(plan, outcome, spent.others(client_s * requests))
 
 
 class _Used(NamedTuple):
