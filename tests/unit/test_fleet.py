@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 
 from idagg.read import fleet
 from idagg.read.fleet import (
@@ -21,6 +23,8 @@ from idagg.read.fleet import (
     is_heard,
     status,
 )
+from idagg.run import fleet as run_fleet
+from idagg.run.fleet import Fleet, Look, Others
 from idagg.run.machine import Machine
 from idagg.run.messages import Heartbeat, Lead, Traffic
 from idagg.run.report import Identity, aged, is_predecessor, moment, report
@@ -176,3 +180,66 @@ def test_whose_place_an_instance_takes() -> None:
     elsewhere = (dataclasses.replace(IDENTITY, machine_id="m2"), dataclasses.replace(IDENTITY, name="web-2"))
     for identity in elsewhere:
         assert not is_predecessor(own, 5.0, instance(identity), 5.1)
+
+
+class Watched:
+    """A supervisor with a worker, whose process is another one after each look if ``changes``."""
+
+    admin_address = "127.0.0.1:8001"
+
+    def __init__(self) -> None:
+        self.pid = 8
+        self.changes = False
+
+    def trouble(self) -> dict[str, str]:
+        self.pid += self.changes
+        return {}
+
+    def machine(self) -> Machine:
+        return Machine(SETTINGS, [Heartbeat(pid=self.pid)], ages_s=[0.25])
+
+
+async def test_a_status_is_of_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of that before the others were asked for: with a store that is away, this takes PATIENCE_S."""
+    watched = Watched()
+
+    async def look(others: Others) -> Look:
+        watched.pid = 9
+        return Look([], 0.0, None)
+
+    monkeypatch.setattr(Others, "look", look)
+    seen = await Fleet(watched).status()
+    assert [worker.pid for worker in seen.machines[0].workers] == [9]
+
+
+async def test_a_change_is_published_at_once_but_not_too_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    published: list[int | None] = []
+
+    async def publish(others: Others, own: Report) -> None:
+        published.append(own.machine.workers[0].pid)
+
+    monkeypatch.setattr(Others, "publish", publish)
+    for name, value in (("LOOK_S", 0.0), ("PUBLISH_S", 600.0), ("SOONEST_S", 600.0)):
+        monkeypatch.setattr(run_fleet, name, value)
+    watched = Watched()
+    running = asyncio.create_task(Fleet(watched).run())
+
+    async def looked() -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    await looked()
+    watched.changes = True
+    await looked()
+    assert published == [8]
+    monkeypatch.setattr(run_fleet, "SOONEST_S", 0.0)
+    await looked()
+    assert len(published) > 10
+    watched.changes = False
+    await looked()
+    known = len(published)
+    await looked()
+    assert len(published) == known
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running

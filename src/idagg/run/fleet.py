@@ -104,10 +104,10 @@ class Fleet:
 
     async def status(self) -> fleet.Status:
         """The fleet at this moment. A store that is away delays this by PATIENCE_S at most."""
-        machine = self._watched.machine()
-        self._others.serve(machine.settings)
+        self._others.serve(self._watched.machine().settings)
         others = await self._others.look()
         self._look()
+        machine = self._watched.machine()
         own = self._report(machine)
         now = moment(time.time() - (own.machine.clock_skew_s or 0))
         stale = None
