@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from idagg.errors import StoreAwayError, StoreRefusedError
 from idagg.store.client import Client
-from idagg.store.combining import ABSENT_S, ALONE_S, Combined, Combiner
+from idagg.store.combining import ABSENT_S, ALONE_S, Combined, Combiner, _Line, _Shard, _Waiting
 from idagg.store.hits import COMMON, OWN, HitStore, Scripts
 from idagg.store.shards import ONE_SHARD, Regime
 from idagg.store.windows import WindowStore
@@ -70,19 +70,22 @@ class Watched:
 
 
 class Counting(Combiner):
-    """It counts the batches that have come."""
+    """It counts the batches that have come, and knows on which lines."""
 
     taken = 0
+    used: set[_Line]
     running: asyncio.Task[None]
 
     def take(self, line: Any, asked: list[bytes]) -> None:
         self.taken += 1
+        self.used.add(line)
         super().take(line, asked)
 
 
 @contextlib.asynccontextmanager
 async def combining(scripts: Scripts, path: Path) -> AsyncIterator[Counting]:
     combiner = Counting(lambda tag: scripts)
+    combiner.used = set()
     combiner.running = asyncio.create_task(combiner.run(str(path)))
     await until(path.exists)
     try:
@@ -125,6 +128,38 @@ async def sealed(client: CrankedClient, second: int) -> dict[int, tuple[int, int
 def ids(worker: int, seq: int) -> list[bytes]:
     """Three of its own, and one that all have."""
     return [*(b"%d" % (1000 * worker + 10 * seq + number) for number in range(3)), b"7"]
+
+
+def test_no_batch_overtakes_another_of_its_line() -> None:
+    """A worker tells its answers apart by their order alone. At a change of the number of shards it has a
+    batch of both numbers under way."""
+    shard = _Shard(cast(Scripts, None), "{t:0}", 0)
+    lines = {name: _Line(cast(Combiner, None)) for name in "abc"}
+    for line, regime in ("a", b"new"), ("b", b"old"), ("b", b"new"), ("c", b"new"), ("c", b"old"):
+        shard.take(_Waiting(lines[line], (regime,), [], 0))
+    calls = []
+    while together := shard._next():
+        calls.append(
+            [(line, batch.common[0]) for batch in together for line in lines if lines[line] is batch.line]
+        )
+    assert calls == [
+        [("a", b"new"), ("c", b"new")],
+        [("b", b"old"), ("c", b"old")],
+        [("b", b"new")],
+    ]
+
+
+async def test_two_batches_that_find_no_connection_open_one(client: CrankedClient, tmp_path: Path) -> None:
+    way = Watched(client)
+    async with combining(way, tmp_path / "socket") as combiner:
+        worker = Worker(client, tmp_path / "socket")
+        stores = [hits_of(worker.way), hits_of(worker.way)]
+        batches = [asyncio.create_task(store.add(1, ids(n, 1))) for n, store in enumerate(stores)]
+        await until(lambda: combiner.taken == 2)
+        assert len(combiner.used) == 1
+        way.held.set()
+        await asyncio.gather(*batches)
+        worker.close()
 
 
 # Worker, number, ids, endpoints.

@@ -82,9 +82,7 @@ class Combined:
         alone_s = ALONE_S
         try:
             async with asyncio.timeout(self._patience_s):
-                if self._connection is None or self._connection.is_lost:
-                    self._connection = await open_connection(self._address)
-                answer = await self._connection.send(args)
+                answer = await (await self._connected()).send(args)
         except (FileNotFoundError, ConnectionRefusedError):
             alone_s = ABSENT_S
         except OSError:  # TimeoutError included
@@ -96,6 +94,15 @@ class Combined:
                 self._alone_until = asyncio.get_running_loop().time() + alone_s
                 self._drop()
         return answer
+
+    async def _connected(self) -> Connection:
+        if self._connection is None or self._connection.is_lost:
+            opened = await open_connection(self._address)
+            if self._connection is not None and not self._connection.is_lost:
+                opened.drop()  # another batch has opened one meanwhile
+                return self._connection
+            self._connection = opened
+        return self._connection
 
     async def close(self) -> None:
         self._drop()
@@ -201,13 +208,21 @@ class _Shard:
             self._wake.set_result(None)
 
     def _next(self) -> list[_Waiting]:
-        """The oldest batch, and the others that may go with it."""
+        """The oldest batch, and the others that may go with it.
+
+        None overtakes another of its line, where answers are told apart by their order alone: when the number
+        of shards changes, a worker has batches of both under way.
+        """
         waiting = [batch for batch in self._waiting if not batch.line.is_lost]
         together: list[_Waiting] = []
         left, size = [], 0
+        held: set[_Line] = set()
         for batch in waiting:
-            if together and (batch.common != together[0].common or size + batch.size > MAX_BYTES):
+            if together and (
+                batch.line in held or batch.common != together[0].common or size + batch.size > MAX_BYTES
+            ):
                 left.append(batch)
+                held.add(batch.line)
             else:
                 together.append(batch)
                 size += batch.size
