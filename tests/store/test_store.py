@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from unittest import mock
 
 import pytest
@@ -510,10 +511,12 @@ async def test_a_sketch_that_lost_ids_makes_suspect(client: CrankedClient) -> No
     assert (record.unique_ids, record.estimate, record.exact, record.suspect) == (100, 1, False, True)
 
 
+@pytest.mark.parametrize("foreign", [30, 3000])
 @pytest.mark.parametrize("limit", [1000, 10])
-async def test_an_estimate_is_never_above_hits(client: CrankedClient, limit: int) -> None:
-    """What chance adds beyond the number of hits is known to be wrong."""
-    record = await sealed(client, 1000, foreign=30, limit=limit)
+async def test_an_estimate_is_never_above_hits(client: CrankedClient, limit: int, foreign: int) -> None:
+    """What chance adds beyond the number of hits is known to be wrong, and so is what callers add, who can
+    choose ids that a sketch takes for many."""
+    record = await sealed(client, 1000, foreign=foreign, limit=limit)
     assert record.hits == record.estimate == record.unique_ids == 1000
     assert (record.exact, record.suspect) == (limit == 1000, False)
 
@@ -735,6 +738,27 @@ async def test_embedded_store_waits_for_a_predecessor_on_its_way_out(
             assert await client.command("PING")
     finally:
         await second.stop()
+
+
+async def test_embedded_store_waits_until_there_is_room_for_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fork that fails, as at the limit of processes, ends nothing."""
+    of_program = EmbeddedStore._process_of
+
+    async def fails(store: EmbeddedStore, log_file: Path) -> NoReturn:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(EmbeddedStore, "_process_of", fails)
+    async with serving(tmp_path) as store:
+        assert store.trouble is not None
+        assert "cannot be started: Resource temporarily unavailable" in store.trouble
+        watching = asyncio.create_task(store.watch())
+        monkeypatch.setattr(EmbeddedStore, "_process_of", of_program)
+        await until(lambda: store.trouble is None)
+        await end(watching)
+        async with connected(store.url) as client:
+            assert await client.command("PING")
 
 
 _PARENT = """

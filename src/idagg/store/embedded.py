@@ -275,16 +275,10 @@ class EmbeddedStore:
         await asyncio.to_thread(self._mend)
         log_file = self.data / "server.log"
         self._said_before = self._log_bytes()
-        self._process = process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid()), self.binary.path),
-            *("--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700"),
-            *("--dir", str(self.data), "--logfile", str(log_file), "--loglevel", "notice"),
-            *("--appendonly", "yes", "--appendfsync", "always", "--save", "", "--daemonize", "no"),
-            stdin=asyncio.subprocess.DEVNULL,
-            pass_fds=[self._lock],
-            # Ctrl-C goes to the whole group; the store has to outlive the workers' last batches.
-            start_new_session=True,
-        )
+        try:
+            self._process = process = await self._process_of(log_file)
+        except OSError as error:  # there are too many processes, or too little memory
+            raise _NotNowError(f"the embedded store cannot be started: {error.strerror}") from error
         started_at = time.monotonic()
         while True:
             answer = await self._answer()
@@ -302,6 +296,18 @@ class EmbeddedStore:
         last = self._disk_trouble() or said.strip().rpartition("\n")[2] or "it says nothing"
         raise _NotNowError(f"the embedded store ({self.binary}) did not start: see {log_file} ({last})")
 
+    async def _process_of(self, log_file: Path) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid()), self.binary.path),
+            *("--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700"),
+            *("--dir", str(self.data), "--logfile", str(log_file), "--loglevel", "notice"),
+            *("--appendonly", "yes", "--appendfsync", "always", "--save", "", "--daemonize", "no"),
+            stdin=asyncio.subprocess.DEVNULL,
+            pass_fds=[self._lock],
+            # Ctrl-C goes to the whole group; the store has to outlive the workers' last batches.
+            start_new_session=True,
+        )
+
     def _log_bytes(self) -> int:
         try:
             return (self.data / "server.log").stat().st_size
@@ -311,7 +317,9 @@ class EmbeddedStore:
     async def _explain(self) -> str:
         """What the server that ended has logged. Raises CannotStartError if it could not read its data."""
         said = await asyncio.to_thread(_tail, self.data / "server.log", self._said_before)
-        if sentence := aof.explained(self.data, self.binary.path, self.binary.name, said):
+        # It may run the server's checkers over all data.
+        sentence = await asyncio.to_thread(aof.explained, self.data, self.binary.path, self.binary.name, said)
+        if sentence:
             raise CannotStartError(sentence)
         return said
 

@@ -80,14 +80,14 @@ if #earlier > TOKENS_KEPT then
   end
 end
 local unique = redis.call('SCARD', window .. ':ids')
-local estimate = redis.call('PFCOUNT', window .. ':hll')
+-- Whoever chooses the ids can choose some that a sketch takes for many. There were no more ids than hits.
+local estimate = math.min(redis.call('PFCOUNT', window .. ':hll'), math.max(unique, hits))
 local is_exact = not meta[3]
 local is_suspect = is_exact and math.abs(unique - estimate) > CHANCE * unique + SLACK
 if is_suspect then
   unique, is_exact = math.max(unique, estimate), false
-else
-  estimate = math.min(estimate, math.max(unique, hits))
-  unique = is_exact and unique or estimate
+elseif not is_exact then
+  unique = estimate
 end
 redis.call('HSET', part, 'length', digits(finish - start), 'unique', digits(unique), 'estimate', digits(estimate),
   'hits', digits(hits), 'exact', is_exact and 1 or 0, 'suspect', is_suspect and 1 or 0, 'dropped', meta[2] or 0)
