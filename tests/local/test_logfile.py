@@ -360,6 +360,32 @@ async def test_a_pipe_whose_reader_hangs(tmp_path: Path) -> None:
     assert text == b"x" * 65_000 + b"\n" + b"y" * 1000 + b"\n"
 
 
+async def test_a_pipe_of_a_process_with_many_connections(tmp_path: Path) -> None:
+    """A leader with as many as 1,024 waits for its reader as any other does."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+    with contextlib.ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        stack.callback(os.close, reader)
+        while (last := os.dup(reader)) < 1024:
+            stack.callback(os.close, last)
+        stack.callback(os.close, last)
+        log = log_file(path)
+        log._timeout_s = 60
+        under_way = asyncio.create_task(log.append("x" * 100_000, durable=False))
+        text = b""
+        async with asyncio.timeout(LIMIT_S):
+            while not text.endswith(b"\n"):
+                await asyncio.sleep(0.01)
+                with contextlib.suppress(BlockingIOError):
+                    text += os.read(reader, 99_999)
+        await under_way
+        assert text == b"x" * 100_000 + b"\n"
+
+
 ONE_LINE = """
 import asyncio, sys
 from idagg.deliver.logfile import LogFile
@@ -416,6 +442,26 @@ def test_a_stream_that_others_made_non_blocking() -> None:
     with os.fdopen(reading, "rb") as stream:
         assert len(stream.read()) == 300_003
     assert writer.wait(timeout=60) == 0
+
+
+def test_processes_write_whole_lines_to_a_stream() -> None:
+    """A pipe whose reader is slow takes a long line in pieces. Nobody else's line comes between them."""
+    reading, writing = os.pipe()
+    long = WRITER.replace("number * 100", "number * 1000")
+    writers = [subprocess.Popen([sys.executable, "-c", long, "-", name], stdout=writing) for name in "abcd"]
+    os.close(writing)
+    half = fcntl.fcntl(reading, fcntl.F_GETPIPE_SZ) // 2  # it can be full with less than its size
+    give_up_at = time.monotonic() + LIMIT_S
+    while waiting_bytes(reading) < half:
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)
+    text = b""
+    while data := os.read(reading, 5000):
+        text += data
+    os.close(reading)
+    assert [writer.wait(timeout=60) for writer in writers] == [0] * 4
+    expected = [f"{name}-{number}-" + name * (number * 1000) for name in "abcd" for number in range(50)]
+    assert sorted(text.decode().splitlines()) == sorted(expected)
 
 
 WRITER = """

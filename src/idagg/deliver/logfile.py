@@ -1,8 +1,13 @@
-"""The log file: one logfmt line per record. Several processes append to it, each line whole or not at all."""
+"""The log file: one logfmt line per record. Several processes append to it, each line whole or not at all.
+
+They exclude each other by a lock: of regular files by flock, since each opens its own. Streams are inherited,
+and one lock of flock would be everybody's: there it is one of POSIX, which belongs to a process.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import datetime
 import errno
@@ -14,7 +19,7 @@ import select
 import stat
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -198,12 +203,13 @@ class LogFile:
         if self._torn:
             line = b"\n" + line
         try:
-            while line:
-                try:
-                    line = line[os.write(stream, line) :]
-                    self._torn = bool(line)
-                except BlockingIOError:  # its reader is slow
-                    select.select([], [stream], [])
+            with _locked(stream):
+                while line:
+                    try:
+                        line = line[os.write(stream, line) :]
+                        self._torn = bool(line)
+                    except BlockingIOError:  # its reader is slow
+                        wait_for_reader(stream)
             if durable and stat.S_ISREG(os.fstat(stream).st_mode):
                 os.fsync(stream)
         except OSError:
@@ -237,6 +243,24 @@ class LogFile:
             f"the log file {shown(self._path)} did not take a line within {self._timeout_s:g} s: "
             "its disk, or the reader of its pipe, hangs"
         )
+
+
+@contextlib.contextmanager
+def _locked(stream: int) -> Iterator[None]:
+    with contextlib.suppress(OSError):  # a stream without locks: short lines are whole all the same
+        fcntl.lockf(stream, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.lockf(stream, fcntl.LOCK_UN)
+
+
+def wait_for_reader(stream: int) -> None:
+    """Wait until a pipe or a terminal takes bytes again. ``select`` knows no descriptor above 1,023."""
+    poll = select.poll()
+    poll.register(stream, select.POLLOUT)
+    poll.poll()
 
 
 def is_stdout(path: Path) -> bool:

@@ -8,11 +8,11 @@ import logging
 import math
 import os
 import queue
-import select
 import sys
 import threading
 import time
 
+from idagg.deliver.logfile import wait_for_reader
 from idagg.run.messages import LogLine
 
 # About 1 MB at most. A supervisor with 256 workers that all die at once says less.
@@ -135,7 +135,7 @@ class Writer(logging.Handler):
             try:
                 line = line[os.write(self._descriptor, line) :]
             except BlockingIOError:  # another process has made the shared descriptor so
-                select.select([], [self._descriptor], [])
+                wait_for_reader(self._descriptor)
 
     def _drop(self) -> None:
         with self._counting:
