@@ -35,6 +35,8 @@ _DEFAULT_WORKERS = 4
 MAX_SHARDS = 64
 # Below STOP_S of run/child.py: a worker that stops answers its requests first.
 MAX_DEADLINE_S = 10
+# Lua writes whole numbers up to this without an exponent.
+MAX_LIMIT = 10**12
 
 INHERITED_VARIABLE = "_IDAGG_INHERITED"
 """Names the descriptor from which a supervisor reads what its predecessor left (``run/reload.py``)."""
@@ -358,7 +360,9 @@ class Settings(BaseModel):
     exact_limit: int = Field(
         default=10_000_000,
         ge=0,
-        description="number of ids per window counted exactly, 0 or more; above it the count is an estimate",
+        le=MAX_LIMIT,
+        description=f"number of ids per window counted exactly, 0 to {MAX_LIMIT}; above it the count is an "
+        "estimate",
     )
     keep_records: int = Field(
         default=35,
@@ -394,7 +398,8 @@ class Settings(BaseModel):
     callback_limit: int | None = Field(
         default=None,
         ge=1,
-        description="maximum number of callbacks per window to one address, 1 or more; "
+        le=MAX_LIMIT,
+        description=f"maximum number of callbacks per window to one address, 1 to {MAX_LIMIT}; "
         "hosts of callback_allow are exempt; none: no limit",
     )
     callback_secret: _Secrets | None = Field(
