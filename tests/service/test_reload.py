@@ -128,6 +128,21 @@ async def test_number_of_shards(serving: Serving, settings: Path) -> None:
     await eventually(serving.health, lambda answer: b"shards" not in answer.body)
 
 
+async def test_settings_that_change_after_they_were_read(any_server: RedisServer, settings: Path) -> None:
+    """Whoever asks for a reload has the settings of that moment, also if one has just begun."""
+    tuned = SOON | {"idagg.run.supervisor.SIGNALLED_S": 3}
+    flags = ("--redis-url", any_server.url, "--config", str(settings))
+    without = ("--workers", "--port", "--admin-port")
+    with Serving(*flags, tuned=tuned, window=1, without=without) as serving:
+        asked = [asyncio.create_task(reload("--pid", str(serving.pid)))]
+        await until(lambda: "the installed program checks itself" in serving.said)
+        write(settings, OWN + "workers = 3\n")
+        asked.append(asyncio.create_task(reload("--pid", str(serving.pid))))
+        assert [(await one).returncode for one in asked] == [0, 0]
+        assert len(serving.workers()) == 3
+        await asyncio.to_thread(serving.stop)
+
+
 async def test_addresses(serving: Serving, settings: Path) -> None:
     """Both listeners move; the old addresses are free afterwards."""
     old = serving.port, serving.admin_port

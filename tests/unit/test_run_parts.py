@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import datetime
@@ -13,6 +14,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn, cast
 
 import orjson
 import pytest
@@ -20,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from idagg.errors import CannotStartError
-from idagg.run import logs, restart, sockets
+from idagg.run import callback_keeper, logs, reload, restart, sockets
 from idagg.run.child import Held
 from idagg.run.logs import log_to_stderr
 from idagg.run.messages import (
@@ -38,6 +41,7 @@ from idagg.run.reload import Inherited, held_from, unchangeable
 from idagg.run.restart import Restarts
 from idagg.run.systemd import notify, watchdog_s
 from idagg.settings import Settings
+from idagg.tasks import Tasks
 from kit.servers import free_port
 
 YOUNG = restart.YOUNG_S / 2
@@ -47,6 +51,21 @@ OLD = restart.YOUNG_S
 def delays(*served: float) -> list[float | None]:
     restarts = Restarts()
     return [restarts.after(served_s) for served_s in served]
+
+
+def test_another_address_with_the_same_port() -> None:
+    """A reload can go from one address to all of them, and back: the port is this instance's own."""
+    port = free_port()
+    for before, after in ("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1"):
+        with contextlib.ExitStack() as stack:
+            for one in sockets.bind(before, port, 2):
+                stack.enter_context(one)
+            if before == "127.0.0.1":
+                one.listen()
+                with pytest.raises(CannotStartError, match="Address already in use"):
+                    sockets.bind(after, port, 1)
+            for another in sockets.bind(after, port, 2, is_ours=True):
+                stack.enter_context(another)
 
 
 def test_first_restart_is_immediate() -> None:
@@ -297,6 +316,44 @@ def test_what_is_left_is_read(tmp_path: Path) -> None:
     assert read.workers[0] is not None
     assert (held_from(read.workers[0]), read.rest) == (child, [])
     assert sorted(left.descriptors()) == [3, 5, 8, 9]
+
+
+def test_a_rehearsal_without_a_server_for_the_embedded_store(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The instance that runs serves on, instead of one that cannot start its store again."""
+
+    def none_is_here() -> NoReturn:
+        raise CannotStartError("there is no server")
+
+    settings = Settings(state_dir=tmp_path, log_file=tmp_path / "log")
+    monkeypatch.setattr(reload, "find_binary", none_is_here)
+    with pytest.raises(CannotStartError, match="there is no server"):
+        reload.rehearsal(settings, Inherited(settings, "unix://s", "/m", [3], 5, [None]))
+
+
+async def test_the_callback_process_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has given the epoch up, if the store refused it once, and only then issued its number again."""
+    told: list[bytes] = []
+    child = SimpleNamespace(life=asyncio.get_running_loop().create_future(), served_s=1.0, send=told.append)
+    children = SimpleNamespace(stopping=asyncio.Event(), settings=SETTINGS)
+    for name, value in (("TELL_S", 0.0), ("TELL_AGAIN_S", 600.0)):
+        monkeypatch.setattr(callback_keeper, name, value)
+    workers: Any = SimpleNamespace(epoch=7)
+    parts = Tasks(asyncio.Event())
+    callback_keeper.CallbackKeeper(cast(Any, children), parts, workers, cast(Any, child)).begin()
+
+    async def some_turns() -> None:
+        for _ in range(50):
+            await asyncio.sleep(0)
+
+    await some_turns()
+    assert told == [Leads(7).line()]
+    monkeypatch.setattr(callback_keeper, "TELL_AGAIN_S", 0.0)
+    await some_turns()
+    assert len(told) > 3
+    assert set(told) == {Leads(7).line()}
+    await parts.end()
 
 
 @pytest.mark.parametrize(

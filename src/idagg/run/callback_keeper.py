@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 
 from idagg.run.child import Child, end
 from idagg.run.children import Children
@@ -24,6 +25,9 @@ CALLBACKS_HUNG_S = 60.0
 CALM_S = 30.0
 # Interval at which the callback process is told of a new leader.
 TELL_S = 0.25
+# It is told of the same leader again after this time: it gives up an epoch that the store refuses, and a
+# store that has lost data can issue that number once more.
+TELL_AGAIN_S = 2.0
 
 
 class CallbackKeeper:
@@ -64,12 +68,12 @@ class CallbackKeeper:
         restarts = Restarts(young_s=CALM_S, longest_delay_s=CALM_S, limit=math.inf)
         while not children.stopping.is_set():
             child = self.child = self.child or self._start()
-            told = -1  # an adopted process may have been told anything
+            told, told_at = -1, 0.0  # an adopted process may have been told anything
             while not child.life.done():
-                epoch = self._workers.epoch
-                if epoch != told and child.served_s:
+                epoch, now = self._workers.epoch, time.monotonic()
+                if child.served_s and (epoch != told or now - told_at >= TELL_AGAIN_S):
                     child.send(Leads(epoch).line())
-                    told = epoch
+                    told, told_at = epoch, now
                 await asyncio.wait([child.life], timeout=TELL_S)
             self.child = None
             if children.stopping.is_set():

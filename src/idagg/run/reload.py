@@ -29,6 +29,7 @@ from idagg.run import sockets
 from idagg.run.child import Held
 from idagg.run.messages import Message
 from idagg.settings import INHERITED_VARIABLE, Settings
+from idagg.store.embedded import find_binary
 
 # To load the program and the settings. On an idle machine it takes half a second.
 REHEARSAL_S = 30.0
@@ -147,8 +148,10 @@ def rehearsal(settings: Settings, inherited: Inherited) -> int:
         raise CannotStartError(
             f"{', '.join(fixed)} cannot be changed by a reload: restart idagg on all machines (see Operating)"
         )
+    if settings.redis_url is None:
+        find_binary()  # to start it again
     old = inherited.settings
-    probes = [
+    for host, port, flags, before in (
         (settings.host, settings.port, "--host or --port", (old.host, old.port)),
         (
             settings.admin_host,
@@ -156,11 +159,10 @@ def rehearsal(settings: Settings, inherited: Inherited) -> int:
             "--admin-host or --admin-port",
             (old.admin_host, old.admin_port),
         ),
-    ]
-    for host, port, flags, before in probes:
+    ):
         if (host, port) != before:
-            for listener in sockets.listen(host, port, 1, flags=flags):
-                listener.close()
+            for bound in sockets.bind(host, port, 1, flags=flags, is_ours=0 != port == before[1]):
+                bound.close()
     message = {"settings": orjson.Fragment(settings.to_json()), "version": __version__}
     sys.stdout.write(orjson.dumps(message).decode() + "\n")
     return Exit.OK

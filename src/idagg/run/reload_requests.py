@@ -18,7 +18,7 @@ log = logging.getLogger("idagg.supervisor")
 
 
 class ReloadRequests:
-    """Requests that came during a reload count as one more.
+    """Requests that come after the settings were read count as one more reload.
 
     ``control`` is the inherited control socket, ``waiting`` are inherited connections of ``idagg reload``.
     ``failed`` is a sentence from a reload that failed until the next one goes well.
@@ -31,6 +31,7 @@ class ReloadRequests:
         self._metrics = metrics
         self._wanted = asyncio.Event()
         self._requests = [Request(socket.socket(fileno=number)) for number in waiting]
+        self._later: list[Request] = []  # for the next reload
         self._control = Control(self._on_request, control)
 
     @property
@@ -41,15 +42,22 @@ class ReloadRequests:
     def waiting(self) -> list[int]:
         return [request.client.fileno() for request in self._requests]
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether there are requests that were not taken yet."""
+        return self._wanted.is_set()
+
     def want(self) -> None:
         self._wanted.set()
 
     async def next(self) -> None:
         await self._wanted.wait()
-        self._wanted.clear()
 
-    def variables(self) -> Mapping[str, str]:
-        """The environment with which the installed program is executed."""
+    def take(self) -> Mapping[str, str]:
+        """Have the reload be for all requests so far. Returns the environment of the program to execute."""
+        self._wanted.clear()
+        self._requests += self._later
+        self._later = []
         given = [request.environment for request in self._requests if request.environment is not None]
         return environment(given[-1] if given else None)
 
@@ -71,13 +79,14 @@ class ReloadRequests:
             self._answer(sentence, Exit.TROUBLE)
 
     def refuse(self, sentence: str) -> None:
+        self.take()
         self._answer(sentence, Exit.TROUBLE)
 
     def close(self) -> None:
         self._control.close()
 
     def _on_request(self, request: Request) -> None:
-        self._requests.append(request)
+        self._later.append(request)
         self._wanted.set()
 
     def _answer(self, sentence: str, code: Exit) -> None:

@@ -19,9 +19,14 @@ from idagg.errors import CannotStartError
 BACKLOG = 4096
 
 
-def listen(host: str, port: int, count: int, *, flags: str = "--host or --port") -> list[socket.socket]:
-    """Open ``count`` listening sockets on one address, set by ``flags``. Raises CannotStartError."""
-    sockets = bind(host, port, count, flags=flags)
+def listen(
+    host: str, port: int, count: int, *, flags: str = "--host or --port", is_ours: bool = False
+) -> list[socket.socket]:
+    """Open ``count`` listening sockets on one address, set by ``flags``. Raises CannotStartError.
+
+    ``is_ours``: this instance has the port already, at another address.
+    """
+    sockets = bind(host, port, count, flags=flags, is_ours=is_ours)
     try:
         for listener in sockets:
             listener.listen(BACKLOG)
@@ -32,7 +37,9 @@ def listen(host: str, port: int, count: int, *, flags: str = "--host or --port")
     return sockets
 
 
-def bind(host: str, port: int, count: int, *, flags: str = "--host or --port") -> list[socket.socket]:
+def bind(
+    host: str, port: int, count: int, *, flags: str = "--host or --port", is_ours: bool = False
+) -> list[socket.socket]:
     """As ``listen``, but the kernel gives them no connections until they listen."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -45,9 +52,10 @@ def bind(host: str, port: int, count: int, *, flags: str = "--host or --port") -
             # SO_REUSEPORT alone would share the port with any other process of this user. So a first socket
             # is bound without it, which fails if another process listens. It is closed before the others are
             # bound.
-            with _socket(family, kind, protocol) as probe:
-                probe.bind(address)
-                address = probe.getsockname()
+            if not is_ours:
+                with _socket(family, kind, protocol) as probe:
+                    probe.bind(address)
+                    address = probe.getsockname()
             sockets = [opened.enter_context(_socket(family, kind, protocol)) for _ in range(count)]
             for listener in sockets:
                 _bind(listener, address)

@@ -293,27 +293,30 @@ class Supervisor:
     async def _become_anew(self) -> str:
         """Execute the program that is installed now. Returns only if that fails: why."""
         notify("RELOADING=1", monotonic_usec())
-        log.info("reloading: the installed program checks itself and its settings")
-        variables = self._reloads.variables()
-        try:
-            wanted = await rehearse(self._inheritance(None), variables)
-        except RehearsalError as error:
-            return str(error)
-        await self._admin.close()
-        hold_signals()
-        try:
-            await asyncio.sleep(SIGNALLED_S)
-            if self._leave.is_set():
-                return "idagg is being stopped"
-            for handler in logging.getLogger().handlers:
-                handler.flush()
-            execute(self._inheritance(wanted), variables)
-        except OSError as error:
-            return f"the installed program cannot be executed: {error.strerror}"
-        finally:
-            let_signals()
-            self._admin = AdminListener(self)
-            await self._admin.start(self._admin_listener)
+        while True:
+            log.info("reloading: the installed program checks itself and its settings")
+            variables = self._reloads.take()
+            try:
+                wanted = await rehearse(self._inheritance(None), variables)
+            except RehearsalError as error:
+                return str(error)
+            await self._admin.close()
+            hold_signals()
+            try:
+                await asyncio.sleep(SIGNALLED_S)
+                if self._leave.is_set():
+                    return "idagg is being stopped"
+                if self._reloads.is_wanted:
+                    continue  # settings may have changed since they were read
+                for handler in logging.getLogger().handlers:
+                    handler.flush()
+                execute(self._inheritance(wanted), variables)
+            except OSError as error:
+                return f"the installed program cannot be executed: {error.strerror}"
+            finally:
+                let_signals()
+                self._admin = AdminListener(self)
+                await self._admin.start(self._admin_listener)
 
     def _inheritance(self, wanted: dict[str, Any] | None) -> Inherited:
         children, slots, callbacks = self._children, self._workers.slots, self._callbacks.child
@@ -347,7 +350,8 @@ class Supervisor:
         old = self._children.settings
         has_moved = (wanted.admin_host, wanted.admin_port) != (old.admin_host, old.admin_port)
         try:
-            admin_listener = listen_admin(wanted) if has_moved else self._admin_listener
+            is_ours = 0 != wanted.admin_port == old.admin_port
+            admin_listener = listen_admin(wanted, is_ours=is_ours) if has_moved else self._admin_listener
         except CannotStartError as error:
             return str(error)
         self._combiners.prepare(wanted)
@@ -407,10 +411,10 @@ class Supervisor:
             await asyncio.sleep(0.25)
 
 
-def listen_admin(settings: Settings) -> socket.socket:
-    """The admin listener's socket. Raises CannotStartError."""
+def listen_admin(settings: Settings, *, is_ours: bool = False) -> socket.socket:
+    """The admin listener's socket; ``is_ours`` as in ``sockets.listen``. Raises CannotStartError."""
     flags = "--admin-host or --admin-port"
-    (listener,) = sockets.listen(settings.admin_host, settings.admin_port, 1, flags=flags)
+    (listener,) = sockets.listen(settings.admin_host, settings.admin_port, 1, flags=flags, is_ours=is_ours)
     return listener
 
 

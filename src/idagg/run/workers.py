@@ -103,7 +103,7 @@ class Workers:
         # They listen once all workers are there to accept.
         try:
             opened = (
-                sockets.bind(wanted.host, wanted.port, wanted.workers)
+                sockets.bind(wanted.host, wanted.port, wanted.workers, is_ours=0 != wanted.port == old.port)
                 if has_moved
                 else sockets.bind_more(self.listeners[0], max(0, wanted.workers - len(self.listeners)))
             )
