@@ -29,6 +29,7 @@ from idagg.run.machine import Machine
 from idagg.run.messages import Heartbeat, Lead, Traffic
 from idagg.run.report import Identity, aged, is_predecessor, moment, report
 from idagg.settings import Settings
+from idagg.tasks import end
 from kit.waiting import NOON
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "status.json"
@@ -240,6 +241,30 @@ async def test_a_change_is_published_at_once_but_not_too_often(monkeypatch: pyte
     known = len(published)
     await looked()
     assert len(published) == known
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
+    await end(running)
+
+
+async def test_nothing_is_published_after_the_withdrawal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last worker's end changes the state of a machine that stops: it would be missed for 10 minutes."""
+    did: list[str] = []
+
+    async def publish(others: Others, own: Report) -> None:
+        did.append("published")
+
+    async def withdraw(others: Others) -> None:
+        did.append("withdrawn")
+        watched.changes = True
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(Others, "publish", publish)
+    monkeypatch.setattr(Others, "withdraw", withdraw)
+    monkeypatch.setattr(run_fleet, "LOOK_S", 0.0)
+    monkeypatch.setattr(run_fleet, "SOONEST_S", 0.0)
+    watched = Watched()
+    fleet_of_it = Fleet(watched)
+    running = asyncio.create_task(fleet_of_it.run())
+    await asyncio.sleep(0)
+    await fleet_of_it.withdraw()
+    await end(running)
+    assert did == ["published", "withdrawn"]

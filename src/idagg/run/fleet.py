@@ -74,6 +74,7 @@ class Fleet:
         self._recent: collections.deque[fleet.Line] = collections.deque(maxlen=MOST_RECENT)
         self._last: fleet.Last | None = None
         self._others = Others(self._identity)
+        self._leaves = False
 
     def heard(self, process: str, heartbeat: Heartbeat) -> None:
         """Take the log's lines out of a heartbeat."""
@@ -88,7 +89,8 @@ class Fleet:
             self._look()
             machine, now, state = self._watched.machine(), time.monotonic(), self.essence()
             pause_s = LEADER_PUBLISH_S if machine.leader else PUBLISH_S
-            if now - told_at >= pause_s or (state != told and now - told_at >= SOONEST_S):
+            is_due = now - told_at >= pause_s or (state != told and now - told_at >= SOONEST_S)
+            if is_due and not self._leaves:
                 told, told_at = state, now
                 self._others.serve(machine.settings)
                 with contextlib.suppress(StoreError):  # the trouble is told by those who count
@@ -96,7 +98,8 @@ class Fleet:
             await asyncio.sleep(LOOK_S)
 
     async def withdraw(self) -> None:
-        """Tell the others that this machine stops. It is no use to wait long for that."""
+        """Tell the others that this machine stops, and nothing later. It is no use to wait long for that."""
+        self._leaves = True
         with contextlib.suppress(StoreError, TimeoutError):
             async with asyncio.timeout(PATIENCE_S):
                 await self._others.withdraw()
