@@ -13,7 +13,8 @@ class Costs:
     turn_s: float
     request_s: float
     batch_s: float
-    begin_s: float  # to begin on a core that another process had, and whose caches are its
+    begin_s: float  # to begin on a core that another process had
+    refill_s: float  # the same, what it costs more if nothing of its own is in the core's cache any more
     cold_s: float  # what a request costs more whose connection is not in the core's cache any more
     # A Redis. One turn of its event loop takes all batches that are there, and ends with one fsync.
     redis_turn_s: float

@@ -340,7 +340,7 @@ class _Worker(_Process):
     ) -> None:
         super().__init__(clock, core)
         self._costs, self._clients = costs, clients
-        self.begin_s = costs.begin_s
+        self.begin_s = costs.begin_s + cold_share(plan) * costs.refill_s
         self._request_s = costs.request_s + cold_share(plan) * costs.cold_s
         crowd = _Crowd(self, plan.linger_s) if plan.shards > 1 else None
         self._commits = [

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import dataclasses
 import itertools
+import math
 import multiprocessing
 import os
 import random
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import fmean, median, quantiles
 from typing import Any, NamedTuple
 
 import numpy as np  # type: ignore[import-not-found]  # comes with the bench, not with the tools that check types
@@ -49,6 +50,7 @@ _SOLVED_IN = 14
 # A cost that is twice what was known before is as wrong as a plan that is this much off.
 _TRUST = 0.1
 _SIMULATED_CLOSED_S, _SIMULATED_PACED_S = 0.5, 2
+_SEEDS = 5
 
 # For the table, by rate: VMs, workers on each, shards. If one VM is down, the others can take it all.
 _SIZES = {
@@ -151,13 +153,28 @@ def _compare(found: Findings, seen: _Seen, said: Outcome) -> None:
 
 
 def _all(costs: Costs, plans: Sequence[Plan]) -> list[Outcome]:
+    """As ``_outcomes``, of plans of real runs."""
+    seconds = [_SIMULATED_PACED_S if plan.rate else _SIMULATED_CLOSED_S for plan in plans]
+    pairs = zip(plans, seconds, strict=True)
+    return _outcomes(costs, [dataclasses.replace(plan, seconds=length) for plan, length in pairs])
+
+
+def _outcomes(costs: Costs, plans: Sequence[Plan]) -> list[Outcome]:
+    """The median of each figure over seeds: which connections share a worker is chance."""
+    seeds = range(1, 1 + _SEEDS)
+    jobs = [dataclasses.replace(plan, seed=seed) for plan in plans for seed in seeds]
     with multiprocessing.get_context("spawn").Pool() as pool:
-        return pool.map(partial(_simulated, costs), plans)
+        said = pool.map(partial(_simulated, costs), jobs)
+    return [_median(said[first : first + _SEEDS]) for first in range(0, len(said), _SEEDS)]
+
+
+def _median(said: Sequence[Outcome]) -> Outcome:
+    names = [field.name for field in dataclasses.fields(Outcome)]
+    return Outcome(**{name: median(getattr(one, name) for one in said) for name in names})
 
 
 def _simulated(costs: Costs, plan: Plan) -> Outcome:
-    seconds = _SIMULATED_PACED_S if plan.rate else _SIMULATED_CLOSED_S
-    return simulate(dataclasses.replace(plan, seconds=seconds), costs)
+    return simulate(plan, costs)
 
 
 # Real runs
@@ -310,6 +327,7 @@ _OF_SERVER: _Often = {
     "request_s": lambda _, said: 1,
     "batch_s": lambda _, said: 1 / said.ids_per_batch,
     "begin_s": lambda _, said: said.server_begins,
+    "refill_s": lambda plan, said: said.server_begins * cold_share(plan),
     "cold_s": lambda plan, _: cold_share(plan),
 }
 _OF_REDIS: _Often = {
@@ -324,17 +342,15 @@ def _solved(real: Mapping[Plan, _Seen], measured: Costs) -> Costs:
     """The costs with which the simulation spends what real runs without replicas did: by least squares.
 
     How many turns there are for each request, only the simulation knows, and that depends on the costs. So
-    this goes round some times. How much costs vary is what gives one plan, the first of those with the most
-    connections for a worker, its p99 for its p50. Runs with replicas, and those at a constant rate, are not
-    asked.
+    this goes round some times. How much costs vary is what gives these plans, on average, their p99 for their
+    p50. Runs with replicas, and those at a constant rate, are not asked.
     """
     plans = [plan for plan in real if not plan.with_wait and not plan.rate]
-    crowded = max(plans, key=lambda plan: plan.connections / plan.workers)
     costs = measured
     for _ in range(_SOLVED_IN):
         said = dict(zip(plans, _all(costs, plans), strict=True))
-        missing_tail = _tail(real[crowded].outcome) - _tail(said[crowded])
-        changed: dict[str, Any] = {"varies": max(0.0, costs.varies + missing_tail / 4)}
+        missing_tail = fmean(math.log(_tail(real[plan].outcome) / _tail(said[plan])) for plan in plans)
+        changed: dict[str, Any] = {"varies": max(0.0, costs.varies + missing_tail / 2)}
         for figure, often in (
             ("server_us", _OF_SERVER),
             ("redis_us", _OF_REDIS),
@@ -396,6 +412,7 @@ def _measured(cache: Path) -> Costs:
         replica_turn_s=max(0, waiting.replica[0] - replica.id_s - waking_s),
         replica_id_s=replica.id_s,
         begin_s=50e-6,
+        refill_s=50e-6,
         cold_s=3e-6,
         varies=0.4,
         client_turn_s=1e-6,  # wrk's own, in C; a system call
@@ -573,9 +590,9 @@ def _size(rate: int, machines: int, workers: int, shards: int, costs: Costs) -> 
         net_s=_NET_S,
         linger_s=linger_s(workers),
     )
-    outcome = simulate(plan, costs)
+    (outcome,) = _outcomes(costs, [plan])
     slow_fsyncs_s = tuple(fsync_s + _SLOW_DISK_S for fsync_s in costs.fsyncs_s)
-    slow = simulate(plan, dataclasses.replace(costs, fsyncs_s=slow_fsyncs_s))
+    (slow,) = _outcomes(dataclasses.replace(costs, fsyncs_s=slow_fsyncs_s), [plan])
     log_bytes = rate * (_LOG_ID_BYTES + _LOG_BATCH_BYTES / outcome.ids_per_batch)
     return {
         "VMs": machines,

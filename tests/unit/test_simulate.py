@@ -24,6 +24,7 @@ COSTS = Costs(
     woken_s=0.0,
     switch_s=0.0,
     begin_s=0.0,
+    refill_s=0.0,
     cold_s=0.0,
     varies=0.0,
     sleep_s=0.0,
@@ -48,6 +49,7 @@ USUAL = Costs(
     woken_s=11e-6,
     switch_s=3e-6,
     begin_s=20e-6,
+    refill_s=10e-6,
     cold_s=2e-6,
     varies=0.2,
     sleep_s=3e-6,
@@ -147,6 +149,15 @@ def test_a_request_costs_more_whose_connection_is_in_no_cache() -> None:
         plan = dataclasses.replace(CLOSED, workers=8, connections=connections, one_core=one_core)
         more_us = simulate(plan, cold).server_us - simulate(plan, USUAL).server_us
         assert (more_us > 10) is is_cold
+
+
+def test_to_begin_costs_more_with_many_connections() -> None:
+    """Others have taken the whole cache meanwhile. Nobody else is on a core of one's own."""
+    refilled = dataclasses.replace(USUAL, refill_s=500e-6)
+    for connections, one_core, is_more in ((64, True, False), (512, True, True), (512, False, False)):
+        plan = dataclasses.replace(CLOSED, workers=4, connections=connections, one_core=one_core)
+        more_us = simulate(plan, refilled).server_us - simulate(plan, USUAL).server_us
+        assert (more_us > 2) is is_more
 
 
 def test_those_answered_last_wait_for_another_batch() -> None:
