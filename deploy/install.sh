@@ -47,7 +47,9 @@ put_service() {
     install -D -m 644 deploy/tmpfiles.conf "$1/usr/lib/tmpfiles.d/idagg.conf"
     install -D -m 644 deploy/logrotate "$1/etc/logrotate.d/idagg"
     install -d "$1/usr/share/doc/idagg"
-    install -m 644 README.rst CHANGELOG.rst docs/*.rst "$1/usr/share/doc/idagg"
+    install -m 644 README.rst CHANGELOG.rst CONTRIBUTING.rst SECURITY.rst docs/*.rst deploy/sysctl.conf \
+        "$1/usr/share/doc/idagg"
+    install -D -m 644 -t "$1/usr/share/doc/idagg/reference" docs/reference/*.rst
     # Alert rules and a dashboard, for the machines of Prometheus and Grafana.
     cp -R deploy/prometheus deploy/grafana "$1/usr/share/doc/idagg"
     install -d -m 700 "$1/etc/idagg/credentials"

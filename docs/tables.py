@@ -54,7 +54,7 @@ class Alert:
     @property
     def annotations(self) -> dict[str, str]:
         said = re.sub(r":ref:`([^`]+)`", r"docs/operating.rst, \1", self.advice).replace("``", "")
-        return {"description": said, "runbook": f"docs/reference/metrics.rst, {self.name}"}
+        return {"description": said, "runbook": f"docs/operating.rst, When something is wrong: {self.name}"}
 
 
 @dataclasses.dataclass(frozen=True)
