@@ -142,22 +142,20 @@ def test_who_shares_a_core_waits_for_it() -> None:
     assert apart.p99_ms < shared.p99_ms / 2
 
 
-def test_a_request_costs_more_whose_connection_is_in_no_cache() -> None:
-    """One of many connections; with a core for each worker, one of many of the worker's."""
-    cold = dataclasses.replace(USUAL, cold_s=20e-6)
-    for connections, one_core, is_cold in ((64, True, False), (512, True, True), (512, False, False)):
-        plan = dataclasses.replace(CLOSED, workers=8, connections=connections, one_core=one_core)
-        more_us = simulate(plan, cold).server_us - simulate(plan, USUAL).server_us
-        assert (more_us > 10) is is_cold
-
-
-def test_to_begin_costs_more_with_many_connections() -> None:
-    """Others have taken the whole cache meanwhile. Nobody else is on a core of one's own."""
-    refilled = dataclasses.replace(USUAL, refill_s=500e-6)
+@pytest.mark.parametrize(
+    ("costs", "least_us"),
+    [
+        (dataclasses.replace(USUAL, cold_s=20e-6), 10),
+        (dataclasses.replace(USUAL, refill_s=500e-6), 2),
+    ],
+)
+def test_many_connections_are_in_no_cache(costs: Costs, least_us: float) -> None:
+    """A request costs more, and so does it to begin where others ran; with a core for each worker, only the
+    worker's own connections are in its cache."""
     for connections, one_core, is_more in ((64, True, False), (512, True, True), (512, False, False)):
-        plan = dataclasses.replace(CLOSED, workers=4, connections=connections, one_core=one_core)
-        more_us = simulate(plan, refilled).server_us - simulate(plan, USUAL).server_us
-        assert (more_us > 2) is is_more
+        plan = dataclasses.replace(CLOSED, workers=8, connections=connections, one_core=one_core)
+        more_us = simulate(plan, costs).server_us - simulate(plan, USUAL).server_us
+        assert (more_us > least_us) is is_more
 
 
 def test_those_answered_last_wait_for_another_batch() -> None:

@@ -1,7 +1,8 @@
 """The log file: one logfmt line per record. Several processes append to it, each line whole or not at all.
 
-They exclude each other by a lock: of regular files by flock, since each opens its own. Streams are inherited,
-and one lock of flock would be everybody's: there it is one of POSIX, which belongs to a process.
+A lock excludes the others: flock for a regular file, which each process opens by itself. A stream is
+inherited: its processes share one open file, which flock takes for one owner. A POSIX lock belongs to a
+process.
 """
 
 from __future__ import annotations
