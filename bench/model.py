@@ -12,16 +12,17 @@ class Costs:
     # A worker. A turn is one of its event loop. A request is read and judged, then answered.
     turn_s: float
     request_s: float
+    shard_s: float  # what a request costs more where there are several shards
+    cold_s: float  # what it costs more if its connection is not in the core's cache any more
     batch_s: float
-    begin_s: float  # to begin on a core that another process had
-    refill_s: float  # the same, what it costs more if nothing of its own is in the core's cache any more
-    cold_s: float  # what a request costs more whose connection is not in the core's cache any more
+    refill_s: float  # to fill the core's cache again after others had the core for a millisecond
     # A Redis. One turn of its event loop takes all batches that are there, and ends with one fsync.
     redis_turn_s: float
     script_s: float
     id_s: float
     fsyncs_s: tuple[float, ...]  # waits for the disk, as likely each as any other
-    # With WAIT: what the primary does more for a batch, and the replica for a turn with batches, and an id.
+    # With WAIT: what the primary does more for a turn with batches, and for a batch; what the replica does.
+    wait_turn_s: float
     wait_s: float
     replica_turn_s: float
     replica_id_s: float
@@ -72,8 +73,9 @@ class Outcome:
     server_us: float
     redis_us: float  # of primaries and replicas
     client_us: float = 0
-    # Only of a simulation: for each request, turns of Redis' event loop, and how often a worker began where
-    # another process was; and a share of a core.
+    # Only of a simulation: for each request, turns of Redis' event loop, how often a worker filled its cache
+    # again, and how often the load woke on an idle core; and a share of a core.
     redis_turns: float = 0
-    server_begins: float = 0
+    server_refills: float = 0
+    client_wakes: float = 0
     busiest_redis: float = 0

@@ -9,6 +9,10 @@ A process is an event loop. Each turn is a generator: it takes what has come, an
 step takes, or for how long it sleeps, as in an fsync. Others see what a step did when its CPU is spent. Who
 becomes ready first gets the core first, and keeps it until it has nothing to do. So does Linux in the class
 SCHED_FIFO, in which the real runs are made. What a turn costs varies, by a factor that is log-normal.
+
+A worker that begins again finds less in the core's cache, the longer others had the core. Until what it lost
+is there again, each of its steps takes longer. How much others put into a cache grows as a power of the time
+that they run (Thiébaut and Stone, "Footprints in the cache", 1987).
 """
 
 from __future__ import annotations
@@ -29,12 +33,21 @@ FSYNC_SLEEPS = 3
 # Shares of a request's cost: until its id is in a batch; until its answer is written.
 _READ, _WRITE = 0.38, 0.62
 _CLIENT_READ = 0.45
+# Shares of a batch's cost: until its answer is read; after its requests are answered; until it is sent.
+_HEARD, _TOLD, _SENT = 1 / 3, 1 / 3, 1 / 3
+# With WAIT the script's answer comes first, and by itself. What reading it costs, of a batch's.
+_HALF_HEARD = 1 / 6
+# A step of a process whose data is not in the cache takes so much longer, until that has cost what was lost.
+_COLD = 3
+_FOOTPRINT_GROWS = 0.6
 # Of so many connections the worker's and the kernel's data stay in a core's cache: 1 MB, 10 kB each.
 _HOT_CONNECTIONS = 100
 # Resolution of the timers of a worker's event loop.
 _TIMER_S = 0.001
 # How often the open loop sends what is due: as kit/generator.py does; as many clients by themselves would.
 _TICK_S, _FINE_TICK_S = 0.0005, 0.00005
+# CPU of a turn of kit/generator.py, which is in Python, beside a turn of wrk.
+_GENERATOR_TURN_S = 0.000009
 # The part of the run that does not count, since queues are empty at its start.
 _WARM_UP = 0.2
 
@@ -81,8 +94,11 @@ class _Process:
         self.owes_s = 0.0  # CPU for what its last step had the cores do
         self.cpu_s = 0.0
         self.turns = 0
-        self.begin_s = 0.0  # CPU, to begin where another one was
-        self.begins = 0
+        self.wakes = 0  # on an idle core
+        self.refill_s = 0.0  # CPU, to fill the cache again after others had the core for a millisecond
+        self.refills = 0.0  # in such costs
+        self.left_at_s = 0.0  # CPU that its core had given until then
+        self._cold_s = 0.0  # CPU that is left of them
 
     def turn(self) -> _Turn:
         raise NotImplementedError
@@ -98,10 +114,19 @@ class _Process:
             self._sleeps = False
             self.core.ready(self, by)
 
+    def begin(self) -> None:
+        """Another one had the core."""
+        lost = ((self.core.given_s - self.left_at_s) * 1e3) ** _FOOTPRINT_GROWS
+        self._cold_s += lost * self.refill_s
+        self.refills += lost
+
     def spend(self, cpu_s: float) -> None:
-        cpu_s = (cpu_s + self.owes_s) * self._varies
+        again_s = min(self._cold_s, _COLD * cpu_s)
+        self._cold_s -= again_s
+        cpu_s = (cpu_s + again_s + self.owes_s) * self._varies
         self.owes_s = 0.0
         self.cpu_s += cpu_s
+        self.core.given_s += cpu_s
         self.clock.after(cpu_s, self._go_on)
 
     def _go_on(self) -> None:
@@ -110,7 +135,7 @@ class _Process:
             if not self.has_work():
                 self._sleeps = True
                 self.rests()
-                self.core.leave()
+                self.core.leave(self)
                 return
             self.turns += 1
             self._varies = self.core.varies()
@@ -118,7 +143,7 @@ class _Process:
             step = next(self._turn, None)
         if isinstance(step, _Sleep):
             self.clock.after(step.seconds, lambda: self.core.ready(self, None))
-            self.core.leave()
+            self.core.leave(self)
         else:
             self.spend(step)
 
@@ -131,6 +156,7 @@ class _Core:
         self._running: _Process | None = None
         self._last: _Process | None = None
         self._queue: deque[_Process] = deque()
+        self.given_s = 0.0  # CPU, in all
 
     def ready(self, process: _Process, by: _Process | None) -> None:
         if self._running is not None:
@@ -138,6 +164,7 @@ class _Core:
             return
         if by is not None:
             by.owes_s += self._costs.call_s
+        process.wakes += 1
         process.owes_s += self._costs.woken_s
         self._give(process, self._costs.sleep_s)
 
@@ -146,7 +173,8 @@ class _Core:
         sigma = self._costs.varies
         return self._chance.lognormvariate(-sigma * sigma / 2, sigma)
 
-    def leave(self) -> None:
+    def leave(self, process: _Process) -> None:
+        process.left_at_s = self.given_s
         self._running = None
         if self._queue:
             self._give(self._queue.popleft(), 0)
@@ -155,8 +183,8 @@ class _Core:
         self._running = process
         if process is not self._last:
             self._last = process
-            process.begins += 1
-            process.owes_s += self._costs.switch_s + process.begin_s
+            process.owes_s += self._costs.switch_s
+            process.begin()
         self._clock.after(wake_s, lambda: process.spend(0))
 
 
@@ -225,16 +253,20 @@ class _Primary(_Redis):
         costs, replica = self.costs, self.replica
         batches, self.came = self.came, []
         answered, self._acknowledged = self._acknowledged, []
-        yield len(answered) * costs.wait_s / 2
+        if answered:
+            yield (costs.wait_turn_s + len(answered) * costs.wait_s) / 2
         if batches:
             self.batches += len(batches)
             self.ids += _ids(batches)
-            a_batch_s = costs.script_s + (costs.wait_s / 2 if replica else 0)
-            yield costs.redis_turn_s + len(batches) * a_batch_s + _ids(batches) * costs.id_s
+            if replica is not None:
+                yield (costs.wait_turn_s + len(batches) * costs.wait_s) / 2
+            yield costs.redis_turn_s + len(batches) * costs.script_s + _ids(batches) * costs.id_s
             # All that leaves waits for it.
             yield from self.fsync()
         if replica is not None and batches:
             self.sends(lambda: replica.take(batches, self))
+            for batch in batches:
+                self.sends(partial(batch.commit.half_answered, self))
         else:
             answered = answered + batches
         for batch in answered:
@@ -305,6 +337,9 @@ class _Commit:
         batch, self._open = _Batch(self, self._open), []
         self._worker.clock.after(self._plan.net_s, lambda: self._server.take([batch], self._worker))
 
+    def half_answered(self, by: _Primary) -> None:
+        self._worker.hears_half(by)
+
     def answered(self, requests: list[_Request]) -> None:
         """The store has answered. The worker finds out in its next turn."""
         self._answered = requests
@@ -340,19 +375,26 @@ class _Worker(_Process):
     ) -> None:
         super().__init__(clock, core)
         self._costs, self._clients = costs, clients
-        self.begin_s = costs.begin_s + cold_share(plan) * costs.refill_s
+        self.refill_s = costs.refill_s
         self._request_s = costs.request_s + cold_share(plan) * costs.cold_s
+        if plan.shards > 1:
+            self._request_s += costs.shard_s
         crowd = _Crowd(self, plan.linger_s) if plan.shards > 1 else None
         self._commits = [
             _Commit(self, servers[shard % len(servers)], plan, crowd) for shard in range(plan.shards)
         ]
         self._came: list[_Request] = []
         self._ended: list[_Commit] = []
+        self._halves = 0
         self._timers: dict[Callable[[], None], float] = {}
 
     def take(self, request: _Request) -> None:
         self._came.append(request)
         self.wake(self._clients)
+
+    def hears_half(self, by: _Process) -> None:
+        self._halves += 1
+        self.wake(by)
 
     def hears_of(self, commit: _Commit, by: _Process) -> None:
         self._ended.append(commit)
@@ -372,7 +414,7 @@ class _Worker(_Process):
         return [go for go, at_s in self._timers.items() if at_s < self._time() + _TIMER_S / 2]
 
     def has_work(self) -> bool:
-        return bool(self._came or self._ended or self._over())
+        return bool(self._came or self._ended or self._halves or self._over())
 
     def rests(self) -> None:
         # It sleeps for the whole of the difference, from now.
@@ -387,7 +429,8 @@ class _Worker(_Process):
         costs = self._costs
         came, self._came = self._came, []
         ended, self._ended = self._ended, []
-        yield costs.turn_s
+        halves, self._halves = self._halves, 0
+        yield costs.turn_s + halves * _HALF_HEARD * costs.batch_s
         for request in came:
             yield _READ * self._request_s
             self._commits[request.shard].add(request)
@@ -395,14 +438,15 @@ class _Worker(_Process):
             del self._timers[go]
             go()
         for commit in ended:
-            yield costs.batch_s / 2
+            yield _HEARD * costs.batch_s
             for request in commit.end():
                 yield _WRITE * self._request_s
                 self._clients.read(request, self)
+            yield _TOLD * costs.batch_s
             commit.linger()
         for commit in self._commits:
             if commit.is_due:
-                yield costs.batch_s / 2
+                yield _SENT * costs.batch_s
                 commit.send()
 
 
@@ -410,7 +454,8 @@ class _Clients(_Process):
     """The load generator.
 
     In the closed loop it is wrk: in one turn of its loop a connection has its answer read, in the next one
-    its next request written.
+    its next request written. In the open loop it sends what is due once a tick; the ticks of the workers'
+    timers are others.
     """
 
     def __init__(self, clock: _Clock, core: _Core, plan: Plan, costs: Costs) -> None:
@@ -419,6 +464,9 @@ class _Clients(_Process):
         self._random = random.Random(plan.seed)
         self._workers: list[_Worker] = []  # by connection
         self._ready: list[_Request] = []  # answered ones, and those to be sent
+        self._turn_s = costs.client_turn_s + (_GENERATOR_TURN_S if plan.rate else 0)
+        self._starts_s = self._random.random() * _TIMER_S
+        self._ticks = itertools.count()
         self._sent = 0
         self.latencies_s: list[float] = []
 
@@ -426,7 +474,7 @@ class _Clients(_Process):
         # The kernel spreads connections over the workers' sockets by a hash.
         self._workers = [self._random.choice(workers) for _ in range(self._plan.connections)]
         if self._plan.rate:
-            self._tick()
+            self.clock.after(self._starts_s, self._tick)
         else:
             self._ready += (self._request(number) for number in range(self._plan.connections))
             self.wake()
@@ -441,7 +489,7 @@ class _Clients(_Process):
 
     def turn(self) -> _Turn:
         ready, self._ready = self._ready, []
-        yield self._costs.client_turn_s
+        yield self._turn_s
         for request in ready:
             share = _CLIENT_READ if request.is_answered else 1 - _CLIENT_READ
             yield share * self._costs.client_request_s
@@ -469,9 +517,10 @@ class _Clients(_Process):
     def _tick(self) -> None:
         plan = self._plan
         tick_s = _TICK_S if plan.one_core else _FINE_TICK_S
-        for number in range(self._sent, int((self.clock.now + tick_s / 2) * plan.rate) + 1):
-            self._ready.append(self._request(number % plan.connections, number / plan.rate))
-            self._sent = number + 1
+        due = int(next(self._ticks) * tick_s * plan.rate + 1e-6) + 1
+        for number in range(self._sent, due):
+            self._ready.append(self._request(number % plan.connections, self._starts_s + number / plan.rate))
+        self._sent = due
         self.clock.after(tick_s, self._tick)
         self.wake()
 
@@ -502,7 +551,8 @@ def simulate(plan: Plan, costs: Costs) -> Outcome:
             ids,
             turns,
             *(sum(one.cpu_s for one in kind) for kind in (workers, stores, [clients])),
-            sum(one.begins for one in workers),
+            sum(one.refills for one in workers),
+            clients.wakes,
         ]
 
     clients.start(workers)
@@ -510,7 +560,7 @@ def simulate(plan: Plan, costs: Costs) -> Outcome:
     before, redis_s = spent(), [server.cpu_s for server in servers]
     clients.latencies_s.clear()
     clock.run(plan.seconds)
-    batches, ids, turns, server_s, store_s, client_s, begins = (
+    batches, ids, turns, server_s, store_s, client_s, refills, wakes = (
         now - then for now, then in zip(spent(), before, strict=True)
     )
     counted_s = plan.seconds * (1 - _WARM_UP)
@@ -524,7 +574,8 @@ def simulate(plan: Plan, costs: Costs) -> Outcome:
         redis_us=store_s / ids * 1e6,
         client_us=client_s / ids * 1e6,
         redis_turns=turns / ids,
-        server_begins=begins / ids,
+        server_refills=refills / ids,
+        client_wakes=wakes / ids,
         busiest_redis=max(server.cpu_s - then for server, then in zip(servers, redis_s, strict=True))
         / counted_s,
     )

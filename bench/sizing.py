@@ -44,8 +44,8 @@ _SETTLE_S = 0.5
 # Of Redis' costs, each kind of batch for so long.
 _ROUNDS_S = 0.7
 _FSYNCS, _WARM_UP_ROUNDS, _TURNS, _PINGS = 500, 20, 100_000, 5000
-# So many batches in one turn of Redis' event loop: what they send fits what it reads at once.
-_TOGETHER = 16
+# So many batches in one turn of Redis' event loop, which are written in so long.
+_TOGETHER, _WRITTEN_S = 16, 0.002
 _SOLVED_IN = 14
 # A cost that is twice what was known before is as wrong as a plan that is this much off.
 _TRUST = 0.1
@@ -325,17 +325,20 @@ def _usage(service: Idagg, replica: Store | None) -> _Used:
 _Often = Mapping[str, Callable[[Plan, Outcome], float]]
 _OF_SERVER: _Often = {
     "request_s": lambda _, said: 1,
-    "batch_s": lambda _, said: 1 / said.ids_per_batch,
-    "begin_s": lambda _, said: said.server_begins,
-    "refill_s": lambda plan, said: said.server_begins * cold_share(plan),
+    "shard_s": lambda plan, _: plan.shards > 1,
     "cold_s": lambda plan, _: cold_share(plan),
+    "batch_s": lambda _, said: 1 / said.ids_per_batch,
+    "refill_s": lambda _, said: said.server_refills,
 }
 _OF_REDIS: _Often = {
     "id_s": lambda _, said: 1,
     "script_s": lambda _, said: 1 / said.ids_per_batch,
     "redis_turn_s": lambda _, said: said.redis_turns,
 }
-_OF_CLIENT: _Often = {"client_request_s": lambda _, said: 1}
+_OF_CLIENT: _Often = {
+    "client_request_s": lambda _, said: 1,
+    "woken_s": lambda _, said: said.client_wakes,
+}
 
 
 def _solved(real: Mapping[Plan, _Seen], measured: Costs) -> Costs:
@@ -360,6 +363,8 @@ def _solved(real: Mapping[Plan, _Seen], measured: Costs) -> Costs:
             times = [[share(*item) for share in often.values()] for item in said.items()]
             now, before = ([getattr(of, name) for name in often] for of in (costs, measured))
             changed |= zip(often, _better(np.array(now), np.array(before), times, spent_us), strict=True)
+        # An id costs a replica more than when it was measured by itself, too.
+        changed["replica_id_s"] = measured.replica_id_s * changed["id_s"] / measured.id_s
         costs = dataclasses.replace(costs, **changed)
     return costs
 
@@ -396,27 +401,28 @@ def _typical(measured: Sequence[Costs]) -> Costs:
 def _measured(cache: Path) -> Costs:
     """What can be measured by itself, and a guess of the rest."""
     alone, waiting = (_batches(cache, with_replica=with_replica) for with_replica in (False, True))
-    redis, replica = _parts(alone.primary), _parts(waiting.replica)
+    redis, waits, replica = _parts(alone.primary), _parts(waiting.primary), _parts(waiting.replica)
     wakes = _wakes()
     waking_s = FSYNC_SLEEPS * wakes["woken_s"]  # a cost of its own, in what a turn was seen to take
     return Costs(
         turn_s=uvloop.run(_turn_s()),
-        request_s=7e-6,
-        batch_s=70e-6,
+        request_s=8e-6,
+        shard_s=0.5e-6,
+        cold_s=0.5e-6,
+        batch_s=25e-6,
+        refill_s=90e-6,
         redis_turn_s=max(0, redis.turn_s - waking_s),
         script_s=redis.batch_s,
         id_s=redis.id_s,
         fsyncs_s=_fsyncs_s(cache),
-        # Of a lone batch: on one connection, several would wait for each other.
-        wait_s=max(0, waiting.primary[0] - alone.primary[0]),
+        # It wakes once more, for the replica's answer.
+        wait_turn_s=max(0, waits.turn_s - redis.turn_s - wakes["woken_s"]),
+        wait_s=max(0, waits.batch_s - redis.batch_s),
         replica_turn_s=max(0, waiting.replica[0] - replica.id_s - waking_s),
         replica_id_s=replica.id_s,
-        begin_s=50e-6,
-        refill_s=50e-6,
-        cold_s=3e-6,
         varies=0.4,
         client_turn_s=1e-6,  # wrk's own, in C; a system call
-        client_request_s=7e-6,
+        client_request_s=8e-6,
         **wakes,
     )
 
@@ -459,11 +465,9 @@ def _batches(cache: Path, *, with_replica: bool) -> _Rounds:
 
 
 async def _round_s(store: Store, replica: Store | None, place: int, ids: int, at_once: int) -> list[float]:
-    """CPU of Redis, and of its replica, for batches that arrive in one piece."""
-    client = Client(store.url, replicas=0 if replica is None else 1)
-    workers = [
-        HitStore(client, namespace="idagg", window_s=86_400, exact_limit=10**9) for _ in range(at_once)
-    ]
+    """CPU of Redis, and of its replica, for batches that arrive at once, on a connection each."""
+    clients = [Client(store.url, replicas=0 if replica is None else 1) for _ in range(at_once)]
+    workers = [HitStore(client, namespace="idagg", window_s=86_400, exact_limit=10**9) for client in clients]
     next_id = itertools.count(place * _WARM_UP_IDS)
 
     def spent() -> tuple[float, float]:
@@ -477,9 +481,17 @@ async def _round_s(store: Store, replica: Store | None, place: int, ids: int, at
             rounds += 1
             if time.monotonic() >= ends_s:
                 break
-        await asyncio.gather(*(w.add(seq, [b"%d" % next(next_id) for _ in range(ids)]) for w in workers))
+        adding = asyncio.gather(
+            *(worker.add(seq, [b"%d" % next(next_id) for _ in range(ids)]) for worker in workers)
+        )
+        if at_once > 1:  # it finds all of them when it goes on
+            store.freeze()
+            await asyncio.sleep(_WRITTEN_S)
+            store.thaw()
+        await adding
     after = spent()
-    await client.close()
+    for client in clients:
+        await client.close()
     return [(now - then) / rounds for now, then in zip(after, before, strict=True)]
 
 

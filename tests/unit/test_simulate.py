@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 
@@ -17,13 +18,14 @@ COSTS = Costs(
     script_s=0.016,
     id_s=0.032,
     fsyncs_s=(0.064,),
-    wait_s=0.128,
+    wait_turn_s=0.125,
+    wait_s=0.003,
     replica_turn_s=0.256,
     replica_id_s=0.512,
     call_s=0.0,
     woken_s=0.0,
     switch_s=0.0,
-    begin_s=0.0,
+    shard_s=0.0,
     refill_s=0.0,
     cold_s=0.0,
     varies=0.0,
@@ -42,15 +44,16 @@ USUAL = Costs(
     script_s=18e-6,
     id_s=1.2e-6,
     fsyncs_s=(80e-6, 90e-6, 100e-6, 300e-6),
-    wait_s=10e-6,
+    wait_turn_s=20e-6,
+    wait_s=6e-6,
     replica_turn_s=60e-6,
     replica_id_s=1e-6,
     call_s=6e-6,
     woken_s=11e-6,
     switch_s=3e-6,
-    begin_s=20e-6,
-    refill_s=10e-6,
-    cold_s=2e-6,
+    shard_s=0.5e-6,
+    refill_s=50e-6,
+    cold_s=1e-6,
     varies=0.2,
     sleep_s=3e-6,
     client_turn_s=1e-6,
@@ -142,20 +145,46 @@ def test_who_shares_a_core_waits_for_it() -> None:
     assert apart.p99_ms < shared.p99_ms / 2
 
 
-@pytest.mark.parametrize(
-    ("costs", "least_us"),
-    [
-        (dataclasses.replace(USUAL, cold_s=20e-6), 10),
-        (dataclasses.replace(USUAL, refill_s=500e-6), 2),
-    ],
-)
-def test_many_connections_are_in_no_cache(costs: Costs, least_us: float) -> None:
-    """A request costs more, and so does it to begin where others ran; with a core for each worker, only the
-    worker's own connections are in its cache."""
+def test_many_connections_are_in_no_cache() -> None:
+    """A request costs more. With a core for each worker, only the worker's own connections count."""
+    costs = dataclasses.replace(USUAL, cold_s=21e-6)
     for connections, one_core, is_more in ((64, True, False), (512, True, True), (512, False, False)):
         plan = dataclasses.replace(CLOSED, workers=8, connections=connections, one_core=one_core)
         more_us = simulate(plan, costs).server_us - simulate(plan, USUAL).server_us
-        assert (more_us > least_us) is is_more
+        assert (more_us > 10) is is_more
+
+
+def test_others_empty_the_cache_the_longer_they_have_the_core() -> None:
+    """Not in proportion: 16 times the others' work is less than 16 times the cost. Alone, there is none."""
+    costs = dataclasses.replace(USUAL, refill_s=0.0)
+    more_us = []  # for each batch
+    for connections, one_core in ((32, True), (512, True), (512, False)):
+        plan = dataclasses.replace(CLOSED, workers=8, connections=connections, one_core=one_core)
+        warm, emptied = simulate(plan, costs), simulate(plan, USUAL)
+        more_us.append(emptied.server_us * emptied.ids_per_batch - warm.server_us * warm.ids_per_batch)
+    few, many, alone = more_us
+    assert 2 * few < many < 16 * few
+    assert abs(alone) < few / 4
+
+
+def test_several_shards_cost_a_request_more() -> None:
+    costs = dataclasses.replace(COSTS, shard_s=1.0)
+    one, two = (simulate(dataclasses.replace(LONE, shards=shards), costs) for shards in (1, 2))
+    assert two.p50_ms - one.p50_ms == pytest.approx(1e3)
+
+
+def test_the_answer_before_that_of_wait_costs_a_turn() -> None:
+    """It is read by itself, while the replica is waited for."""
+    waits, alone = (simulate(dataclasses.replace(LONE, with_wait=w), COSTS) for w in (True, False))
+    assert waits.server_us - alone.server_us == pytest.approx(1000 + 4000 / 6, rel=0.05)
+
+
+def test_nothing_is_sent_before_it_is_due() -> None:
+    """Where nothing else takes time, a request waits for a tick: 0 to 0.4 ms, since five are due in each."""
+    costs: dict[str, Any] = dict.fromkeys(dataclasses.asdict(COSTS), 0.0) | {"fsyncs_s": (0.0,)}
+    outcome = simulate(Plan(1, connections=8, rate=10_000, linger_s=0), Costs(**costs))
+    assert 0.2 <= outcome.p50_ms < 0.25
+    assert 0.4 <= outcome.p99_ms < 0.45
 
 
 def test_those_answered_last_wait_for_another_batch() -> None:
