@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
+from aiohappyeyeballs import AddrInfoType
 
 from idagg.errors import StoreAwayError, StoreError
+from idagg.store import connection
 from idagg.store.client import Client
 from idagg.store.hits import HitStore
 from idagg.store.probe import probe
@@ -135,9 +139,13 @@ async def test_a_frozen_master_is_left_for_its_successor(cluster: RedisCluster) 
     await client.close()
 
 
-async def test_a_slot_that_nobody_has(cluster: RedisCluster) -> None:
-    """The sentence says which, and the other shards go on."""
+@pytest.mark.parametrize("all_or_none", [False, True])
+async def test_a_slot_that_nobody_has(cluster: RedisCluster, all_or_none: bool) -> None:
+    """The sentence says which, and the other shards go on. With cluster-require-full-coverage they do not,
+    and another sentence says what to set."""
     shared = Servers(cluster.url)
+    for node in cluster.running:
+        node.ask("CONFIG", "SET", "cluster-require-full-coverage", "yes" if all_or_none else "no")
     slot = slot_of(TAG)
     holder = await asyncio.to_thread(cluster.holder, slot)
     nodes = [holder, *(node for node in cluster.running if node is not holder)]
@@ -152,10 +160,17 @@ async def test_a_slot_that_nobody_has(cluster: RedisCluster) -> None:
     try:
         with pytest.raises(StoreAwayError, match=rf"has the slot {slot}, and the ids of its shard are not"):
             await client.command("PING")
-        other = shared.client(shard_tag("t", 1), timeout_s=LIMIT_S)
-        assert await other.command("PING") == b"PONG"
+        tag = shard_tag("t", 1)
+        other = shared.client(tag, timeout_s=LIMIT_S)
+        if all_or_none:
+            with pytest.raises(StoreAwayError, match=r"is part of a cluster that is down, .* set clust"):
+                await other.command("SET", f"{tag}:x", "1")
+        else:
+            assert await other.command("SET", f"{tag}:x", "1") == b"OK"
         await other.close()
     finally:
+        for node in cluster.running:
+            node.ask("CONFIG", "SET", "cluster-require-full-coverage", "no")
         holder.ask("CLUSTER", "ADDSLOTS", str(slot))
         await asyncio.to_thread(cluster.in_sync)
         await client.close()
@@ -189,6 +204,37 @@ async def test_names_that_nodes_leave_to_us() -> None:
         client = Servers(cluster.url_of([node])).client(TAG, timeout_s=LIMIT_S)
         assert (await hits(client).add(1, [b"1"])).new_ids == 1
         await client.close()
+
+
+@pytest.mark.parametrize("kind", ["redis", "valkey"])
+async def test_nodes_that_have_names(
+    kind: Literal["redis", "valkey"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hosted cluster's nodes have names of their own, which other nodes answer MOVED with, too."""
+    looked_up = set()
+
+    async def addresses(host: str, port: int) -> list[AddrInfoType]:
+        looked_up.add(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(connection, "_addresses", addresses)
+    with RedisCluster(
+        *(3, 0),
+        kind=kind,
+        cluster_preferred_endpoint_type="hostname",
+        cluster_announce_hostname="node.example",
+    ) as cluster:
+        cluster.node_timeout(PATIENT_MS)
+        node = cluster.master_of(TAG)
+        client = Servers(cluster.url_of([node])).client(TAG, timeout_s=LIMIT_S)
+        assert (await hits(client).add(1, [b"1"])).new_ids == 1
+        assert f"node.example:{node.port}" in client.address
+        other = next(each for each in cluster.masters if each is not node)
+        await asyncio.to_thread(cluster.move, slot_of(TAG), other)
+        await stored(hits(client), 2, b"2")
+        assert f"node.example:{other.port}" in client.address
+        await client.close()
+    assert looked_up == {"127.0.0.1", "node.example"}
 
 
 async def test_check_with_a_replica_away(cluster: RedisCluster) -> None:

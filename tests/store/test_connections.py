@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import re
 import socket
 import struct
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,9 @@ from idagg.errors import LoginRefusedError, StoreAwayError, StoreError
 from idagg.store import connection as connection_module
 from idagg.store.address import Address
 from idagg.store.client import Client
+from idagg.store.connection import Connection
 from idagg.store.hits import HitStore
 from idagg.store.probe import Seen, look, probe, risks
-from idagg.store.replies import refusal
 from idagg.store.servers import Servers
 from idagg.store.windows import WindowStore
 from idagg.tasks import end
@@ -172,12 +174,87 @@ async def test_a_new_client_of_a_full_server(any_server: servers.RedisServer) ->
         await client.close()
 
 
-def test_protected_mode() -> None:
-    """What a server says to other machines that has no password and is not told where to listen."""
-    reply = "DENIED Redis is running in protected mode because protected mode is enabled and no password"
-    assert "is in protected mode and answers only its own machine, and nothing is counted: give it" in str(
-        refusal("redis://h:1", reply)
-    )
+@contextlib.asynccontextmanager
+async def saying(words: bytes, *, closes: bool = True) -> AsyncIterator[int]:
+    """The port of a server that says this to whoever connects, and nothing else."""
+    talks = []
+
+    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        talks.append(asyncio.current_task())
+        writer.write(words)
+        with contextlib.suppress(ConnectionError):
+            if not closes:
+                await reader.read()  # until the other one does
+            writer.close()
+            await writer.wait_closed()
+
+    async with await asyncio.start_server(say, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+        await asyncio.gather(*filter(None, talks))
+
+
+async def lost_connection(port: int) -> Connection:
+    """A connection that the server has said something on, and that is lost before anything was sent."""
+    connection = await connection_module.open_connection(Address.parse(f"redis://127.0.0.1:{port}"))
+    await until(lambda: connection.is_lost)
+    return connection
+
+
+@pytest.mark.parametrize("kind", ["redis", "redis+cluster", "redis+sentinel"])
+@pytest.mark.parametrize("password", ["", ":p@"])
+async def test_protected_mode(kind: str, password: str) -> None:
+    """What a server says to other machines that has no password and is not told where to listen: at once,
+    before it is asked anything, and it closes the connection. We are no other machine, so it is a fake."""
+    denied = b"-DENIED Redis is running in protected mode because protected mode is enabled\r\n"
+    async with saying(denied) as port:
+        service = "/s" if kind == "redis+sentinel" else ""
+        client = Servers(f"{kind}://{password}127.0.0.1:{port}{service}").client(TAG, timeout_s=LIMIT_S)
+        wanted = (
+            rf"^Redis at \S+:{port}\S* is in protected mode and answers only its own machine, and nothing"
+        )
+        for _ in range(20):
+            with pytest.raises(StoreAwayError, match=wanted):
+                await client.command("PING")
+        await client.close()
+
+
+async def test_a_server_that_takes_no_more_clients() -> None:
+    """It says so before it is asked anything, and closes the connection. Each time it is asked again."""
+    with servers.RedisServer(tcp=True, maxclients="1") as server:
+        client = Client(server.tcp_url, timeout_s=LIMIT_S)
+        with socket.create_connection(("127.0.0.1", server.port), timeout=LIMIT_S) as only:
+            only.sendall(b"PING\r\n")
+            assert only.recv(100) == b"+PONG\r\n"
+            for _ in range(20):
+                with pytest.raises(StoreAwayError, match="has as many clients as its maxclients lets it"):
+                    await client.command("PING")
+                with pytest.raises(StoreAwayError, match="has as many clients as its maxclients lets it"):
+                    await hits(client).add(1, [b"1"])
+        async with asyncio.timeout(LIMIT_S):
+            while True:  # it may not have noticed yet
+                try:
+                    assert await client.command("PING") == b"PONG"
+                except StoreAwayError:
+                    await asyncio.sleep(0.01)
+                else:
+                    break
+        await client.close()
+
+
+async def test_a_server_that_speaks_unasked() -> None:
+    """Its words are nobody's answer."""
+    async with saying(b"+PONG\r\n+PONG\r\n", closes=False) as port:
+        connection = await lost_connection(port)
+        with pytest.raises(OSError, match="the connection was lost"):
+            await connection.send(("PING",))
+
+
+async def test_a_connection_that_was_refused_refuses_all() -> None:
+    """A command by itself, and one with another."""
+    async with saying(b"-ERR max number of clients reached\r\n") as port:
+        connection = await lost_connection(port)
+        answers = [await connection.send(("PING",)), (await connection.send_both(("PING",), b""))[0]]
+        assert [str(answer) for answer in answers] == ["ERR max number of clients reached"] * 2
 
 
 @pytest.mark.parametrize(

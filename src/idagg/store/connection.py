@@ -51,6 +51,7 @@ class Connection(asyncio.Protocol):
         self._reader = hiredis.Reader()
         self._asked: collections.deque[asyncio.Future[Any] | _First] = collections.deque()
         self._transport: asyncio.Transport | None = None
+        self._refusal: hiredis.ReplyError | None = None
         self._pings = pings
         self._on_silence = on_silence
         self._looking: asyncio.TimerHandle | None = None
@@ -66,7 +67,9 @@ class Connection(asyncio.Protocol):
         """The answer to come, an error reply included, or an OSError. A future that is cancelled leaves its
         answer to nobody, and the others' as they are."""
         asked = asyncio.get_running_loop().create_future()
-        if self._transport is None:
+        if self._refusal is not None:
+            asked.set_result(self._refusal)
+        elif self._transport is None:
             asked.set_exception(_lost())
         else:
             self._asked.append(asked)
@@ -78,6 +81,8 @@ class Connection(asyncio.Protocol):
     ) -> tuple[Any, Any]:
         """Send a command, and another, packed, in the same write. Returns both answers; otherwise as
         ``send``. ``between`` is called when the first has come."""
+        if self._refusal is not None:
+            return self._refusal, None
         if self._transport is None:
             raise _lost()
         first = _First(between)
@@ -102,7 +107,13 @@ class Connection(asyncio.Protocol):
         self._is_heard = True
         self._reader.feed(data)
         try:
-            while self._asked and (answer := self._reader.gets()) is not False:
+            while (answer := self._reader.gets()) is not False:
+                if not self._asked:
+                    # A server that takes no more clients, or none from elsewhere, says so unasked.
+                    if isinstance(answer, hiredis.ReplyError):
+                        self._refusal = answer
+                    self.drop()
+                    return
                 asked = self._asked.popleft()
                 if not asked.done():
                     asked.set_result(answer)

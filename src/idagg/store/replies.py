@@ -82,6 +82,11 @@ def refusal(where: str, reply: str) -> StoreError:
             f"Redis at {where} is a node of a cluster, and nothing is counted: "
             "give --redis-url as redis+cluster:// or rediss+cluster://"
         )
+    if "max number of clients" in reply:
+        return StoreAwayError(
+            f"Redis at {where} has as many clients as its maxclients lets it have, and nothing is counted: "
+            "raise it"
+        )
     if code in _NOT_NOW:
         return StoreAwayError(f"Redis at {where} {_NOT_NOW[code]}")
     if "unknown command" in reply and "'eval" in reply.lower():

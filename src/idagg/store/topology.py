@@ -164,6 +164,8 @@ class Sentinels:
             name = f"{seed.host}:{seed.port}"
             if isinstance(outcome, LoginRefusedError):
                 trouble.append(_sentinels_refusal(name, place.service, "WRONGPASS"))
+            elif isinstance(outcome, StoreAwayError):
+                trouble.append(outcome)
             elif isinstance(outcome, Exception):
                 trouble.append(
                     StoreAwayError(f"no sentinel of {where} answers, and nothing is counted: {outcome}")
@@ -250,7 +252,7 @@ class Cluster:
         found: list[tuple[bool, int, list[_Range]]] = []
         trouble: list[StoreAwayError] = []
         for address, outcome in await _ask_all(addresses, ("CLUSTER", "INFO"), ("CLUSTER", "SLOTS")):
-            if isinstance(outcome, LoginRefusedError):
+            if isinstance(outcome, StoreAwayError):
                 trouble.append(outcome)
             elif isinstance(outcome, Exception):
                 trouble.append(
@@ -316,9 +318,16 @@ def _away(where: str, reply: str) -> StoreAwayError:
 async def _ask(address: Address, *commands: tuple[Argument, ...]) -> list[Any]:
     connection = await open_connection(address)
     try:
-        return await asyncio.gather(*(connection.send(command) for command in commands))
+        sent = [connection.send(command) for command in commands]
+        answers = await asyncio.gather(*sent, return_exceptions=True)
     finally:
         connection.drop()
+    for answer in answers:
+        if isinstance(answer, hiredis.ReplyError):
+            break  # that may be all it wanted to say
+        if isinstance(answer, OSError):
+            raise answer
+    return answers
 
 
 async def _ask_all(
