@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
+from typing import cast
+
+from idagg.store.client import Client
+from idagg.store.servers import Servers
+from idagg.store.watch import Watch
+from idagg.tasks import end
 from kit import servers
 from kit.serving import PATIENT, Serving
-from kit.waiting import eventually, until
+from kit.waiting import LIMIT_S, eventually, until
 
 
 async def test_a_store_that_drops_keys() -> None:
@@ -22,3 +30,23 @@ async def test_a_store_that_drops_keys() -> None:
         await until(lambda: sentence in serving.said)
         assert await serving.hit() == 200
         await eventually(serving.figures, lambda figures: figures.get("idagg_store_risks") == 1)
+
+
+async def test_a_server_that_is_away_hides_no_other() -> None:
+    """Nor is what was known of it forgotten."""
+    with (
+        servers.RedisServer(maxmemory="50mb", maxmemory_policy="allkeys-lru", appendonly="yes") as server,
+        servers.RedisServer(appendonly="no") as other,
+    ):
+        urls = {"a": server.url, "b": other.url}
+        both = SimpleNamespace(client=lambda tag, timeout_s: Client(urls[tag], timeout_s=timeout_s))
+        looks: list[int] = []
+        other.stop()
+        watch = Watch(cast(Servers, both), ("a", "b"), kind="server", replicas=0, on_look=looks.append)
+        watching = asyncio.create_task(watch.run())
+        await until(lambda: 1 in looks)
+        assert "drops keys" in str(watch.risk)
+        other.start()
+        await until(lambda: 2 in looks, within_s=LIMIT_S)
+        assert "keeps no append-only file" in str(watch.risk)
+        await end(watching)

@@ -38,31 +38,34 @@ class Watch:
         self._kind: Kind = kind
         self._replicas = replicas
         self._on_look = on_look
+        self._found: dict[str, list[str]] = {}  # by tag, when its server answered last
         self.risk: str | None = None
 
     async def run(self) -> None:
         """Look for ever."""
         while True:
-            try:
-                found = await self._look()
-            except StoreError:
+            answered = await asyncio.gather(*map(self._look, self._tags))
+            if not any(answered):
                 await asyncio.sleep(RETRY_S)
                 continue
+            # Several shards can have one server.
+            found = list(dict.fromkeys(risk for of_one in self._found.values() for risk in of_one))
             self._on_look(len(found))
             told, self.risk = self.risk, "; ".join(found) or None
             if self.risk and self.risk != told:
                 log.warning("%s", self.risk)
             elif told and not self.risk:
                 log.info("the store's servers keep what they acknowledge again")
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(LOOK_S if all(answered) else RETRY_S)
 
-    async def _look(self) -> list[str]:
-        found: dict[str, list[str]] = {}
-        for tag in self._tags:
-            client: Client = self._servers.client(tag, timeout_s=_TIMEOUT_S)
-            try:
-                seen = await look(client)
-            finally:
-                await client.close()
-            found.setdefault(seen.where, risks(seen, kind=self._kind, replicas=self._replicas))
-        return [risk for of_server in found.values() for risk in of_server]
+    async def _look(self, tag: str) -> bool:
+        """False if the shard's server does not answer."""
+        client: Client = self._servers.client(tag, timeout_s=_TIMEOUT_S)
+        try:
+            seen = await look(client)
+        except StoreError:
+            return False
+        finally:
+            await client.close()
+        self._found[tag] = risks(seen, kind=self._kind, replicas=self._replicas)
+        return True
