@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 from idagg.store.client import Client
 from idagg.store.hits import HitStore
@@ -95,6 +98,41 @@ async def test_another_number_of_shards_begins_with_a_window(durable_server: Red
             assert len(load.failed) < len(load.ok)
             await eventually(serving.health, lambda answer: b"shards: " not in answer.body)
             serving.stop()
+
+
+async def test_check_beside_another_number_of_shards(any_server: RedisServer, tmp_path: Path) -> None:
+    """An instance would count, and not lead: a warning."""
+    store = ("--redis-url", any_server.url)
+    with Serving(*store, "--shards", "2", window=long_window()) as serving:
+        await serving.ready()
+        window = ("--window", str(serving.window))
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [
+                sys.executable,
+                "-m",
+                "idagg",
+                "check",
+                *store,
+                *FLAGS,
+                *window,
+                "--port",
+                "0",
+                "--admin-port",
+                "0",
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        serving.stop()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (
+        "warning store: the store's ids are spread over 2 shards for other running instances: this one "
+        "counts so, too, and does not lead: give it the same --shards\n"
+    ) in done.stdout
 
 
 async def test_a_shard_in_trouble_fails_its_own_ids_and_is_named(any_server: RedisServer) -> None:

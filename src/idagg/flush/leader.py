@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from idagg.errors import StoreError
-from idagg.store.election import Agreed, Lease, Successor
+from idagg.store.election import Agreed, Lease, Successor, spread_otherwise
 from idagg.store.shards import Regime
 
 log = logging.getLogger("idagg.flush")
@@ -84,13 +84,6 @@ def may_change_after(seen: Unwanted | None, *, patience_s: float) -> Successor:
     if not patience_s:
         return "any"
     return seen.epoch if seen and seen.seen_at - seen.since >= patience_s else "none"
-
-
-def _spread_otherwise(shards: int) -> str:
-    return (
-        f"the store's ids are spread over {shards} shards for other running instances: this one counts so, "
-        "too, and does not lead: give it the same --shards"
-    )
 
 
 class Leadership:
@@ -160,7 +153,7 @@ class Leadership:
             self.differs = bool(flags)
             counts = self._agreed.counts_like(lease.store)
             is_told = flags and counts and lease.lasts_ms
-            self._notice(_spread_otherwise(lease.store.shards) if is_told else None)
+            self._notice(spread_otherwise(lease.store.shards) if is_told else None)
             if counts:
                 self.trouble = None
             elif not lease.lasts_ms:

@@ -51,6 +51,7 @@ class _Check:
         self._settings = settings
         self._origin = origin
         self._skew_s: float | None = None  # this machine's clock minus the store's
+        self._notice: str | None = None  # why this instance would not lead
 
     async def run(self) -> list[Verdict]:
         parts: dict[str, Callable[[], Awaitable[str]]] = {
@@ -65,6 +66,8 @@ class _Check:
                 verdicts.append(Verdict("ok", name, await part()))
             except (StoreError, BrokerAwayError, LogFileError, CannotStartError) as error:
                 verdicts.append(Verdict("failed", name, str(error)))
+        if self._notice:
+            verdicts.append(Verdict("warning", "store", self._notice))
         found = preflight.warnings(self._settings, self._origin, self._skew_s)
         return [*verdicts, *(Verdict("warning", part, said) for part, said in found)]
 
@@ -85,10 +88,11 @@ class _Check:
         )
         ours = Agreed(settings.window, settings.exact_limit, stores.shards(settings.in_force()))
         sent_s = time.time()
-        trouble, now_s = await agreement(settings.redis_url, settings.namespace, ours, timeout_s=TIMEOUT_S)
-        self._skew_s = (sent_s + time.time()) / 2 - now_s
-        if trouble:
-            raise CannotStartError(trouble)
+        beside = await agreement(settings.redis_url, settings.namespace, ours, timeout_s=TIMEOUT_S)
+        self._skew_s = (sent_s + time.time()) / 2 - beside.now_s
+        self._notice = beside.notice
+        if beside.trouble:
+            raise CannotStartError(beside.trouble)
         return said
 
     async def _broker(self) -> str:

@@ -37,6 +37,13 @@ class Agreed(NamedTuple):
         return " and ".join(flag for flag, ours, theirs in flags if ours != theirs)
 
 
+def spread_otherwise(shards: int) -> str:
+    return (
+        f"the store's ids are spread over {shards} shards for other running instances: this one counts so, "
+        "too, and does not lead: give it the same --shards"
+    )
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Lease:
     """The answer to a candidate.

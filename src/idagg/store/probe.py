@@ -9,7 +9,7 @@ from typing import NamedTuple
 from idagg.errors import StoreError
 from idagg.store.address import Kind, kind_of
 from idagg.store.client import Client
-from idagg.store.election import Agreed
+from idagg.store.election import Agreed, spread_otherwise
 from idagg.store.embedded import OLDEST
 from idagg.store.servers import Servers
 from idagg.store.shards import shard_tag
@@ -137,9 +137,17 @@ async def probe(
     )
 
 
-async def agreement(url: str, namespace: str, ours: Agreed, *, timeout_s: float) -> tuple[str | None, float]:
-    """Why a process with these settings would not count beside those that run, None if it would; and the
-    store's clock, Unix time. Raises StoreError."""
+class Beside(NamedTuple):
+    """What becomes of a process beside those that run: ``trouble`` says why it would not count, ``notice``
+    why it would not lead. ``now_s`` is the store's clock, Unix time."""
+
+    trouble: str | None
+    notice: str | None
+    now_s: float
+
+
+async def agreement(url: str, namespace: str, ours: Agreed, *, timeout_s: float) -> Beside:
+    """Compare the settings of a process with those of the store's. Raises StoreError."""
     tag = shard_tag(namespace)
     client = Servers(url).client(tag, timeout_s=timeout_s)
     try:
@@ -147,16 +155,16 @@ async def agreement(url: str, namespace: str, ours: Agreed, *, timeout_s: float)
     finally:
         await client.close()
     theirs = Agreed(length, exact_limit, shards)
-    flags = ours._replace(shards=shards).differing_flags(theirs)
-    if not is_led or not flags:
-        return None, now_us / 1e6
-    return (
-        (
+    trouble = notice = None
+    if is_led and not ours.counts_like(theirs):
+        flags = ours._replace(shards=shards).differing_flags(theirs)
+        trouble = (
             f"running instances count {theirs}, and this one would count nothing: give it the same "
             f"{flags}, or a --namespace of its own"
-        ),
-        now_us / 1e6,
-    )
+        )
+    elif is_led and ours.shards != shards:
+        notice = spread_otherwise(shards)
+    return Beside(trouble, notice, now_us / 1e6)
 
 
 def _check(seen: Seen, kind: Kind, replicas: int) -> None:
