@@ -7,7 +7,7 @@ import dataclasses
 import datetime
 import json
 import sys
-from collections.abc import AsyncIterator, Iterable, Mapping, Set
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from random import Random
 
@@ -141,6 +141,18 @@ class Row:
         self.recovered(oracle.recovery_s(journal, since_s))
         return oracle.not_recovered(journal, since_s, within_s=self.within_s(within_s))
 
+    def exceeded(self) -> list[str]:
+        """The promised limits that it did not keep, in sentences."""
+        limits = {
+            "recovery": (self.recovery_s, self.recovery_must_s),
+            "takeover": (self.takeover_s, self.takeover_must_s),
+        }
+        return [
+            f"{what} took {took_s:.2f} s, more than {must_s:g}"
+            for what, (took_s, must_s) in limits.items()
+            if took_s is not None and must_s is not None and took_s > must_s
+        ]
+
     def recovered(self, took_s: float) -> None:
         self.recovery_s = max(self.recovery_s or 0, took_s)
 
@@ -187,9 +199,11 @@ class Figures:
             row.patience = 1.0 if self._folder else SHARED
 
     @pytest.fixture
-    def row(self, request: pytest.FixtureRequest) -> Row:
-        """Where this test's figures go."""
-        return self._rows[request.node.nodeid]
+    def row(self, request: pytest.FixtureRequest) -> Iterator[Row]:
+        """Where this test's figures go. Where they are kept, a limit that was exceeded fails the test."""
+        row = self._rows[request.node.nodeid]
+        yield row
+        assert self._folder is None or row.exceeded() == []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if row := self._rows.get(report.nodeid):
@@ -219,14 +233,7 @@ def _musts(rows: list[Row]) -> str:
         "ids lost": sum(row.lost for row in rows),
         "ids counted twice": sum(row.double for row in rows),
         "windows lost": sum(row.expected - (row.delivered or 0) for row in rows if row.expected),
-        "late recoveries and takeovers": sum(
-            took_s is not None and must_s is not None and took_s > must_s
-            for row in rows
-            for took_s, must_s in (
-                (row.recovery_s, row.recovery_must_s),
-                (row.takeover_s, row.takeover_must_s),
-            )
-        ),
+        "late recoveries and takeovers": sum(len(row.exceeded()) for row in rows),
         "rows that failed": sum(not row.kept for row in rows),
     }
     cells = [

@@ -58,7 +58,7 @@ OTHERS_FLAGS = {
     *("--from", "--limit", "--format", "--estimate"),  # of idagg counts
     *("--config", "--version", "--help", "--data-binary", "--data-urlencode", "--now", "--quick"),
     *("--minutes", "--seed", "--rate", "--out"),  # the soak's
-    *("--store-server", "--figures"),  # the tests'
+    *("--store-server", "--figures", "--injections"),  # the tests'
     *("--default", "--lua"),  # of other stores; the first goes on with _lua_flags
 }
 

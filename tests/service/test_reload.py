@@ -116,11 +116,13 @@ async def test_combiner(serving: Serving, settings: Path) -> None:
 
 
 async def test_number_of_shards(serving: Serving, settings: Path) -> None:
-    """It begins with a window once no worker has the old number. No id is lost or counted twice then."""
-    async with Load(serving, callers=4) as load:
-        write(settings, OWN + "workers = 2\nshards = 4\n")
-        await reloads(serving)
-        await until(lambda: serving.said.count("spread over 4 shards from now on") == 2)
+    """It begins with a window once no worker has the old number. No id is lost or counted twice then, though
+    a combiner carries the batches."""
+    workers = MAX_ALONE + 1
+    async with Load(serving, callers=8) as load:
+        write(settings, OWN + f"workers = {workers}\nshards = 4\n")
+        await reloads(serving, workers=workers)
+        await until(lambda: serving.said.count("spread over 4 shards from now on") == workers)
         await load.goes_on(200)
     # Requests that are under way when it begins may be answered 503.
     assert (len(load.failed) < len(load.ok), load.unknown) == (True, set())

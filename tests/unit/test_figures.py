@@ -44,6 +44,10 @@ def test_ends_badly(breaks_at_the_end, row):
 def test_begins(broken, row):
     pass
 
+@pytest.mark.fault("5", "it comes back late", recovery_must_s=1.0)
+def test_late(row):
+    row.recovered(1.5)
+
 def test_without_figures():
     pass
 """
@@ -67,10 +71,12 @@ def test_rows_are_written(pytester: pytest.Pytester, tmp_path: Path, monkeypatch
         ("2", False),
         ("3", False),
         ("4", False),
+        ("5", False),
         ("10", True),
     ]
     assert [(row["injections"], row["acknowledged"], row["lost"]) for row in raw["rows"]] == [
         (0, 2, 1),
+        (0, 0, 0),
         (0, 0, 0),
         (0, 0, 0),
         (5, 2, 0),
@@ -79,10 +85,19 @@ def test_rows_are_written(pytester: pytest.Pytester, tmp_path: Path, monkeypatch
     for fault, promise in (
         ("an id is lost", "FAILED"),
         ("no server to be had", "FAILED"),
+        ("it comes back late", "FAILED"),
         ("all is well", "kept"),
     ):
         (line,) = (line for line in told if fault in line)
         assert line.endswith(promise)
+
+
+def test_a_limit_holds_where_figures_are_kept(pytester: pytest.Pytester) -> None:
+    """Elsewhere a machine is shared, and may stand still."""
+    pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function")
+    pytester.makepyfile(_TESTS)
+    outcomes = pytester.inline_run("-k", "late", plugins=[Figures(None, 3, 7)]).countoutcomes()
+    assert outcomes == [1, 0, 0]
 
 
 async def test_a_seed_says_when_faults_come(capsys: pytest.CaptureFixture[str]) -> None:
