@@ -21,10 +21,12 @@ class Costs:
     script_s: float
     id_s: float
     fsyncs_s: tuple[float, ...]  # waits for the disk, as likely each as any other
-    # With WAIT: what the primary does more for a turn with batches, and for a batch; what the replica does.
+    # With WAIT: what the primary does more for a turn with batches, a batch, an id; what the replica does.
     wait_turn_s: float
     wait_s: float
+    wait_id_s: float
     replica_turn_s: float
+    replica_batch_s: float
     replica_id_s: float
     # Of any process: to wake another one on an idle core; to begin on a core that was idle, or that was
     # another's. ``sleep_s`` is no CPU: how long an idle core takes to begin.

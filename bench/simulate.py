@@ -259,7 +259,7 @@ class _Primary(_Redis):
             self.batches += len(batches)
             self.ids += _ids(batches)
             if replica is not None:
-                yield (costs.wait_turn_s + len(batches) * costs.wait_s) / 2
+                yield (costs.wait_turn_s + len(batches) * costs.wait_s) / 2 + _ids(batches) * costs.wait_id_s
             yield costs.redis_turn_s + len(batches) * costs.script_s + _ids(batches) * costs.id_s
             # All that leaves waits for it.
             yield from self.fsync()
@@ -281,7 +281,9 @@ class _Replica(_Redis):
     def turn(self) -> _Turn:
         costs = self.costs
         batches, self.came = self.came, []
-        yield costs.replica_turn_s + _ids(batches) * costs.replica_id_s
+        yield (
+            costs.replica_turn_s + len(batches) * costs.replica_batch_s + _ids(batches) * costs.replica_id_s
+        )
         # Its answer leaves at the end of the turn.
         yield from self.fsync()
         self.sends(lambda: self._primary.acknowledge(batches))

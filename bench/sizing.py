@@ -349,7 +349,7 @@ def _solved(real: Mapping[Plan, _Seen], measured: Costs) -> Costs:
     p50. Runs with replicas, and those at a constant rate, are not asked.
     """
     plans = [plan for plan in real if not plan.with_wait and not plan.rate]
-    costs = measured
+    costs = known = _without_wakes(measured, measured.woken_s)
     for _ in range(_SOLVED_IN):
         said = dict(zip(plans, _all(costs, plans), strict=True))
         missing_tail = fmean(math.log(_tail(real[plan].outcome) / _tail(said[plan])) for plan in plans)
@@ -361,12 +361,30 @@ def _solved(real: Mapping[Plan, _Seen], measured: Costs) -> Costs:
         ):
             spent_us = [(getattr(real[plan].outcome, figure), getattr(said[plan], figure)) for plan in plans]
             times = [[share(*item) for share in often.values()] for item in said.items()]
-            now, before = ([getattr(of, name) for name in often] for of in (costs, measured))
+            now, before = ([getattr(of, name) for name in often] for of in (costs, known))
             changed |= zip(often, _better(np.array(now), np.array(before), times, spent_us), strict=True)
-        # An id costs a replica more than when it was measured by itself, too.
-        changed["replica_id_s"] = measured.replica_id_s * changed["id_s"] / measured.id_s
+        known = _without_wakes(measured, changed["woken_s"])
+        # With a replica, too, an id costs more than when it was measured by itself.
+        dearer = changed["id_s"] / measured.id_s
+        changed |= {
+            "wait_turn_s": known.wait_turn_s,
+            "wait_id_s": known.wait_id_s * dearer,
+            "replica_turn_s": known.replica_turn_s,
+            "replica_id_s": known.replica_id_s * dearer,
+        }
         costs = dataclasses.replace(costs, **changed)
     return costs
+
+
+def _without_wakes(measured: Costs, woken_s: float) -> Costs:
+    """Turns of Redis less the wakes that were in them when they were measured: those are a cost by itself."""
+    turn_s = (1 + FSYNC_SLEEPS) * woken_s
+    return dataclasses.replace(
+        measured,
+        redis_turn_s=max(0, measured.redis_turn_s - turn_s),
+        wait_turn_s=max(0, measured.wait_turn_s - woken_s),
+        replica_turn_s=max(0, measured.replica_turn_s - turn_s),
+    )
 
 
 def _better(
@@ -399,11 +417,9 @@ def _typical(measured: Sequence[Costs]) -> Costs:
 
 
 def _measured(cache: Path) -> Costs:
-    """What can be measured by itself, and a guess of the rest."""
+    """What can be measured by itself, and a guess of the rest. Wakes are in the turns of Redis, too."""
     alone, waiting = (_batches(cache, with_replica=with_replica) for with_replica in (False, True))
     redis, waits, replica = _parts(alone.primary), _parts(waiting.primary), _parts(waiting.replica)
-    wakes = _wakes()
-    waking_s = FSYNC_SLEEPS * wakes["woken_s"]  # a cost of its own, in what a turn was seen to take
     return Costs(
         turn_s=uvloop.run(_turn_s()),
         request_s=8e-6,
@@ -411,19 +427,20 @@ def _measured(cache: Path) -> Costs:
         cold_s=0.5e-6,
         batch_s=25e-6,
         refill_s=90e-6,
-        redis_turn_s=max(0, redis.turn_s - waking_s),
+        redis_turn_s=redis.turn_s,
         script_s=redis.batch_s,
         id_s=redis.id_s,
         fsyncs_s=_fsyncs_s(cache),
-        # It wakes once more, for the replica's answer.
-        wait_turn_s=max(0, waits.turn_s - redis.turn_s - wakes["woken_s"]),
+        wait_turn_s=max(0, waits.turn_s - redis.turn_s),
         wait_s=max(0, waits.batch_s - redis.batch_s),
-        replica_turn_s=max(0, waiting.replica[0] - replica.id_s - waking_s),
+        wait_id_s=max(0, waits.id_s - redis.id_s),
+        replica_turn_s=replica.turn_s,
+        replica_batch_s=replica.batch_s,
         replica_id_s=replica.id_s,
         varies=0.4,
         client_turn_s=1e-6,  # wrk's own, in C; a system call
         client_request_s=8e-6,
-        **wakes,
+        **_wakes(),
     )
 
 

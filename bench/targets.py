@@ -74,6 +74,24 @@ def _grown(found: Findings) -> Sequence[float]:
     return found.ratios(_TOTAL, (places[-1], "by ids"), (places[0], "by ids")) if len(places) > 1 else ()
 
 
+def _plan(shards: int, replicas: int, connections: int) -> Cell:
+    """Of the part sizing, with one worker."""
+    return f"1 workers, {shards} shards, {replicas} replicas, {connections}", _MODELS[0]
+
+
+def _astray(found: Findings) -> Sequence[float]:
+    """How many simulated throughputs and p99s are not within 20% of the measured ones."""
+    astray = [
+        not 0.8 <= ratio <= 1.2
+        for model in _MODELS
+        for row in found.rows(model)
+        for figure in ("÷ requests/s", "÷ p99 ms")
+        for ratio in found.values(figure, (row, model))
+    ]
+    return [sum(astray)] if astray else ()
+
+
+_MODELS = ("model, closed loop", "model, open loop")
 _SERVER, _STORE, _RATE = "server µs", "Redis µs", "requests/s"
 _TOTAL = (_SERVER, _STORE)
 _SEALS, _RUST, _TARPITS = ("whole run", "seals"), ("whole run", "seals, Rust"), ("beside tarpits", "calls")
@@ -152,6 +170,19 @@ TARGETS = (
         ("20 machines", "heartbeats"),
     ),
     Target("CPU with Redis, 6 million ids in the window ÷ 0.1 million", 1.10, 1.05, _grown),
+    _ratio(
+        "server CPU, one replica ÷ none, 64 connections",
+        *(1.10, 1.05, _SERVER, _plan(1, 1, 64), _plan(1, 0, 64)),
+    ),
+    _ratio(
+        "throughput, one replica on the same core ÷ none, 512 connections",
+        *(0.60, 0.75, _RATE, _plan(1, 1, 512), _plan(1, 0, 512)),
+    ),
+    _ratio(
+        "server CPU, 4 shards ÷ 1, 512 connections",
+        *(1.25, 1.10, _SERVER, _plan(4, 0, 512), _plan(1, 0, 512)),
+    ),
+    Target("simulated throughputs and p99s more than 20% off", 0, 0, _astray),
 )
 # All that the targets need; those under closed-loop load are in its plan.
 CELLS = frozenset[Cell]().union(*(target.cells for target in TARGETS))
