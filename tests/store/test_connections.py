@@ -175,12 +175,14 @@ async def test_a_new_client_of_a_full_server(any_server: servers.RedisServer) ->
 
 
 @contextlib.asynccontextmanager
-async def saying(words: bytes, *, closes: bool = True) -> AsyncIterator[int]:
-    """The port of a server that says this to whoever connects, and nothing else."""
+async def saying(words: bytes, *, is_asked: bool = False, closes: bool = True) -> AsyncIterator[int]:
+    """The port of a server that says this to whoever connects, or asks, and nothing else."""
     talks = []
 
     async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         talks.append(asyncio.current_task())
+        if is_asked:
+            await reader.read(1)
         writer.write(words)
         with contextlib.suppress(ConnectionError):
             if not closes:
@@ -200,15 +202,20 @@ async def lost_connection(port: int) -> Connection:
     return connection
 
 
-@pytest.mark.parametrize("kind", ["redis", "redis+cluster", "redis+sentinel"])
-@pytest.mark.parametrize("password", ["", ":p@"])
-async def test_protected_mode(kind: str, password: str) -> None:
-    """What a server says to other machines that has no password and is not told where to listen: at once,
-    before it is asked anything, and it closes the connection. We are no other machine, so it is a fake."""
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("redis://{}", "redis://:p@{}", "redis+cluster://{}", "redis+cluster://:p@{}"),
+        *("redis+sentinel://{}/s", "redis+sentinel://{}/s?sentinel_password=p"),
+    ],
+)
+@pytest.mark.parametrize("is_asked", [False, True])
+async def test_protected_mode(url: str, is_asked: bool) -> None:
+    """What a server says to other machines that has no password and is not told where to listen: at once, or
+    when it has been asked, and it closes the connection. We are no other machine, so it is a fake."""
     denied = b"-DENIED Redis is running in protected mode because protected mode is enabled\r\n"
-    async with saying(denied) as port:
-        service = "/s" if kind == "redis+sentinel" else ""
-        client = Servers(f"{kind}://{password}127.0.0.1:{port}{service}").client(TAG, timeout_s=LIMIT_S)
+    async with saying(denied, is_asked=is_asked) as port:
+        client = Servers(url.format(f"127.0.0.1:{port}")).client(TAG, timeout_s=LIMIT_S)
         wanted = (
             rf"^Redis at \S+:{port}\S* is in protected mode and answers only its own machine, and nothing"
         )
