@@ -199,9 +199,10 @@ async def test_windows_of_other_lengths(stage: Stage, lengths: Sequence[int]) ->
         looks.add((look.start_s, look.end_s))
     end_s = HOUR_S + 300 + 2 * max(lengths)
     await stage.at(end_s)
-    await until(lambda: sum(record.unique_ids for record in stage.records) >= sent, within_s=WITHIN_S)
+    # A leader that is killed may have delivered one that the next one delivers again.
+    await until(lambda: sum(record.unique_ids for record in set(stage.records)) >= sent, within_s=WITHIN_S)
     await is_over(stage)
-    records = sorted(stage.records)
+    records = sorted(set(stage.records))
     assert sum(record.unique_ids for record in records) == sum(record.hits for record in records) == sent
     assert {(record.start_s, record.end_s) for record in records if record.hits} == looks
     assert all(one.end_s <= other.start_s for one, other in itertools.pairwise(records))
