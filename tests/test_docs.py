@@ -397,6 +397,12 @@ def test_alerts_are_about_metrics_that_are_there() -> None:
         assert metric.expression or not metric.means_loss
 
 
+def test_every_alert_leads_to_a_section() -> None:
+    """Its `runbook` names the page, where it is in the table."""
+    table = page("docs/operating.rst").partition("\nalert  ")[2].partition("\n.. _")[0]
+    assert set(re.findall(r"\bIdagg\w+", table)) == {alert.name for alert in tables.alerts()}
+
+
 def test_every_fault_is_listed() -> None:
     """However its test is marked; the marks in test_figures.py are those of a test's own tests."""
     files = [file for file in (ROOT / "tests").rglob("test_*.py") if file.name != "test_figures.py"]

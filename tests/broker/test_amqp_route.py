@@ -97,7 +97,8 @@ async def test_the_type_of_a_queue_that_is_declared(
     rabbit: RabbitServer, rabbit_queue: str, admin: AbstractChannel, queue_type: str
 ) -> None:
     """It takes a message, too."""
-    assert f"of type {queue_type}" in await made(rabbit.url, Route(rabbit_queue, queue_type)).check()
+    said, _ = await made(rabbit.url, Route(rabbit_queue, queue_type)).check()
+    assert f"of type {queue_type}" in said
     async with started(rabbit.url, Route(rabbit_queue, queue_type)) as broker:
         await ready(broker)
         await broker.publish(RECORD)
@@ -118,9 +119,9 @@ async def test_what_the_settings_say(rabbit: RabbitServer, rabbit_queue: str) ->
         assert broker
         return broker
 
-    said = await made_of(amqp_queue=rabbit_queue, amqp_queue_type="classic").check()
+    said, _ = await made_of(amqp_queue=rabbit_queue, amqp_queue_type="classic").check()
     assert said == f"reached, queue {rabbit_queue} will be declared, durable and of type classic"
-    said = await made_of(amqp_exchange="amq.topic", amqp_routing_key="some.key").check()
+    said, _ = await made_of(amqp_exchange="amq.topic", amqp_routing_key="some.key").check()
     assert said.startswith("reached, exchange amq.topic is there and may be written to; whether some.key ")
     assert sinks.broker(InForce()) is None
     async with Proxy(rabbit.port) as proxy:
@@ -162,7 +163,8 @@ async def test_a_user_that_may_make_no_queue(
         await ready(broker)
         await broker.publish(RECORD)
     assert await body(admin, rabbit_queue) == b"4000"
-    assert "may be written to" in await made(url, Route(rabbit_queue)).check()
+    said, _ = await made(url, Route(rabbit_queue)).check()
+    assert "may be written to" in said
 
 
 async def test_a_user_that_may_not_write(
@@ -214,7 +216,7 @@ async def test_an_exchange(
     await admin.queue_bind(bound, exchange)
     route = Route(rabbit_queue, exchange=exchange)
     url = await permit(rabbit, configure="^$", write="-exchange$")
-    said = await made(url, route).check()
+    said, _ = await made(url, route).check()
     assert said.startswith(f"reached, exchange {exchange} is there and may be written to")
     async with started(url, route) as broker:
         await ready(broker)

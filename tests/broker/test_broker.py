@@ -381,9 +381,9 @@ async def test_check(rabbit: RabbitServer, admin: AbstractChannel, rabbit_queue:
     broker = made(rabbit.url, Route(rabbit_queue))
     for _ in range(2):
         said = await broker.check()
-        assert said == f"reached, queue {rabbit_queue} will be declared, durable and of type quorum"
+        assert said == (f"reached, queue {rabbit_queue} will be declared, durable and of type quorum", [])
     await admin.queue_declare(rabbit_queue)
-    assert await broker.check() == f"reached, queue {rabbit_queue} is there and may be written to"
+    assert await broker.check() == (f"reached, queue {rabbit_queue} is there and may be written to", [])
 
 
 async def test_check_of_a_silent_server(rabbit_queue: str) -> None:
@@ -468,10 +468,11 @@ async def test_the_first_host_that_can_be_used(
     await broker.publish(RECORD)
     assert broker.trouble is None
     assert not caplog.records
-    said = await broker.check()
+    said, unreached = await broker.check()
     assert said.startswith("reached, queue ")
-    for port in dead, refusing:
-        assert f"; 127.0.0.1:{port}: RabbitMQ cannot be reached: Connection refused" in said
+    assert unreached == [
+        f"127.0.0.1:{port}: RabbitMQ cannot be reached: Connection refused" for port in (dead, refusing)
+    ]
 
 
 async def test_the_next_host_when_one_is_lost(

@@ -469,9 +469,11 @@ def test_check(
     any_server: RedisServer, rabbit: RabbitServer, rabbit_queue: str, tmp_path: Path, log_folder: str
 ) -> None:
     """`idagg check` has a line for each dependency, and its code says whether all are well."""
-    well = not log_folder
+    well, dead = not log_folder, f"127.0.0.1:{free_port()}"
     urls = (
-        (any_server.url, rabbit.url) if well else (f"unix://{tmp_path}/s", f"amqp://127.0.0.1:{free_port()}")
+        (any_server.url, f"amqp://{dead},127.0.0.1:{rabbit.port}")
+        if well
+        else (f"unix://{tmp_path}/s", f"amqp://{dead}")
     )
     done = subprocess.run(
         [
@@ -491,4 +493,6 @@ def test_check(
         *(f"{verdict}{part}" for part in ("store", "broker", "log file")),
         "ok      listeners",
     ]
+    warning = f"warning broker: {dead}: RabbitMQ cannot be reached: Connection refused"
+    assert (warning in done.stdout.splitlines()) == well
     assert list(tmp_path.iterdir()) == []

@@ -715,6 +715,65 @@ async def test_a_cancellation_is_never_lost(tmp_path: Path, steps: int) -> None:
     assert heeded
 
 
+class ForgetfulClient(CrankedClient):
+    """Its server is replaced by one with older data as soon as a window is merged."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.older: list[bytes] = []
+
+    async def script(self, name: str, tag: str, *args: bytes | str | int) -> Any:
+        answer = await super().script(name, tag, *args)
+        if name == "merge" and self.older:
+            older, self.older = self.older, []
+            await restore(self, older)
+        return answer
+
+
+async def snapshot(client: Client) -> list[bytes]:
+    """Keys and what they hold, in turn."""
+    keys = await client.command("KEYS", "{t:*")
+    return [part for key in keys for part in (key, await client.command("DUMP", key))]
+
+
+async def restore(client: Client, older: list[bytes]) -> None:
+    text = """
+    for _, key in ipairs(redis.call('KEYS', '{t:*')) do
+      redis.call('DEL', key)
+    end
+    for i = 1, #ARGV, 2 do
+      redis.call('RESTORE', ARGV[i], 0, ARGV[i + 1])
+    end
+    """
+    await client.command("EVAL", text, 0, *older)
+
+
+@pytest.mark.parametrize(("when", "epochs"), [("at once", [2]), ("later", [1, 2])])
+async def test_a_merge_that_the_store_forgets_is_done_again(
+    bench: Bench,
+    any_server: servers.RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+    when: str,
+    epochs: list[int],
+) -> None:
+    """In another epoch, by the same leader: a failover lost the merge, and kept the lock."""
+    monkeypatch.setattr(leader, "LEASE_MS", 3000)  # it is renewed, and the epoch heard of, every second
+    forgetful, queue = ForgetfulClient(any_server.url), Queue()
+    process = await bench.start(queue, flushing=forgetful)
+    await bench.add(1, 2, 3)
+    older = await snapshot(bench.client)
+    if when == "at once":
+        forgetful.older = older
+    await bench.at(60)
+    if when == "later":
+        await until(lambda: process.figures.told)
+        await some_looks(process)
+        await restore(bench.client, older)
+    await until(lambda: [record.epoch for record in queue.got] == epochs)
+    assert {record.unique_ids for record in queue.got} == {3}
+    await until(lambda: process.figures.counts[-1:] == [(0, 0)])
+
+
 # Any step may fail, and be the last
 
 

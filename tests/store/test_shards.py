@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import itertools
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from idagg.errors import OtherRegimeError, StoreAwayError
 from idagg.flush import leader, turns
 from idagg.store.shards import Regime, shard_of, shard_tag
-from kit import servers
+from kit import servers, sharded
 from kit.sharded import IDS, Fate, ShardClient, Stage
 from kit.waiting import LIMIT_S, NOON, eventually, until
 
@@ -125,6 +127,71 @@ async def test_endpoints_of_all_shards_are_called_up_to_the_limit(
     assert "http://all/" in {callback.endpoint for callback in pending}
     assert process.figures.dropped == 3
     await until(lambda: process.figures.counts.deliveries == 0)
+
+
+async def test_a_window_whose_parts_change_while_another_is_merged(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two windows can be merged, and then a shard cannot be read for the first: the second one is whole."""
+    await stage.start(4)
+    for minute in (0, 1):
+        await stage.at(60 * minute)
+        await stage.counted(FOUR, endpoints=[b"http://a/"])
+        await stage.kill()  # what has ended is sealed later
+    tag = shard_tag("t", 1)
+    held = {"look": asyncio.Event(), "endpoints": asyncio.Event()}
+    script = ShardClient.script
+
+    async def held_up(client: ShardClient, name: str, of: str, *args: bytes | str | int) -> Any:
+        if of == tag and name in held:
+            await held[name].wait()
+        return await script(client, name, of, *args)
+
+    monkeypatch.setattr(ShardClient, "script", held_up)
+    await stage.at(120)
+    process = await stage.start(4)
+    sealer = process.flusher._sealer
+    await until(lambda: len(sealer._now.progress) == 3)
+    held["look"].set()
+    await until(lambda: len(sealer._now.progress) == 4)
+    endpoints = f"{tag}:part:{NOON}:endpoints"
+    await stage.client.command("DEL", endpoints)
+    await stage.client.command("SET", endpoints, "theirs")
+    held["endpoints"].set()
+    await until(lambda: process.figures.counts.quarantined == 1)
+    await until(lambda: stage.told == [(60, 40, 40)])
+
+
+async def test_a_clock_that_is_behind_is_waited_for(
+    any_server: servers.RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shard seals by its own clock, and is not asked without a pause whether it has."""
+    monkeypatch.setattr(sharded, "home_tag", lambda url: shard_tag("t"))  # each shard has a clock of its own
+    asked = collections.Counter[str]()
+    script = ShardClient.script
+
+    async def counted(client: ShardClient, name: str, tag: str, *args: bytes | str | int) -> Any:
+        asked[name] += 1
+        return await script(client, name, tag, *args)
+
+    monkeypatch.setattr(ShardClient, "script", counted)
+    stage = Stage(any_server.url)
+    others = [stage.client_of(shard_tag("t", shard)) for shard in range(1, 4)]
+    try:
+        await stage.at(0)
+        await stage.start(4)
+        await stage.counted(FOUR)
+        for client in stage.client, *others[1:]:
+            await client.at(NOON + 60)
+        await until(lambda: asked["seal"] >= 8)
+        asked.clear()
+        await asyncio.sleep(3 * turns.LOOK_S)
+        assert asked["seal"] <= 4 * 6
+        assert stage.told == []
+        await others[0].at(NOON + 60)
+        await until(lambda: stage.told == [(0, 40, 40)])
+    finally:
+        await stage.close()
 
 
 async def test_a_part_that_cannot_be_read_holds_back_its_window_alone(stage: Stage) -> None:

@@ -208,6 +208,15 @@ async def test_a_permission_that_is_missing_is_named(store_server: servers.Redis
             await probe(url, "t", timeout_s=LIMIT_S)
 
 
+async def test_a_user_without_a_password(store_server: servers.RedisServer) -> None:
+    """It is who logs in; and what its name says is no part of a refusal's words."""
+    async with connected(store_server.url) as admin:
+        await admin.command("ACL", "SETUSER", "monkey", "reset", "on", "nopass", "~*", "+@all", "-evalsha")
+    async with connected(f"unix://monkey@{store_server.socket}") as client:
+        with pytest.raises(StoreAwayError, match=r"nothing is counted: ACL SETUSER with \+evalsha$"):
+            await hits_of(client).add(1, [b"1"])
+
+
 async def test_a_permission_that_is_withdrawn(store_server: servers.RedisServer) -> None:
     """One batch is counted in part, and told so; no other is, until the permission is there again."""
     async with connected(store_server.url) as admin, permitted(store_server, *ALL) as client:

@@ -153,8 +153,9 @@ class Broker:
         self._pause_s = _FIRST_PAUSE_S
         self._say()
 
-    async def check(self) -> str:
-        """Describe the state of each host. Raises BrokerAwayError if none can be used."""
+    async def check(self) -> tuple[str, list[str]]:
+        """Describe the state of the route, and each host that cannot be used. Raises BrokerAwayError if none
+        can."""
         reached, unreached = "", []
         for url in self._urls:
             try:
@@ -164,7 +165,7 @@ class Broker:
                 unreached.append(self._at(url, error))
         if not reached:
             raise BrokerAwayError("; ".join(unreached))
-        return "; ".join((f"reached, {reached}", *unreached))
+        return f"reached, {reached}", unreached
 
     async def _keep(self) -> None:
         for number in itertools.count(1):

@@ -47,12 +47,15 @@ class _Epoch:
         self.epoch = epoch
         self.course: Course | None = None
         self.proposal: Plan | None = None
+        self.late: Plan | None = None  # one that a shard heard of too late
         self.progress: dict[int, Progress] = {}
         self.told: dict[int, tuple[object, ...]] = {}  # what each shard was told of the course
         self.serial = itertools.count(1)
         self.merged: set[int] = set()  # starts of which parts are left
         self.through_s = 0  # all shards have to seal up to here
-        self.changed = asyncio.Event()
+        self.nudged: dict[int, int] = {}  # by shard, the through_s that it was nudged for
+        self.changed = asyncio.Event()  # for the merge
+        self.may_plan = asyncio.Event()
         # To the loop of a shard.
         self.nudges: dict[int, asyncio.Event] = collections.defaultdict(asyncio.Event)
 
@@ -69,6 +72,16 @@ class _Epoch:
         """All but the home shard."""
         course = self.heading
         return range(1, max(course.span, course.plan.shards if course.plan else 0))
+
+    def is_forgotten(self, progress: Progress, course: Course) -> bool:
+        """Whether the home shard, which says this of itself, does not know of a merge any more."""
+        is_back = self.course is not None and course.merged_through_s < self.course.merged_through_s
+        return is_back or any(part.start_s in self.merged for part in progress.parts)
+
+    def next_complete_s(self) -> int | None:
+        """The start of the oldest window that can be merged and is not."""
+        starts = complete(self.progress, self.course) if self.course else ()
+        return next((start_s for start_s in starts if start_s not in self.merged), None)
 
 
 class Sealer:
@@ -121,10 +134,15 @@ class Sealer:
             reach("after-seal")
         progress, course, _ = await sealing.look(epoch)
         assert course is not None  # it has one since its first election
+        if now.is_forgotten(progress, course):
+            # A server with older data took its place: what is delivered again is of a later epoch.
+            await self._windows.merging.outbid(epoch, epoch)
+            return
         now.progress[0], now.course = progress, course
         if course.plan is not None or not course.needs_plan:
             now.proposal = None
         now.changed.set()
+        now.may_plan.set()
         for shard in now.shards:
             turn = functools.partial(self._seal_other, shard)
             self._turns.add(f"shard {shard}", turn, self._windows.shard(shard))
@@ -167,13 +185,23 @@ class Sealer:
     async def _tell(self, shard: int, now: _Epoch) -> None:
         heading = now.heading
         try:
-            await self._windows.shard(shard).follow(now.epoch, next(now.serial), heading)
+            in_time = await self._windows.shard(shard).follow(now.epoch, next(now.serial), heading)
         except FencedError as error:
             # If we lead, the home shard has forgotten an epoch; else it says so.
             await self._windows.merging.outbid(now.epoch, error.epoch)
             raise
-        now.told[shard] = heading.said
-        now.changed.set()
+        if in_time or heading.plan != now.proposal:
+            now.told[shard] = heading.said
+            now.may_plan.set()
+            return
+        if now.late != now.proposal:
+            now.late = now.proposal
+            log.warning(
+                "shard %d has heard of its new regime too late by its own clock: it is planned anew; if this "
+                "lasts, compare the clocks of the masters",
+                shard,
+            )
+        now.proposal = None
 
     def _left(self, shard: int, now: _Epoch) -> list[int]:
         """The starts of this shard's parts that have been merged."""
@@ -186,14 +214,15 @@ class Sealer:
         now.changed.clear()
         if now.course is not None:
             now.merged &= {part.start_s for one in now.progress.values() for part in one.parts}
-            for start_s in complete(now.progress, now.course):
+            while (start_s := now.next_complete_s()) is not None:
                 if self._turns.stopping.is_set():
                     return
-                if start_s not in now.merged:
-                    await self._merge_window(now, parts_of(start_s, now.progress), now.course.exact_limit)
+                await self._merge_window(now, parts_of(start_s, now.progress), now.course.exact_limit)
             now.through_s = max(now.through_s, sealed_through(now.progress), now.course.begins_s)
             for shard, progress in now.progress.items():
-                if progress.through_s < now.through_s or (shard and self._left(shard, now)):
+                is_behind = progress.through_s < now.through_s != now.nudged.get(shard)
+                if is_behind or (shard and self._left(shard, now)):
+                    now.nudged[shard] = now.through_s
                     now.nudges[shard].set()
         await self._turns.first(now.changed.wait(), timeout_s=turns.LOOK_S)
 
@@ -228,6 +257,7 @@ class Sealer:
     async def _plan(self, epoch: int) -> None:
         """Change the regime where it is not what is agreed on."""
         now = self._at(epoch)
+        now.may_plan.clear()
         if now.course is not None and now.course.needs_plan:
             if now.proposal is None:
                 now.proposal = await self._windows.merging.propose(
@@ -247,4 +277,4 @@ class Sealer:
                 else:
                     now.proposal = None
                     return
-        await self._turns.first(now.changed.wait(), timeout_s=turns.LOOK_S)
+        await self._turns.first(now.may_plan.wait(), timeout_s=turns.LOOK_S)

@@ -51,7 +51,7 @@ class _Check:
         self._settings = settings
         self._origin = origin
         self._skew_s: float | None = None  # this machine's clock minus the store's
-        self._notice: str | None = None  # why this instance would not lead
+        self._warnings: list[Verdict] = []
 
     async def run(self) -> list[Verdict]:
         parts: dict[str, Callable[[], Awaitable[str]]] = {
@@ -66,10 +66,12 @@ class _Check:
                 verdicts.append(Verdict("ok", name, await part()))
             except (StoreError, BrokerAwayError, LogFileError, CannotStartError) as error:
                 verdicts.append(Verdict("failed", name, str(error)))
-        if self._notice:
-            verdicts.append(Verdict("warning", "store", self._notice))
-        found = preflight.warnings(self._settings, self._origin, self._skew_s)
-        return [*verdicts, *(Verdict("warning", part, said) for part, said in found)]
+        for name, said in preflight.warnings(self._settings, self._origin, self._skew_s):
+            self._warn(name, said)
+        return [*verdicts, *self._warnings]
+
+    def _warn(self, part: str, said: str) -> None:
+        self._warnings.append(Verdict("warning", part, said))
 
     async def _store(self) -> str:
         settings = self._settings
@@ -90,7 +92,8 @@ class _Check:
         sent_s = time.time()
         beside = await agreement(settings.redis_url, settings.namespace, ours, timeout_s=TIMEOUT_S)
         self._skew_s = (sent_s + time.time()) / 2 - beside.now_s
-        self._notice = beside.notice
+        if beside.notice:  # why this instance would not lead
+            self._warn("store", beside.notice)
         if beside.trouble:
             raise CannotStartError(beside.trouble)
         return said
@@ -98,7 +101,12 @@ class _Check:
     async def _broker(self) -> str:
         settings = self._settings
         broker = sinks.broker(settings.in_force())
-        return await broker.check() if broker else f"none configured, counts go to {shown(settings.log_file)}"
+        if broker is None:
+            return f"none configured, counts go to {shown(settings.log_file)}"
+        said, unreached = await broker.check()
+        for host in unreached:
+            self._warn("broker", host)
+        return said
 
     async def _log_file(self) -> str:
         await LogFile(self._settings.log_file).check()

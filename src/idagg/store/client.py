@@ -150,7 +150,7 @@ class Client:
         """Raises StoreAwayError where the user may not run what the scripts need."""
         denied = await self._run("permitted", tag)
         if isinstance(denied, hiredis.ReplyError):
-            if not str(denied).startswith("NOPERM") or "key" not in str(denied):
+            if not str(denied).startswith("NOPERM") or " to access " not in str(denied):
                 if str(denied).startswith("OOM"):
                     return  # what a full server still runs, sealing above all, must not wait for the proof
                 raise self._refused(denied)

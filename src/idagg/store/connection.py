@@ -215,9 +215,9 @@ async def _dial(found: Sequence[AddrInfoType]) -> socket.socket:
 
 
 async def _log_in(connection: Connection, address: Address) -> None:
-    if address.password:
+    if address.username or address.password:
         user = (address.username,) if address.username else ()
-        await _agree(connection, address, "AUTH", *user, address.password)
+        await _agree(connection, address, "AUTH", *user, address.password or "")
     if address.database:
         await _agree(connection, address, "SELECT", address.database)
 

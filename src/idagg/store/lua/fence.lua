@@ -23,7 +23,9 @@ end
 
 -- Whether a window's record was made.
 local function is_merged(start)
+  local kept = kept_in(start)
   return redis.call('ZSCORE', key('merged'), start) or redis.call('EXISTS', key('record', start)) == 1
+    or not wrong_type(kept, 'hash') and redis.call('HEXISTS', kept, start) == 1
 end
 
 -- A record goes when nothing of its window is pending or quarantined.

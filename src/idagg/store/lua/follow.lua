@@ -9,7 +9,8 @@
 --          what came before
 -- ARGV[7]  the plan; '' for none
 --
--- Returns 1.
+-- Returns 1; 0 where it is too late for the plan, if this shard has not heard of it: it may have taken ids for windows
+-- that the plan names.
 --
 -- Errors: FENCED  another epoch has begun; nothing was done
 --         SCHEMA  the shard was written by another version; nothing was done
@@ -24,9 +25,9 @@ end
 write_first()
 redis.call('HSET', key('state'), 'schema', SCHEMA, 'epoch', ARGV[1], 'serial', ARGV[2], 'length', ARGV[3],
   'exact_limit', ARGV[4], 'regime', ARGV[5], 'sealed_through', digits(math.max(state.sealed_through, ARGV[6])))
-if ARGV[7] ~= '' then
-  redis.call('HSET', key('state'), 'plan', ARGV[7])
-else
+if ARGV[7] == '' then
   redis.call('HDEL', key('state'), 'plan')
+  return 1
 end
-return 1
+redis.call('HSET', key('state'), 'plan', ARGV[7])
+return math.max(now_us() / 1000000, state.sealed_through) < read_plan(ARGV[7]).begins and 1 or 0
