@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from idagg.errors import FencedError
+from idagg.errors import FencedError, OtherRegimeError, StoreAwayError
 from idagg.store import sealing
 from idagg.store.hits import HitStore
 from idagg.store.parts import PLAN_MARGIN_S, Course, Part, Plan
@@ -283,3 +283,51 @@ async def test_a_proposal_whose_time_has_come_is_not_confirmed(stage: Stage) -> 
     assert not await merging.confirm(2, plan)
     await stage.at(59)
     assert await merging.confirm(2, plan)
+
+
+async def test_workers_hear_of_a_plan_once_it_is_announced(stage: Stage) -> None:
+    """Until then the home shard takes no ids in the plan's windows, whoever leads and whatever is sealed."""
+    await stage.lead(shards=4)
+    plan = await stage.windows.merging.propose(2, shards=4, window_s=60)
+    assert await stage.windows.merging.confirm(2, plan)
+    assert await stage.add(0, 1) == 0
+    await stage.at(60)
+    with pytest.raises(StoreAwayError, match="no leader has announced"):
+        await stage.add(0, 2)
+    await stage.at(121)
+    for _ in range(2):
+        assert await stage.home.seal(2, NOON + 120) == 0
+    assert (await stage.course(2)).regime == TWO
+    assert (await stage.windows.election.lead("another", lease_ms=1000)).regime == TWO
+    assert not await stage.windows.merging.announce(2, plan._replace(number=3))
+    assert await stage.windows.merging.announce(2, plan)
+    assert not await stage.windows.merging.announce(2, plan)
+    course = await stage.course(2)
+    assert (course.regime, course.begins_s, course.plan) == (Regime(2, 4), plan.begins_s, None)
+    assert (await stage.windows.election.lead("another", lease_ms=1000)).regime == Regime(2, 4)
+    with pytest.raises(OtherRegimeError) as caught:
+        await stage.add(0, 2)
+    assert (caught.value.number, caught.value.shards) == (2, 4)
+
+
+async def test_what_was_done_before_is_on_replicas_all_the_same(stage: Stage) -> None:
+    """Something is written, or a client whose connection is new would wait for nothing."""
+    await stage.lead(shards=4)
+    merging = stage.windows.merging
+    plan = await merging.propose(2, shards=4, window_s=60)
+
+    async def written() -> bytes:
+        info: bytes = await stage.client.command("INFO", "persistence")
+        return info.partition(b"rdb_changes_since_last_save:")[2].split()[0]
+
+    for _ in range(2):
+        steps = (
+            merging.confirm(2, plan),
+            merging.propose(2, shards=4, window_s=60),
+            merging.announce(2, plan),
+            merging.merge(2, SUM),
+        )
+        for step in steps:
+            before = await written()
+            await step
+            assert await written() != before

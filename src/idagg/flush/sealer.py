@@ -5,8 +5,8 @@ not wrong. Another loop merges what all shards have sealed into the window's rec
 repeated, and the next leader goes on where the last one was killed.
 
 A change of the regime, of how windows and ids are spread, begins with a later window. First all other
-shards are told of the plan, then the home shard: only then it tells the workers. So no window has ids that
-were spread in two ways.
+shards are told of the plan, then the home shard. Only then, once replicas have it, it is announced to the
+workers. So no window has ids that were spread in two ways, and no failover forgets which shards have some.
 """
 
 from __future__ import annotations
@@ -268,13 +268,15 @@ class Sealer:
             said = now.heading.said
             if all(now.told.get(shard) == said for shard in now.shards):
                 plan = now.proposal
-                if await self._windows.merging.confirm(epoch, plan):
-                    now.course = now.course._replace(plan=plan)  # as the next look will say
-                    log.info(
-                        "from window %s on, %d s long, ids are spread over %d shards",
-                        *(iso(plan.begins_s), plan.window_s, plan.shards),
-                    )
-                else:
+                if not await self._windows.merging.confirm(epoch, plan):
                     now.proposal = None
                     return
+                now.course = now.course._replace(plan=plan, is_announced=False)  # as the next look will say
+        if now.course is not None and now.course.plan is not None and not now.course.is_announced:
+            plan = now.course.plan
+            if await self._windows.merging.announce(epoch, plan):
+                log.info(
+                    "from window %s on, %d s long, ids are spread over %d shards",
+                    *(iso(plan.begins_s), plan.window_s, plan.shards),
+                )
         await self._turns.first(now.may_plan.wait(), timeout_s=turns.LOOK_S)

@@ -49,6 +49,11 @@ class Merging:
         """Make it the plan. False: there is a later proposal, or its time has come too soon."""
         return bool(await self._client.script("confirm", self._tag, epoch, str(plan)))
 
+    async def announce(self, epoch: int, plan: Plan) -> bool:
+        """Let workers be told of the plan, which replicas have. False: it was announced before, or is not the
+        plan any more."""
+        return bool(await self._client.script("announce", self._tag, epoch, str(plan)))
+
     async def settle(self, epoch: int, span: int) -> None:
         """Note that no more than ``span`` shards hold what is not merged."""
         await self._client.script("settle", self._tag, epoch, span)

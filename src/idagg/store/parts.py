@@ -58,7 +58,8 @@ class Course(NamedTuple):
     ``window_s``, ``exact_limit`` and ``shards`` are what all processes agree on. The present windows can
     still be of another ``grid_s`` and ``regime``, which began at ``begins_s``, until what is agreed on has
     been planned, and the plan has begun. ``span`` is how many shards may hold what is not merged. What
-    begins before ``merged_through_s`` was merged, or is quarantined.
+    begins before ``merged_through_s`` was merged, or is quarantined. ``is_announced``: workers may have heard
+    of the plan, if there is one.
     """
 
     window_s: int
@@ -70,6 +71,7 @@ class Course(NamedTuple):
     plan: Plan | None = None
     span: int = 1
     merged_through_s: int = 0
+    is_announced: bool = True
 
     @property
     def said(self) -> tuple[object, ...]:

@@ -109,6 +109,11 @@ def refusal(where: str, reply: str) -> StoreError:
         return StoreAwayError(
             f"Redis at {where} has not come to the window with which another number of shards begins"
         )
+    if code == "PLANNED":
+        return StoreAwayError(
+            f"Redis at {where} has a change of --shards or --window that no leader has announced yet: it "
+            "takes ids once one has"
+        )
     if code == "LEADERLESS":
         return StoreAwayError(
             f"Redis at {where} has a shard that no leader has been at: it takes ids once one has"

@@ -9,7 +9,7 @@ OPENINGS = {
     **dict.fromkeys(
         (
             *("seal", "look", "drop", "quarantine"),  # of every shard
-            *("gather", "merge", "propose", "confirm", "settle", "outbid"),  # of the home shard
+            *("gather", "merge", "propose", "confirm", "announce", "settle", "outbid"),  # of the home shard
             *("mark", "attempts", "callbacks_done"),
             *("roll", "finish", "mark_rollup"),
         ),

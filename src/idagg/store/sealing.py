@@ -129,6 +129,7 @@ def _course(
     plan: bytes,
     span: bytes,
     merged_through: bytes,
+    announced: bytes,
 ) -> Course | None:
     heard = _heard(regime, plan)
     if not shards or heard is None:
@@ -144,4 +145,5 @@ def _course(
         plan=planned,
         span=int(span or present.shards),
         merged_through_s=int(merged_through or 0),
+        is_announced=announced == plan,
     )

@@ -26,6 +26,7 @@
 --         SCHEMA   the store was written by another version; nothing was done
 --         REGIME   number and shards of the open window's regime: it is not the worker's; nothing was done
 --         AHEAD    the worker's regime begins with a later window; nothing was done
+--         PLANNED  the open window's regime has not been announced yet; nothing was done
 --         LEADERLESS  this shard has not heard of a regime yet; nothing was done
 
 local seq = tonumber(ARGV[7])

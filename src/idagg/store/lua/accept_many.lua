@@ -9,7 +9,7 @@
 --   6       the number of its endpoints; then as many endpoints
 --
 -- Returns in the batches' order what accept.lua does: {start, new, since}, or an error of that batch alone:
--- STALE, REGIME, AHEAD, LEADERLESS as there; or
+-- STALE, REGIME, AHEAD, PLANNED, LEADERLESS as there; or
 --         DAMAGED  the worker's token cannot be read; nothing was done
 --
 -- Errors of the call, in which nothing was done: DIFFERS, SCHEMA

@@ -1,4 +1,4 @@
--- Makes a proposal the plan, once all other shards have heard of it: from now on workers are told. On the home shard.
+-- Makes a proposal the plan, once all other shards have heard of it. On the home shard, which goes by it from then on.
 --
 -- ARGV[2]  the plan
 --
@@ -7,6 +7,7 @@
 local state = read_state()
 local plan = read_plan(ARGV[2])
 if state.plan == ARGV[2] then
+  write_something()
   return 1
 elseif state.proposal ~= ARGV[2] or math.max(now_us() / 1000000, state.sealed_through) >= plan.begins then
   return 0

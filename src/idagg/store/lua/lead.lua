@@ -29,7 +29,7 @@ local function answer(epoch, ms)
   local number, spread = 0, shards
   if state.regime then
     number, spread = string.match(state.regime, '^(%d+) (%d+)')
-    local plan = state.plan and read_plan(state.plan)
+    local plan = state.plan and state.plan == state.announced and read_plan(state.plan)
     if plan and window_of(state, now_s) >= plan.begins then
       number, spread = plan.number, plan.shards
     end

@@ -7,14 +7,14 @@
 --   through      no window that begins before this second, and no part of one, is to come; s
 --   quarantined  the starts of the windows of which that is not so, since something of them is quarantined
 --   parts        of {start, length, unique, estimate, hits, exact, suspect, dropped, endpoints}; the last is a number
---   state        {length, exact_limit, shards, regime, begins, plan, span, merged_through}; '' where there is none
+--   state        {length, exact_limit, shards, regime, begins, plan, span, merged_through, announced}; '' where there is
+--                none
 -- or {-1, member, what}: a part cannot be read, for what reason.
 --
 -- Errors: DAMAGED  what: the state is not as it should be
 
 if ARGV[3] == '1' then
-  write_first()
-  redis.call('HSET', key('state'), 'seen', 1)
+  write_something()
 end
 
 local wrong = wrong_state()
@@ -22,9 +22,9 @@ if wrong then
   return redis.error_reply('DAMAGED ' .. wrong)
 end
 local state = redis.call('HMGET', key('state'), 'length', 'exact_limit', 'shards', 'regime', 'begins', 'plan', 'span',
-  'merged_through', 'sealed_through')
-local through = tonumber(table.remove(state, 9) or 0)
-for i = 1, 8 do
+  'merged_through', 'announced', 'sealed_through')
+local through = tonumber(table.remove(state, 10) or 0)
+for i = 1, 9 do
   state[i] = state[i] or ''
 end
 

@@ -64,6 +64,7 @@ end
 redis.call('ZREM', key('parts'), start)
 if is_merged(start) then
   redis.call('UNLINK', part, part .. ':endpoints')
+  write_something() -- or other shards' parts would go while no replica has the record
   return {0}
 end
 redis.call('HSET', record, 'length', ARGV[3], 'unique', ARGV[4], 'estimate', ARGV[5], 'hits', ARGV[6],

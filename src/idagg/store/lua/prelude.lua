@@ -57,8 +57,8 @@
 --   TAG:rollups:late      zset    those of them that are in the log file and not in the queue
 --
 -- Its state says in addition: shards, which all processes agree on, too; span (how many shards may hold anything that is
--- not merged), merged_through (s), proposal (a plan that not all shards have heard of). The state of another shard says
--- serial: what the leader told it last in this epoch.
+-- not merged), merged_through (s), proposal (a plan that not all shards have heard of), announced (the plan, once workers
+-- may be told of it). The state of another shard says serial: what the leader told it last in this epoch.
 
 -- Of this layout; a store of another is left alone.
 local SCHEMA = '4'
@@ -143,8 +143,8 @@ local function window_of(state, second)
   return window_at(second, state.grid, state.sealed_through, state.bridge, state.plan)
 end
 
--- Notes that no window before this second takes ids any more. The regime that was planned is the present one then, if
--- all windows before it are sealed; that is the home shard's to say, and the leader tells the others.
+-- Notes that no window before this second takes ids any more. The regime that was planned and announced is the present
+-- one then, if all windows before it are sealed; that is the home shard's to say, and the leader tells the others.
 local function pass(state, second)
   if second > state.sealed_through then
     state.sealed_through = second
@@ -153,10 +153,10 @@ local function pass(state, second)
   if state.bridge and state.sealed_through >= tonumber(string.match(state.bridge, '%d+$')) then
     redis.call('HDEL', key('state'), 'bridge')
   end
-  local plan = state.plan and is_home() and read_plan(state.plan)
+  local plan = state.plan and state.plan == state.announced and is_home() and read_plan(state.plan)
   if plan and state.sealed_through >= plan.begins then
     redis.call('HSET', key('state'), 'regime', plan.regime, 'begins', digits(plan.begins))
-    redis.call('HDEL', key('state'), 'plan')
+    redis.call('HDEL', key('state'), 'plan', 'announced')
   end
 end
 

@@ -8,6 +8,7 @@
 
 local state = read_state()
 if state.plan then
+  write_something()
   return state.plan
 end
 local _, begins = window_of(state, math.floor(now_us() / 1000000) + ARGV[4])

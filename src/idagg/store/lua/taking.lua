@@ -26,15 +26,18 @@ if not regime then
   regime = (number == '0' and '1' or number) .. ' 1 ' .. ARGV[1]
 elseif not is_usual then
   local number, shards = string.match(regime, '^(%d+) (%d+)')
-  plan = plan and read_plan(plan)
-  if plan and start >= plan.begins then
-    number, shards, plan = plan.number, plan.shards, nil
+  local coming = plan and read_plan(plan)
+  local has_begun = coming and start >= coming.begins
+  if has_begun then
+    number, shards = coming.number, coming.shards
   end
   if ARGV[5] ~= number .. ' ' .. shards and (ARGV[5] ~= '0 1' or shards ~= '1') then
     -- Only the home shard knows that a regime is over, or never was.
     local wanted = string.match(ARGV[5], '^%d+')
-    if plan and plan.number == wanted or not is_home() and tonumber(wanted) > tonumber(number) then
+    if not has_begun and coming and coming.number == wanted or not is_home() and tonumber(wanted) > tonumber(number) then
       refusal = 'AHEAD ' .. number
+    elseif has_begun and is_home() and redis.call('HGET', key('state'), 'announced') ~= plan then
+      refusal = 'PLANNED ' .. number
     else
       refusal = 'REGIME ' .. number .. ' ' .. shards
     end
