@@ -391,6 +391,21 @@ async def test_a_store_that_lost_what_it_had_acknowledged(client: CrankedClient)
     assert lost == ["lost"]
 
 
+async def test_a_store_that_has_forgotten_an_idle_worker(client: CrankedClient) -> None:
+    """Its token went, since there are many of later windows: nothing is lost."""
+    lost: list[str] = []
+    hits = HitStore(client, namespace="t", window_s=60, exact_limit=1000, on_lost=lambda: lost.append("lost"))
+    await hits.add(1, [b"1"])
+    await client.command("HDEL", "{t:0}:workers", *await client.command("HKEYS", "{t:0}:workers"))
+    await client.at(NOON + 3660)
+    stored = await hits.add(2, [b"2"])
+    assert (lost, stored.continues) == ([], False)
+    await client.command("HDEL", "{t:0}:workers", *await client.command("HKEYS", "{t:0}:workers"))
+    await client.at(NOON + 7260)
+    await hits.add(3, [b"3"])
+    assert lost == ["lost"]
+
+
 async def test_workers_number_their_batches_apart(client: CrankedClient) -> None:
     """Two workers' first batches are two batches, and an id in both counts once."""
     await hits_of(client).add(1, [b"1", b"2"])

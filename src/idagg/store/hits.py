@@ -14,6 +14,9 @@ from idagg.store.shards import ONE_SHARD, Regime, shard_tag
 MAX_BATCH = 4096
 # Precedent: none; 10,000 callbacks, 1% of them to endpoints that hang, take some seconds of a minute (bench).
 MAX_ENDPOINTS = 10_000
+# The store forgets a worker once many have had batches in later windows (seal.lua). The windows of its own
+# are long sealed by then, and nothing of them is lost.
+_REMEMBERED_S = 3600
 # Arguments of accept.lua: first those that batches of several workers may share, then those of the batch, and
 # then its endpoints.
 COMMON, OWN = 5, 5
@@ -50,7 +53,7 @@ class HitStore:
     """Counts batches for one worker on one shard, under a name that no other has or had.
 
     ``regime`` is the one by which the ids of the batches were found to be this shard's. ``on_lost`` is called
-    if the store does not have the last batch that it had acknowledged.
+    if the store does not have the last batch that it had acknowledged, unless that is long ago.
     """
 
     def __init__(
@@ -91,6 +94,6 @@ class HitStore:
         )
         self._acknowledged = _Acknowledged(seq, start_s, since)
         # If a batch between has failed, the store may have that one instead.
-        if since != last.since and seq == last.seq + 1:
+        if since != last.since and seq == last.seq + 1 and start_s - last.start_s <= _REMEMBERED_S:
             self._on_lost()
         return Stored(start_s, new_ids, continues=(start_s, since) == (last.start_s, last.since))
