@@ -20,6 +20,7 @@ PLACES = (
         "after-seal",
         "after-merge",
         "after-drop",
+        "before-plan",
     ),
     *("after-confirm", "before-mark", "after-mark", "attempt", "callback"),
     *("before-roll", "after-roll", "before-finish", "after-finish"),

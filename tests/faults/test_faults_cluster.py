@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
+from pathlib import Path
 from statistics import quantiles
 from typing import NamedTuple
 
 import pytest
 
+from idagg import failpoints
 from idagg.run.combiner_keeper import MAX_ALONE
 from idagg.store.shards import shard_of, shard_tag, slot_of
-from kit.faults import SOON, sealed
+from kit.faults import SOON, SUCCESSOR_S, sealed
 from kit.figures import Row
-from kit.groups import Node, RedisCluster
+from kit.groups import Node, RedisCluster, wait_for
 from kit.oracle import Load, epoch_s, grid, held, lines, open_parts
 from kit.serving import Serving
 from kit.waiting import long_window, next_window, until
 from kit.wire import connect, ids
 
+HOME = shard_tag("idagg")
 # What a cluster has unless it is told otherwise.
 SHARDS = 16
 PER_S = 1000
@@ -270,4 +275,45 @@ async def test_34_node_frozen(row: Row) -> None:
         last = int(epoch_s(max(await serving.delivered())))
         expected = held(load, since, last)
         assert row.verdict(load, lines(serving), expected=expected, answer_s=ANSWER_S) == []
+        serving.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.fault("35", "shards changed with a plan that no replica has, then failover, --replicas all")
+async def test_35_plan_lost(cluster: RedisCluster, row: Row, tmp_path: Path) -> None:
+    """The home shard's master alone has the plan, past its begin, and dies: nobody has spread ids by it."""
+    file = tmp_path / "now"
+    environment = {failpoints.VARIABLE: f"before-plan=stall@{file}"}
+    flags = ("--redis-url", cluster.url, "--replicas", "1", "--workers", "2", "--shards")
+    with Serving(*flags, "1", window=10, environment=environment) as serving:
+        async with Load(serving, per_s=PER_S) as load:
+            async for number in row.inject(1):
+                start = await next_window(10)
+                # Another leader takes over some 7 s later, and has most of a window until its plan begins.
+                await until(lambda start=start: time.time() > start + 5)  # type: ignore[misc]  # mypy does not infer it
+                serving.stop()
+                shards = (4, 1)[number % 2]
+                serving.flags = (*flags, str(shards))
+                file.touch()
+                serving.start()
+                await until(lambda: not file.exists())
+                home = await asyncio.to_thread(cluster.master_of, HOME)
+                replica = await asyncio.to_thread(cluster.replica_of, home)
+                replica.freeze()
+                home.ask("CLIENT", "KILL", "TYPE", "replica")
+                for pid in serving.workers():
+                    os.kill(pid, signal.SIGCONT)
+                asked = "HGET", f"{HOME}:state", "plan"
+                plan = await asyncio.to_thread(wait_for, lambda: home.ask(*asked).split())
+                await until(lambda begins=int(plan[0]): time.time() > begins + 5)  # type: ignore[misc]  # mypy does not infer it
+                # Else its ids are on shards that the replica knows nothing of.
+                assert f"spread over {shards} shards" not in serving.said.rpartition("leading: ")[2]
+                home.kill()
+                replica.thaw()
+                await asyncio.to_thread(cluster.promoted, home, slot_of(HOME))
+                await asyncio.to_thread(home.start)
+                await asyncio.to_thread(cluster.whole, slot_of(HOME), 1)
+                await load.goes_on()
+                await asyncio.to_thread(cluster.in_sync)
+        assert await sealed(row, serving, load, answer_s=SUCCESSOR_S) == []
         serving.stop()

@@ -268,6 +268,7 @@ class Sealer:
             said = now.heading.said
             if all(now.told.get(shard) == said for shard in now.shards):
                 plan = now.proposal
+                reach("before-plan")
                 if not await self._windows.merging.confirm(epoch, plan):
                     now.proposal = None
                     return
