@@ -15,7 +15,7 @@ from kit.histogram import Summary
 # Text stays text, and the same results make the same file.
 matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "idagg", "axes.spines.top": False})
 matplotlib.rcParams.update({"axes.spines.right": False, "font.family": "sans-serif"})
-OURS, OTHERS, STORE = "#c2410c", "#64748b", "#cbd5e1"
+OURS, OTHERS = "#c2410c", "#64748b"
 LATENCIES = {
     "max_ms": ("max", "#fdba74"),
     "p99_9_ms": ("p99.9", "#f97316"),

@@ -6,6 +6,7 @@ asyncio's own subprocesses belong to one interpreter: after an exec, nothing wou
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Iterable, Mapping
@@ -73,3 +74,12 @@ class Process:
         _, status = os.waitpid(self.pid, 0)
         self.returncode = os.waitstatus_to_exitcode(status)
         self._ended.set()
+
+
+def died_of(code: int) -> str:
+    """The exit code, or what killed it, in words."""
+    if code >= 0:
+        return f"exit code {code}"
+    with contextlib.suppress(ValueError):  # most real-time signals have no name
+        return signal.Signals(-code).name
+    return f"signal {-code}"

@@ -10,8 +10,8 @@ from typing import Any
 async def end(*tasks: asyncio.Task[Any]) -> None:
     """Cancel the tasks until they have ended, and ignore their results.
 
-    One cancellation is not enough: ``asyncio.wait_for`` of Python 3.11 loses one that arrives just as it
-    ends. The Redis client sends its commands in it.
+    One cancellation is not enough: a library can lose one, as aiohappyeyeballs does where it arrives while an
+    attempt to connect is being given up.
     """
     pending = set(tasks)
     while pending:
@@ -45,8 +45,7 @@ class Tasks:
 
     async def end(self) -> None:
         """End all. Raises the error of the first that failed."""
-        for task in self._tasks:
-            task.cancel()
+        await end(*self._tasks)
         for result in await asyncio.gather(*self._tasks, return_exceptions=True):
             if isinstance(result, Exception):
                 raise result

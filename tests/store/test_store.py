@@ -8,6 +8,7 @@ import errno
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -655,6 +656,19 @@ async def refusal(state_dir: Path) -> str:
             pytest.fail("it did start")
     except CannotStartError as error:
         return str(error)
+
+
+async def test_a_server_that_takes_connections_and_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that the disk holds up: it is asked again, and waited for no longer than any other."""
+    monkeypatch.setattr(embedded, "_ANSWERS_S", 0.05)
+    store = EmbeddedStore(tmp_path, tmp_path)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(store.socket))
+        listening.listen()
+        async with asyncio.timeout(LIMIT_S):
+            assert await store._answer() == b""
 
 
 async def server_pid(url: str) -> int:

@@ -137,3 +137,24 @@ def test_tls_is_set_as_redis_py_sets_it(tmp_path: Path) -> None:
 def test_a_missing_ca_file_is_told() -> None:
     with pytest.raises(FileNotFoundError):
         Address.parse("rediss://h?ssl_ca_certs=/not/there")
+
+
+def test_certificates_are_read_again_when_they_have_changed(tmp_path: Path) -> None:
+    """And not for each connection: that takes 30 ms, in which nothing else is done."""
+    certificates = tmp_path / "ca.pem"
+    url = f"rediss+cluster://h1,h2?ssl_ca_certs={certificates}"
+    trustme.CA().cert_pem.write_to_path(certificates)
+    place = Place.parse(url)
+    first = place.node.tls
+    assert first is not None
+    assert {seed.tls for seed in place.seeds} == {first}
+    assert Place.parse(url).node.tls is first
+    assert Place.parse(f"{url}&ssl_check_hostname=no").node.tls is not first
+    trustme.CA().cert_pem.write_to_path(tmp_path / "new.pem")
+    (tmp_path / "new.pem").replace(certificates)
+    second = Place.parse(url).node.tls
+    assert second is not None
+    assert second.get_ca_certs() != first.get_ca_certs()
+    certificates.unlink()
+    with pytest.raises(FileNotFoundError):
+        Place.parse(url)

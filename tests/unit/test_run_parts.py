@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import dataclasses
 import datetime
+import errno
+import fcntl
 import logging
 import os
 import socket
@@ -24,7 +26,7 @@ from hypothesis import strategies as st
 
 from idagg.errors import CannotStartError
 from idagg.run import callback_keeper, logs, reload, restart, sockets
-from idagg.run.child import Held
+from idagg.run.child import Child, Held
 from idagg.run.logs import log_to_stderr
 from idagg.run.messages import (
     Assignment,
@@ -41,6 +43,7 @@ from idagg.run.reload import Inherited, held_from, unchangeable
 from idagg.run.restart import Restarts
 from idagg.run.systemd import notify, watchdog_s
 from idagg.settings import Settings
+from idagg.spawn import died_of
 from idagg.tasks import Tasks
 from kit.servers import free_port
 
@@ -463,3 +466,27 @@ def test_watchdog(variables: dict[str, str], expected: float | None, monkeypatch
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert watchdog_s() == expected
+
+
+async def test_settings_that_fit_in_no_pipe(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process that would read half of them is not started; why is said."""
+    control = fcntl.fcntl
+
+    def refused(number: int, command: int, argument: int = 0) -> int:
+        if command == fcntl.F_SETPIPE_SZ:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        return control(number, command, argument)
+
+    monkeypatch.setattr(fcntl, "fcntl", refused)
+    child = Child.start("worker-0", "idagg", b"x" * 200_000, bytes, writer=0, environment={})
+    await child.life
+    assert (child.code, child.died_of) == (None, "it could not be started")
+    assert "fs.pipe-max-size" in caplog.text
+
+
+@pytest.mark.parametrize(("code", "words"), [(0, "exit code 0"), (-9, "SIGKILL"), (-40, "signal 40")])
+def test_what_a_process_died_of(code: int, words: str) -> None:
+    """Most real-time signals have no name."""
+    assert died_of(code) == words

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -55,3 +56,19 @@ async def test_one_of_many_that_ends() -> None:
 async def _until(event: asyncio.Event) -> None:
     await event.wait()
     raise OSError("it ends")
+
+
+async def test_a_cancellation_that_one_of_many_has_lost() -> None:
+    """All end, that one too."""
+    tasks = Tasks(asyncio.Event())
+
+    async def deaf_once() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    task = tasks.begin(deaf_once())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        await tasks.end()
+    assert task.cancelled()

@@ -62,7 +62,7 @@ class Admission:
         return TAKEN if self._queue.add(waiter, canonical_id, endpoint) else self.refuse(503)
 
     def many(self, waiter: Waiter, query: bytes, body: bytes) -> int:
-        """Take a bulk POST, all of its ids or none. Returns TAKEN, or the status to answer with."""
+        """Take a bulk POST. Returns TAKEN, or the status to answer with."""
         try:
             hits = parse_bulk(query, body)
         except TooManyError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import email.utils
 from http import HTTPStatus
 
-OK, BAD, UNAVAILABLE = 200, 400, 503
+OK, UNAVAILABLE = 200, 503
 _REFUSALS = (400, 408, 413, 414, 417, 431, 500, 501, 503, 505)
 # The Connection field, by style.
 _CONNECTION = ("", "Connection: close\r\n", "Connection: keep-alive\r\n")

@@ -12,7 +12,7 @@ from idagg.errors import Exit, NoAnswerError
 from idagg.read.fleet import Last, Machine, Pending, PendingWindows, Status, is_heard
 
 PATH = "/api/v1/status"
-# The alert's limit is 30 s (docs/alerts.toml). A leader that was killed is replaced within 10 s.
+# The alert's limit is 30 s (docs/alerts.toml). A leader that was killed is replaced within 6 s.
 LATE_S = 30.0
 # It is on purpose: whoever stops a machine knows.
 _ON_PURPOSE = frozenset({"drain"})

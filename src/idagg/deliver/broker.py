@@ -88,9 +88,11 @@ class Broker:
     def trouble(self) -> str | None:
         return self._away_for or self._refused_for
 
-    def start(self) -> None:
-        """Connect, and reconnect after each loss, until ``close``."""
+    def start(self) -> asyncio.Task[None]:
+        """Connect, and reconnect after each loss, until ``close``. The task ends before only by an error that
+        nobody expects."""
         self._keeper = asyncio.create_task(self._keep(), name="idagg.broker")
+        return self._keeper
 
     async def close(self) -> None:
         self._channel = None

@@ -101,9 +101,9 @@ class Spacing:
     The pauses lie between any two pieces. The cost of a piece is measured. Unused time is not saved up.
     """
 
-    def __init__(self, share: float, *, guess_s: float = 0.001) -> None:
+    def __init__(self, share: float) -> None:
         self._share = share
-        self._cost_s = guess_s
+        self._cost_s = 0.001  # until it is measured
         self._used_s = 0.0
         self._next_at = 0.0
 

@@ -6,7 +6,6 @@ import asyncio
 import functools
 import logging
 import socket
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -59,18 +58,17 @@ class Watched(Protocol):
 
 
 class AdminListener:
-    """Serves this machine's metrics and health, the status page, and the routes of other modules."""
+    """Serves this machine's metrics and health, the status page, and the API."""
 
-    def __init__(self, watched: Watched, routes: Iterable[web.AbstractRouteDef] = ()) -> None:
+    def __init__(self, watched: Watched) -> None:
         self._watched = watched
         self._events = Events(watched.fleet)
-        readyz = self._readyz
         own = [
             web.get("/metrics", self._metrics),
             web.get("/livez", self._livez),
             web.options("/livez", self._livez),
-            web.get("/readyz", readyz),
-            web.options("/readyz", readyz),
+            web.get("/readyz", self._readyz),
+            web.options("/readyz", self._readyz),
             web.get("/api/v1/events", self._events.stream, allow_head=False),
         ]
         self._reading = Reading(watched)
@@ -80,7 +78,7 @@ class AdminListener:
         self._page = StatusPage(watched.fleet, KeptWindows(self._reading))
         described = Explorer(operations).routes()
         self._server = HttpServer(
-            [*own, *described, *served, *self._page.routes(), *routes], [self._access.middleware]
+            [*own, *described, *served, *self._page.routes()], [self._access.middleware]
         )
         self._left_out = set[str]()  # files, of the last answer of /metrics
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import logging
 import os
@@ -19,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Generic, TypeVar
 
-from idagg.spawn import Process, spawn
+from idagg.spawn import Process, died_of, spawn
 
 T = TypeVar("T")
 
@@ -105,13 +106,14 @@ class Child(Generic[T]):
         inherited = list(pass_fds)
         (stdin_there, stdin), (stdout, stdout_there) = _pipe(), _pipe()
         unstartable, pid = None, 0
-        with contextlib.suppress(OSError):  # more than the system allows: the write tells
+        with contextlib.suppress(OSError):  # more than the system allows: less is written then
             if len(first) > _PIPE_BYTES:
                 fcntl.fcntl(stdin, fcntl.F_SETPIPE_SZ, len(first))
         os.set_blocking(stdin, False)
         os.set_blocking(stdout, False)
         try:
-            os.write(stdin, first)
+            if os.write(stdin, first) < len(first):
+                raise OSError(errno.EMSGSIZE, "its settings are longer than fs.pipe-max-size lets a pipe be")
             pid = spawn(
                 # -P: no file of the working folder is imported in place of a library (secrets.py, redis.py).
                 [sys.executable, "-P", "-m", module],
@@ -153,7 +155,7 @@ class Child(Generic[T]):
     def died_of(self) -> str:
         if self.code is None:
             return "it could not be started"
-        return signal.Signals(-self.code).name if self.code < 0 else f"exit code {self.code}"
+        return died_of(self.code)
 
     def send(self, line: bytes) -> None:
         if self._is_open:
@@ -231,7 +233,7 @@ class Child(Generic[T]):
 
 
 async def end(*children: Child[T]) -> None:
-    """Stop the processes and wait for their end. Kill those that take longer than STOP_S."""
+    """Stop the processes, and kill those that take longer than STOP_S."""
     if not children:
         return
     for child in children:

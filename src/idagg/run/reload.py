@@ -29,6 +29,7 @@ from idagg.run import sockets
 from idagg.run.child import Held
 from idagg.run.messages import Message
 from idagg.settings import INHERITED_VARIABLE, Settings
+from idagg.spawn import died_of
 from idagg.store.embedded import find_binary
 
 # To load the program and the settings. On an idle machine it takes half a second.
@@ -132,7 +133,7 @@ async def rehearse(inherited: Inherited, variables: Mapping[str, str]) -> dict[s
         return wanted
     lines = complaints.decode(errors="replace").splitlines()
     own = [line.removeprefix("idagg: ") for line in lines if line.startswith("idagg: ")]
-    died = _died_of(process.returncode or 0)
+    died = died_of(process.returncode or 0)
     raise RehearsalError("; ".join(own) or f"the new program died ({died}): {lines[-1] if lines else died}")
 
 
@@ -234,7 +235,3 @@ def _write(message: Inherited) -> int:
     with open(memory, "wb", closefd=False) as file:
         file.write(message.line())
     return memory
-
-
-def _died_of(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -29,9 +29,9 @@ def age_s(started_s: float) -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - (started_s - _BOOTED_S)
 
 
-def usage(pid: int, proc: Path = Path("/proc")) -> Usage | None:
+def usage(pid: int) -> Usage | None:
     """None if the process has ended."""
-    folder = proc / str(pid)
+    folder = Path("/proc", str(pid))
     try:
         # After the name, which may hold anything; from the third field on.
         fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()

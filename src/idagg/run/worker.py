@@ -324,7 +324,7 @@ class Worker:
         """Connect to the broker at the first election, because only a leader publishes."""
         await self._leadership.elected()
         if self._broker:
-            self._broker.start()
+            await asyncio.shield(self._broker.start())  # it stays for the last messages
         await asyncio.Event().wait()
 
     async def _listen_to_supervisor(self) -> None:

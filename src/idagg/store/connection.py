@@ -1,6 +1,6 @@
 """One connection to a server: commands go out as they come, and their answers come back in that order.
 
-The library's client spends some 60 us of CPU on a command, this 15: at 32 ids a batch, more than a
+redis-py's client spends some 60 us of CPU on a command, this 15: at 32 ids a batch, more than a
 microsecond an id. And it gives every command the connection that is free, so that the last word of a process
 could overtake one that was given up before.
 

@@ -14,7 +14,6 @@ import logging
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ from typing import Any, Self
 
 from idagg import libraries
 from idagg.errors import CannotStartError
-from idagg.spawn import Process
+from idagg.spawn import Process, died_of
 from idagg.store import aof
 
 log = logging.getLogger("idagg.store")
@@ -33,6 +32,7 @@ OLDEST = (6, 2)
 # How long to wait for a predecessor that is on its way out, and for the server to answer.
 PATIENCE_S = 10.0
 _POLL_S = 0.02
+_ANSWERS_S = 1.0
 # How long to wait for it to load its data, or to find that it cannot.
 LOADING_S = 1.0
 # The delay before the server is started again. It doubles while that fails.
@@ -199,7 +199,7 @@ class EmbeddedStore:
                 await self._ended(process)
                 ended.cancel()
                 return f"lost its socket, {self.socket} (was the folder swept?), and was ended"
-        return f"died ({_died_of(ended.result())})"
+        return f"died ({died_of(ended.result())})"
 
     async def _ended(self, process: asyncio.subprocess.Process | Process) -> None:
         """Wait for its end after SIGTERM, and kill it where that takes too long."""
@@ -333,16 +333,15 @@ class EmbeddedStore:
     async def _answer(self) -> bytes:
         """What it says to a PING; nothing if it does not answer."""
         try:
-            reader, writer = await asyncio.open_unix_connection(str(self.socket))
-        except OSError:
+            async with asyncio.timeout(_ANSWERS_S):  # one that the disk holds up has a backlog all the same
+                reader, writer = await asyncio.open_unix_connection(str(self.socket))
+                try:
+                    writer.write(b"PING\r\n")
+                    return await reader.readline()
+                finally:
+                    writer.close()
+        except OSError:  # TimeoutError is one
             return b""
-        try:
-            writer.write(b"PING\r\n")
-            return await reader.readline()
-        except OSError:
-            return b""
-        finally:
-            writer.close()
 
 
 def _tail(log_file: Path, start: int) -> str:
@@ -353,7 +352,3 @@ def _tail(log_file: Path, start: int) -> str:
             return file.read(_BYTES_OF_LOG)
     except OSError:
         return ""
-
-
-def _died_of(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -48,7 +48,7 @@ class FleetStore:
 
     async def all(self) -> list[Published]:
         """The states of all machines. One that is not readable is left out."""
-        _, found = await self._client.script("fleet", self._tag, _ms(STAYS_S), MAX_MACHINES)
+        found = await self._client.script("fleet", self._tag, _ms(STAYS_S), MAX_MACHINES)
         return [
             Published(machine.decode(errors="replace"), age_ms / 1000, state)
             for machine, age_ms, packed in found

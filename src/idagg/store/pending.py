@@ -86,6 +86,7 @@ class Pending:
         return list(map(bool, await self._client.script("attempts", self._tag, epoch, start_s, *args)))
 
     async def mark_called(self, epoch: int, start_s: int, endpoints: Sequence[str]) -> None:
+        assert endpoints  # without any, it would give up all
         await self._client.script("callbacks_done", self._tag, epoch, start_s, *endpoints)
 
     async def give_up_callbacks(self, epoch: int, start_s: int) -> None:

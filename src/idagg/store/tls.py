@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import ssl
 from collections.abc import Mapping
+from pathlib import Path
 
 OPTIONS = frozenset(
     f"ssl_{name}"
@@ -19,7 +21,29 @@ _FALSE = {"0", "F", "FALSE", "N", "NO"}
 
 
 def context(given: Mapping[str, str]) -> ssl.SSLContext:
-    """What to connect with. Raises ValueError; OSError where a file cannot be read."""
+    """What to connect with. Raises ValueError; OSError where a file cannot be read.
+
+    Certificates are renewed, so it is made anew when a file has changed. It is not made for each connection:
+    to load the system's certificates takes 30 ms.
+    """
+    system = ssl.get_default_verify_paths()
+    named = (given.get(f"ssl_{name}") for name in ("certfile", "keyfile", "ca_certs", "ca_path"))
+    files = tuple(map(_state, (system.cafile, system.capath, *named)))
+    return _made(tuple(sorted((name, value) for name, value in given.items() if name in OPTIONS)), files)
+
+
+def _state(path: str | None) -> tuple[int, int] | None:
+    """Another one once the file has changed."""
+    try:
+        found = Path(path).stat() if path else None
+    except OSError:
+        return None
+    return found and (found.st_ino, found.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)
+def _made(options: tuple[tuple[str, str], ...], files: tuple[object, ...]) -> ssl.SSLContext:
+    given = dict(options)
     made = ssl.create_default_context()
     required = given.get("ssl_cert_reqs", "required")
     if required not in _CERT_REQS:
@@ -34,9 +58,9 @@ def context(given: Mapping[str, str]) -> ssl.SSLContext:
         made.load_cert_chain(certificate, key, given.get("ssl_password"))
     elif key:
         raise ValueError("ssl_keyfile needs ssl_certfile")
-    files = given.get("ssl_ca_certs"), given.get("ssl_ca_path"), given.get("ssl_ca_data")
-    if any(files):
-        made.load_verify_locations(*files)
+    trusted = given.get("ssl_ca_certs"), given.get("ssl_ca_path"), given.get("ssl_ca_data")
+    if any(trusted):
+        made.load_verify_locations(*trusted)
     if version := given.get("ssl_min_version"):
         made.minimum_version = ssl.TLSVersion(int(version))
     if ciphers := given.get("ssl_ciphers"):

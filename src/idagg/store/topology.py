@@ -1,7 +1,7 @@
 """Which server has a shard: the one that there is, the primary that sentinels name, the master of a slot.
 
 The engines elect and fail over; here it is only asked who was elected. All that are asked are asked at once,
-and the newest answer is taken, by the number that the engine raises with each election. (The library's client
+and the newest answer is taken, by the number that the engine raises with each election. (redis-py's client
 asks one sentinel after the other and takes the first answer, and has none of this for our own connections.)
 
 What is known here is shared by all clients of a process: one look serves all who want one meanwhile.

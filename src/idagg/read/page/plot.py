@@ -10,8 +10,6 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 
-from idagg.window import Record
-
 PLACES = 60
 _WIDTH, _BAR, _HEIGHT = 10, 8, 100
 
@@ -62,12 +60,6 @@ def ticks(heights: Iterable[tuple[int, int]], top: float) -> str:
 def blocks(places: Sequence[int]) -> str:
     """Marks of the full height of a lane of their own, which is 10 high."""
     return "".join(f"M{place * _WIDTH + 1} 10V0h{_BAR}V10z" for place in places)
-
-
-def by_place(span: Span, records: Iterable[Record]) -> dict[int, Record]:
-    """The newest record of each place, oldest first."""
-    placed = {place: record for record in records if (place := span.place(record.start_s)) is not None}
-    return dict(sorted(placed.items()))
 
 
 def _y(value: int, top: float) -> str:

@@ -12,7 +12,7 @@ from idagg.read.page.models import Lane, Plot, Scale, Text, Window
 from idagg.read.page.words import UNKNOWN, axis, duration, number, several, window_time
 from idagg.store.kept import KeptWindow
 
-# A window that is in no sink so long after its end is late. A leader that is killed costs about 3 s.
+# A window that is in no sink so long after its end is late. A leader that is killed costs up to 6 s.
 LATE_S = 10.0
 
 _SINKS = {"broker": "RabbitMQ", "log": "log file"}

@@ -3,12 +3,9 @@
 -- ARGV[1]  how long a state stays, ms
 -- ARGV[2]  at most so many machines
 --
--- Returns {now, machines}
---   now       the store's clock, Unix time in microseconds
---   machines  a list of {id, age, state}; the age in ms
+-- Returns a list of {id, age, state}; the age in ms.
 
-local now, found = now_us(), {}
-local now_ms = math.floor(now / 1000)
+local now_ms, found = math.floor(now_us() / 1000), {}
 local fleet = redis.call('ZRANGE', key('fleet'), 0, ARGV[2] - 1, 'WITHSCORES')
 for i = 1, #fleet, 2 do
   local age_ms = now_ms - fleet[i + 1]
@@ -20,4 +17,4 @@ for i = 1, #fleet, 2 do
     found[#found + 1] = {fleet[i], age_ms, state}
   end
 end
-return {now, found}
+return found

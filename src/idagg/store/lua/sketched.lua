@@ -18,7 +18,6 @@ if #names == 0 then
 end
 local count = redis.pcall('PFCOUNT', unpack(names))
 if type(count) == 'table' then -- another program's value: which it is, only each by itself says
-  local sketches = {}
   for _, name in ipairs(names) do
     if type(redis.pcall('PFCOUNT', name)) == 'table' then
       missing[#missing + 1] = string.sub(name, #KEYS[1] + 2)

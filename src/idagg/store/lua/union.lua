@@ -18,7 +18,6 @@ end
 local names, missing = {}, {}
 for i = 2 + ARGV[1], #ARGV do
   local name = KEYS[1] .. ':' .. ARGV[i]
-  -- STRLEN would say less: TYPE names what another program has put there.
   local answer = redis.call('EXISTS', name) == 1 and redis.pcall('PFMERGE', merged, name)
   if not answer or answer.err then
     missing[#missing + 1] = ARGV[i]
