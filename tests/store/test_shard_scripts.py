@@ -272,6 +272,30 @@ async def test_a_plan_that_is_heard_too_late(stage: Stage) -> None:
     assert await stage.other.follow(1, next(serial), await stage.course())
 
 
+@pytest.mark.parametrize("shard", [0, 1])
+async def test_a_plan_begins_after_all_windows_that_have_ids(stage: Stage, shard: int) -> None:
+    """Whatever the clock of the shard says now: it was stepped back, or another server's was ahead."""
+    await stage.other.follow(1, 1, await stage.course())
+    await stage.at(60)
+    assert await stage.add(shard, 1) == 60
+    await stage.at(57)
+    await stage.lead(shards=4)
+    plan = await stage.windows.merging.propose(2, shards=4, window_s=60)
+    assert plan.begins_s == NOON + (60 if shard else 120)
+    course = (await stage.course(2))._replace(plan=plan)
+    assert await stage.other.follow(2, 1, course) == (not shard)
+
+
+async def test_ids_that_came_meanwhile_keep_a_plan_from_being_confirmed(stage: Stage) -> None:
+    """They are in its first window, and spread as before."""
+    await stage.lead(shards=4)
+    plan = await stage.windows.merging.propose(2, shards=4, window_s=60)
+    await stage.at(60)
+    assert await stage.add(0, 1) == 60
+    await stage.at(57)
+    assert not await stage.windows.merging.confirm(2, plan)
+
+
 async def test_a_proposal_whose_time_has_come_is_not_confirmed(stage: Stage) -> None:
     """Its first window may have ids already that are spread otherwise."""
     await stage.lead(shards=4)
@@ -325,7 +349,9 @@ async def test_what_was_done_before_is_on_replicas_all_the_same(stage: Stage) ->
             merging.confirm(2, plan),
             merging.propose(2, shards=4, window_s=60),
             merging.announce(2, plan),
+            merging.gather(2, NOON + 60, [b"http://a/"], limit=10),
             merging.merge(2, SUM),
+            merging.gather(2, NOON, [b"http://a/"], limit=10),
         )
         for step in steps:
             before = await written()

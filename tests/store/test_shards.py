@@ -162,6 +162,29 @@ async def test_a_window_whose_parts_change_while_another_is_merged(
     await until(lambda: stage.told == [(60, 40, 40)])
 
 
+async def test_endpoints_of_which_some_are_not_read(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server of a shard changed, and the new one goes on from another place: they are read again."""
+    await stage.start(4)
+    await stage.counted(FOUR, endpoints=[b"http://%d/" % number for number in range(4)])
+    read = 0
+    script = ShardClient.script
+
+    async def elsewhere(client: ShardClient, name: str, of: str, *args: bytes | str | int) -> Any:
+        nonlocal read
+        answer = await script(client, name, of, *args)
+        if name == "endpoints":
+            read += 1
+            if read == 1:
+                return answer[:3]  # the cursor, and some
+        return answer
+
+    monkeypatch.setattr(ShardClient, "script", elsewhere)
+    await stage.at(60)
+    await until(lambda: stage.told == [(0, 40, 40)])
+    assert read > 3
+    assert len(await stage.processes[-1].windows.pending.callbacks(NOON)) == 4
+
+
 async def test_a_clock_that_is_behind_is_waited_for(
     any_server: servers.RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

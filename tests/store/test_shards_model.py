@@ -187,7 +187,7 @@ class ShardsMachine(RuleBasedStateMachine):
         self.lead(shards)
 
     @rule(
-        seconds=st.sampled_from([0.5, 3.0, 6.0, 10.0, 25.0, -2.0]),
+        seconds=st.sampled_from([0.5, 3.0, 6.0, 10.0, 25.0, -2.0, -6.0]),
         ids=st.sets(st.integers(0, 15).map(lambda number: b"%d" % number), max_size=12),
     )
     def pass_time(self, seconds: float, ids: set[bytes]) -> None:

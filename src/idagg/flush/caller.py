@@ -125,9 +125,9 @@ class Caller:
                 continue
             if backlog > MAX_BACKLOG:
                 backlog -= 1
-                log.error("window %s: its callbacks are given up, too many windows wait", iso(record.start_s))
                 given_up = await self._windows.pending.callbacks(record.start_s)
                 await self._windows.pending.give_up_callbacks(epoch, record.start_s)
+                log.error("window %s: its callbacks are given up, too many windows wait", iso(record.start_s))
                 self._on_given_up(len(given_up))
                 continue
             if sum(count for _, count in self._under_way.values()) >= MAX_CALLBACKS:

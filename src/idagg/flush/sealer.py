@@ -18,7 +18,7 @@ import itertools
 import logging
 from collections.abc import Awaitable, Callable
 
-from idagg.errors import FencedError
+from idagg.errors import FencedError, StoreAwayError
 from idagg.failpoints import reach
 from idagg.flush import turns
 from idagg.flush.turns import Turns
@@ -230,7 +230,7 @@ class Sealer:
         record = total(parts.values(), exact_limit)
         for shard, part in parts.items():
             if shard and part.endpoints:
-                over = await self._gather(now.epoch, shard, part.start_s)
+                over = await self._gather(now.epoch, shard, part)
                 if over is None:
                     now.progress.pop(shard, None)
                     return
@@ -241,16 +241,19 @@ class Sealer:
         now.merged.add(record.start_s)
         self._on_merged()
 
-    async def _gather(self, epoch: int, shard: int, start_s: int) -> int | None:
+    async def _gather(self, epoch: int, shard: int, part: Part) -> int | None:
         """Bring a part's endpoints to the home shard; returns how many were over the limit, None where they
         cannot be read and are quarantined."""
-        over = 0
+        over, found = 0, set[bytes]()
         sealing = self._windows.shard(shard)
         async with sealing.quarantining(epoch):
-            async for endpoints in sealing.endpoints(start_s):
+            async for endpoints in sealing.endpoints(part.start_s):
+                found.update(endpoints)
                 over += await self._windows.merging.gather(
-                    epoch, start_s, endpoints, limit=self._endpoint_limit
+                    epoch, part.start_s, endpoints, limit=self._endpoint_limit
                 )
+            if len(found) < part.endpoints:
+                raise StoreAwayError(f"the server of shard {shard} changed while its endpoints were read")
             return over
         return None
 

@@ -9,12 +9,14 @@ OPENINGS = {
     **dict.fromkeys(
         (
             *("seal", "look", "drop", "quarantine"),  # of every shard
-            *("gather", "merge", "propose", "confirm", "announce", "settle", "outbid"),  # of the home shard
+            *("gather", "merge", "announce", "settle", "outbid"),  # of the home shard
             *("mark", "attempts", "callbacks_done"),
             *("roll", "finish", "mark_rollup"),
         ),
         _LEADERS,
     ),
+    **dict.fromkeys(("propose", "confirm"), (*_LEADERS, "planning")),
+    "follow": ("planning",),
     "inspect": ("damage",),
     "accept": ("taking",),
     "accept_many": ("taking",),

@@ -9,7 +9,7 @@ local plan = read_plan(ARGV[2])
 if state.plan == ARGV[2] then
   write_something()
   return 1
-elseif state.proposal ~= ARGV[2] or math.max(now_us() / 1000000, state.sealed_through) >= plan.begins then
+elseif state.proposal ~= ARGV[2] or latest(state) >= plan.begins then
   return 0
 end
 local span = math.max(tonumber(state.span or 1), tonumber(plan.shards))

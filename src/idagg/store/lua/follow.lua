@@ -30,4 +30,4 @@ if ARGV[7] == '' then
   return 1
 end
 redis.call('HSET', key('state'), 'plan', ARGV[7])
-return math.max(now_us() / 1000000, state.sealed_through) < read_plan(ARGV[7]).begins and 1 or 0
+return latest(state) < read_plan(ARGV[7]).begins and 1 or 0

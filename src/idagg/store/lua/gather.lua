@@ -7,10 +7,10 @@
 -- Returns how many were over the limit; none where the window has been merged before.
 
 local endpoints = key('part', ARGV[2]) .. ':endpoints'
+write_something()
 if is_merged(ARGV[2]) then
   return 0
 end
-write_first()
 local room, over = ARGV[3] - redis.call('SCARD', endpoints), 0
 for i = 4, #ARGV do
   if room > 0 then
