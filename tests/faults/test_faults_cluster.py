@@ -290,7 +290,7 @@ async def test_35_plan_lost(cluster: RedisCluster, row: Row, tmp_path: Path) -> 
             async for number in row.inject(1):
                 start = await next_window(10)
                 # Another leader takes over some 7 s later, and has most of a window until its plan begins.
-                await until(lambda start=start: time.time() > start + 5)  # type: ignore[misc]  # mypy does not infer it
+                await until(lambda: time.time() > start + 5)
                 serving.stop()
                 shards = (4, 1)[number % 2]
                 serving.flags = (*flags, str(shards))
@@ -305,7 +305,7 @@ async def test_35_plan_lost(cluster: RedisCluster, row: Row, tmp_path: Path) -> 
                     os.kill(pid, signal.SIGCONT)
                 asked = "HGET", f"{HOME}:state", "plan"
                 plan = await asyncio.to_thread(wait_for, lambda: home.ask(*asked).split())
-                await until(lambda begins=int(plan[0]): time.time() > begins + 5)  # type: ignore[misc]  # mypy does not infer it
+                await until(lambda: time.time() > int(plan[0]) + 5)
                 # Else its ids are on shards that the replica knows nothing of.
                 assert f"spread over {shards} shards" not in serving.said.rpartition("leading: ")[2]
                 home.kill()
