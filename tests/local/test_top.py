@@ -20,6 +20,7 @@ import pyte
 import pytest
 
 from documents import ROOT
+from idagg.ask import top as ask_top
 from kit.canned import Canned
 
 EXAMPLE = json.loads((ROOT / "tests/examples/status.json").read_bytes())
@@ -132,6 +133,21 @@ def test_a_key_ends_it(key: bytes, code: int) -> None:
         terminal.press(key)
         assert terminal.ends() == code
         assert terminal.is_as_before()
+
+
+def test_a_key_before_ctrl_c_is_still_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or who was told of it would wait for the next one, and not end."""
+    own, other = pty.openpty()
+    try:
+        with open(other, closefd=False) as stdin:
+            monkeypatch.setattr(sys, "stdin", stdin)
+            with ask_top._keys() as keys:
+                os.write(own, b"x\x03")
+                assert select.select([keys], [], [], 10)[0]
+                assert os.read(keys, 64) == b"x"
+    finally:
+        os.close(own)
+        os.close(other)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -130,6 +130,10 @@ def _keys() -> Iterator[int]:
     before = termios.tcgetattr(descriptor)
     try:
         tty.setcbreak(descriptor)
+        mode = termios.tcgetattr(descriptor)
+        # Ctrl-C would drop a key of which select() has told already, and the read would wait for another.
+        mode[tty.LFLAG] |= termios.NOFLSH
+        termios.tcsetattr(descriptor, termios.TCSANOW, mode)
         yield descriptor
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
