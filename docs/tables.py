@@ -53,7 +53,7 @@ class Alert:
 
     @property
     def annotations(self) -> dict[str, str]:
-        said = re.sub(r":ref:`([^`]+)`", r"docs/operating.rst, \1", self.advice).replace("``", "")
+        said = re.sub(r":ref:`([^`]+)`", _section, self.advice).replace("``", "")
         return {"description": said, "runbook": f"docs/operating.rst, When something is wrong: {self.name}"}
 
 
@@ -285,6 +285,14 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], widths: Sequence[
 
 def _indented(lines: Iterable[str]) -> str:
     return "\n".join(f"    {line}".rstrip() for line in lines) + "\n"
+
+
+def _section(reference: re.Match[str]) -> str:
+    """Where a reader of the plain text finds what a label names: by its heading."""
+    page = (_HERE / "operating.rst").read_text(encoding="utf-8")
+    heading = page.partition(f"\n.. _{reference[1]}:\n\n")[2].partition("\n")[0]
+    assert heading, reference[1]
+    return f'docs/operating.rst, "{heading}"'
 
 
 def _plain(text: str) -> str:

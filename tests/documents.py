@@ -35,6 +35,15 @@ def blocks(text: str, language: str) -> list[str]:
     return [textwrap.dedent(body).strip("\n") for _, found, body in _BLOCK.findall(text) if found == language]
 
 
+def captioned(text: str) -> dict[str, str]:
+    """The code blocks that have a caption, by that."""
+    found = {}
+    for whole in _BLOCK.finditer(text):
+        if caption := re.search(r"^ *:caption: (.+)$", whole[0], re.MULTILINE):
+            found[caption[1]] = textwrap.dedent(whole[3]).strip("\n")
+    return found
+
+
 def session(text: str) -> Iterator[Command]:
     """The commands of all ``console`` blocks, in their order."""
     for block in blocks(text, "console"):
