@@ -80,7 +80,7 @@ class Serving(Server):
         *flags: str,
         window: int = 2,
         tuned: Mapping[str, float | str] | None = None,
-        workers_have: Mapping[str, float] | None = None,
+        workers_have: Mapping[str, float | str] | None = None,
         environment: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
         host: str = "127.0.0.1",

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from kit.oracle import Load
-from kit.servers import RedisServer
+from kit.servers import RedisServer, free_port
 from kit.serving import PATIENT, Serving
 from kit.waiting import LIMIT_S, StoodStill, eventually, long_window, until
 from kit.wire import ids
@@ -45,6 +45,16 @@ async def test_crash_loop(any_server: RedisServer) -> None:
     (last,) = re.findall(r"idagg CRITICAL (.*)", said)
     assert re.fullmatch(r"worker-\d died 3 times in a row as soon as it had started: .*", last)
     assert "Traceback" not in said
+
+
+async def test_an_error_that_nobody_expects(any_server: RedisServer) -> None:
+    """In a part that the worker only waits for, too: it ends by it and another begins anew, rather than that
+    counts are no longer published without a word."""
+    broken: dict[str, float | str] = {"idagg.deliver.broker._LONGEST_PAUSE_S": "no number"}
+    nobody = f"amqp://127.0.0.1:{free_port()}/"
+    with Serving("--redis-url", any_server.url, "--amqp-url", nobody, workers_have=broken) as serving:
+        await until(lambda: re.search(r"worker-\d died \(exit code 1\), starting it again", serving.said))
+        assert re.search(r"^TypeError: '<' not supported", serving.said, re.MULTILINE)
 
 
 async def test_worker_that_cannot_start(any_server: RedisServer) -> None:

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from idagg.run.machine import Machine, families, fingerprint
-from idagg.run.messages import Heartbeat, Lead
-from idagg.run.status import Rate, line
+from idagg.run.messages import Heartbeat, Lead, Traffic
+from idagg.run.status import line
 from idagg.run.troubles import Troubles
 from idagg.run.usage import usage
 from idagg.settings import Settings
@@ -91,26 +91,17 @@ def test_usage_of_this_process() -> None:
 
 
 def test_the_status_line() -> None:
-    leader = Heartbeat(7, lead=LEAD)
-    machine = Machine(SETTINGS, [leader, Heartbeat()])
-    assert line(machine, 9800.4, {"broker": 40.2}) == (
+    leader = Heartbeat(7, lead=LEAD, traffic=Traffic({"200": 9000.2, "503": 0.2}))
+    machine = Machine(SETTINGS, [leader, Heartbeat(traffic=Traffic({"200": 800}))])
+    assert line(machine, {"broker": 40.2}) == (
         "leading · 2 of 2 workers · 9,800 requests/s · last window 10:53 580,112 ids · "
         "RabbitMQ away for 40 s, 3 windows pending"
     )
     follower = Machine(SETTINGS, [Heartbeat(store="away"), None])
-    assert line(follower, 0, {"store": 3, "worker-1": 5}) == (
+    assert line(follower, {"store": 3, "worker-1": 5}) == (
         "not leading · 1 of 2 workers · 0 requests/s · no ids stored for 3 s"
     )
-    assert line(follower, 0, {"drain": 3}, ["stopping"]).endswith("0 requests/s · stopping")
-
-
-def test_requests_a_second() -> None:
-    """A worker that is replaced begins at none, and what it had answered stays counted."""
-    rate = Rate()
-    assert rate.of([Heartbeat(pid=1, answered=1000)], 10.0) == 0
-    assert rate.of([Heartbeat(pid=1, answered=1500)], 11.0) == 500
-    assert rate.of([Heartbeat(pid=2, answered=100)], 12.0) == 300
-    assert rate.of([Heartbeat(pid=2, answered=100)], 30.0) == 0
+    assert line(follower, {"drain": 3}, ["stopping"]).endswith("0 requests/s · stopping")
 
 
 def test_lines_about_trouble() -> None:

@@ -33,12 +33,12 @@ class Router:
         """
         if refused_port(port):
             raise BlockedAddressError(f"port {port} belongs to another service")
-        guard = self._guard.for_host(host)
         if self._has_proxy and not _is_literal(host):
-            if guard is self._guard and guard.only_allowed:
+            is_named = self._guard.for_host(host) is not self._guard
+            if self._guard.only_allowed and not is_named:
                 raise BlockedAddressError(f"{host} is not listed")
-            return [Route(None, Destination(host, is_paced=guard is self._guard))]
-        addresses = await self._resolver.addresses(host, guard)
+            return [Route(None, Destination(host, is_paced=not is_named))]
+        addresses = await self._resolver.addresses(host, self._guard)
         return [
             Route(
                 None if self._has_proxy else address,

@@ -29,8 +29,6 @@ from idagg.window import iso
 
 # What stays as it is may be kept by its reader, and by no shared cache.
 _FINAL = "private, no-cache"
-# No window starts so late.
-_END_OF_TIME_S = 2**40
 
 
 class Api:
@@ -108,9 +106,8 @@ class Api:
                 namespace=self._asked.settings.namespace,
                 as_csv_=media == CSV,
             )
-            oldest = await view.kept.page(0, _END_OF_TIME_S, limit=1)
+            begin_s = await view.kept.begin_s()
         cursor = None if page.next_s is None else str(Place(query.order, page.next_s))
-        begin_s = oldest[0].record.start_s if oldest else None
         if media == CSV:
             body = listing.csv_head() + b"".join(page.rows)
         else:

@@ -17,7 +17,6 @@ import itertools
 import logging
 import os
 import resource
-import signal
 import ssl
 from pathlib import Path
 
@@ -35,11 +34,10 @@ from idagg.metrics import Metrics
 from idagg.run import stores
 from idagg.run.logs import take_dropped
 from idagg.run.messages import HEARTBEAT_S, CallbackStart, Heartbeat, Leads
-from idagg.run.process import begin, first_message, later_messages, send
+from idagg.run.process import begin, first_message, later_messages, send, work
 from idagg.signing import Signer
 from idagg.store.shards import shard_tag
 from idagg.store.windows import WindowStore
-from idagg.tasks import end
 
 log = logging.getLogger("idagg.callbacks")
 
@@ -85,7 +83,6 @@ class CallbackProcess:
     def __init__(self, start: CallbackStart, *, heartbeats: int) -> None:
         settings = start.settings
         self._heartbeats = heartbeats  # a descriptor
-        self._stop = asyncio.Event()
         self._assigned = Assigned()
         self._metrics = Metrics()
         servers = stores.servers(start.redis_url, settings)
@@ -121,34 +118,20 @@ class CallbackProcess:
         )
 
     async def run(self) -> None:
-        """Work until SIGTERM or SIGINT. An unhandled error in any part ends the process."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
-        parts = [
-            asyncio.create_task(self._callbacks.run(), name="callbacks"),
-            asyncio.create_task(self._caller.run(), name="caller"),
-            asyncio.create_task(self._listen(), name="supervisor"),
-            asyncio.create_task(self._beat(), name="heartbeat"),
-        ]
-        stop = asyncio.create_task(self._stop.wait())
-        done, _ = await asyncio.wait([stop, *parts], return_when=asyncio.FIRST_COMPLETED)
-        if stop not in done:
-            for task in done:
-                task.result()
-            raise RuntimeError(f"{[task.get_name() for task in done]} ended by itself")
-        await end(*reversed(parts))
+        await work(
+            callbacks=self._callbacks.run(),
+            caller=self._caller.run(),
+            supervisor=self._listen(),
+            heartbeat=self._beat(),
+        )
         self._resolver.close()
         await self._client.close()
 
     async def _listen(self) -> None:
-        """Receive the epoch from the supervisor. Stop if it dies, which closes our standard input."""
+        """Receive the epoch from the supervisor."""
         async with contextlib.aclosing(later_messages()) as lines:
             async for line in lines:
                 self._assigned.tell(Leads.parse(line).epoch)
-        log.error("the supervisor has died, stopping")
-        self._stop.set()
-        await asyncio.Event().wait()
 
     async def _beat(self) -> None:
         waiting: dict[str, int] = {}

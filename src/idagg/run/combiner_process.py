@@ -10,10 +10,7 @@ The supervisor runs ``python -m idagg.run.combiner_process``. ``idagg.run.messag
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import os
-import signal
 
 import uvloop
 
@@ -22,12 +19,9 @@ from idagg.metrics import Metrics
 from idagg.run import stores
 from idagg.run.logs import take_dropped
 from idagg.run.messages import HEARTBEAT_S, CombinerStart, Heartbeat
-from idagg.run.process import begin, first_message, later_messages, send
+from idagg.run.process import begin, first_message, send, work
 from idagg.store.client import Client
 from idagg.store.combining import PATIENCE_S, Combiner, socket_path
-from idagg.tasks import end
-
-log = logging.getLogger("idagg.combiner")
 
 
 class CombinerProcess:
@@ -48,30 +42,10 @@ class CombinerProcess:
         self._combiner = Combiner(client)
 
     async def run(self) -> None:
-        """Work until SIGTERM or SIGINT, and end at once: workers send again what has no answer. An unhandled
-        error in any part ends the process."""
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        parts = [
-            asyncio.create_task(self._combiner.run(self._path), name="combiner"),
-            asyncio.create_task(self._listen(), name="supervisor"),
-            asyncio.create_task(self._beat(), name="heartbeat"),
-        ]
-        stopped = asyncio.create_task(stop.wait())
-        done, _ = await asyncio.wait([stopped, *parts], return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-        await end(*reversed(parts))
+        """End at once when asked to: workers send again what has no answer."""
+        await work(combiner=self._combiner.run(self._path), heartbeat=self._beat())
         for client in self._clients:
             await client.close()
-
-    async def _listen(self) -> None:
-        """End with the supervisor, which closes our standard input then."""
-        async with contextlib.aclosing(later_messages()) as lines:
-            async for _ in lines:
-                """There is nothing to tell yet."""
-        log.error("the supervisor has died, stopping")
 
     async def _beat(self) -> None:
         while True:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from idagg.run.reading import Reading
-from idagg.store.kept import KeptWindow
-
-# No window starts so late.
-_END_OF_TIME_S = 2**40
+from idagg.store.kept import END_OF_TIME_S, KeptWindow
 
 
 class KeptWindows:
@@ -16,4 +13,4 @@ class KeptWindows:
     async def newest(self, from_s: int, limit: int) -> list[KeptWindow]:
         """Those that begin at this time or later, newest first. Raises StoreError."""
         async with self._reading.view() as view:
-            return await view.kept.page(from_s, _END_OF_TIME_S, limit=limit, newest_first=True)
+            return await view.kept.page(from_s, END_OF_TIME_S, limit=limit, newest_first=True)

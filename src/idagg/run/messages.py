@@ -138,6 +138,10 @@ class Traffic(Message):
     commit_p50_ms: float | None = None
     commit_p99_ms: float | None = None
 
+    @property
+    def requests_per_s(self) -> float:
+        return round(sum(self.by_status.values()), 1)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LogLine(Message):

@@ -1,4 +1,4 @@
-"""First steps of each process of the supervisor: read the first message, set up the log and heartbeats."""
+"""What the processes of the supervisor have in common: their first steps, messages, heartbeats and end."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import os
 import select
 import signal
 import sys
-from collections.abc import AsyncGenerator, Callable
-from typing import TypeVar
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, TypeVar
 
 from idagg import metrics
 from idagg.run.logs import log_to_stderr, take_recent
 from idagg.run.messages import Heartbeat
 from idagg.run.parent import die_with_supervisor
+from idagg.tasks import end
 
 T = TypeVar("T")
 
@@ -38,6 +39,22 @@ async def later_messages() -> AsyncGenerator[bytes, None]:
     with contextlib.closing(transport):
         while line := await reader.readline():
             yield line
+
+
+async def work(**parts: Coroutine[Any, Any, None]) -> None:
+    """Run the parts, by name, until SIGTERM or SIGINT; then end them, the last one first. An unhandled error
+    in any of them is raised, and none may end by itself."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    tasks = [asyncio.create_task(part, name=name) for name, part in parts.items()]
+    stopped = asyncio.create_task(stop.wait())
+    done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    if stopped not in done:
+        for task in done:
+            task.result()
+        raise RuntimeError(f"{[task.get_name() for task in done]} ended by itself")
+    await end(*reversed(tasks))
 
 
 def send(heartbeats: int, heartbeat: Heartbeat) -> None:

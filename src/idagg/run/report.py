@@ -128,7 +128,7 @@ def _worker(slot: int, heartbeat: Heartbeat | None, age_s: float | None) -> flee
         is_leader=bool(heartbeat.epoch),
         trouble=heartbeat.store,
         answered=heartbeat.answered,
-        requests_per_s=round(sum(traffic.by_status.values()), 1),
+        requests_per_s=traffic.requests_per_s,
         by_status=traffic.by_status,
         ids_per_s=traffic.ids_per_s,
         batch_ids=traffic.batch_ids,

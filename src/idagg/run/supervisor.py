@@ -51,7 +51,6 @@ from idagg.run.reload import (
 from idagg.run.reload_requests import ReloadRequests
 from idagg.run.runtime import RuntimeFolder
 from idagg.run.starts import FailedStarts, delay_s
-from idagg.run.status import Rate
 from idagg.run.status import line as status_line
 from idagg.run.systemd import notify, watchdog_s
 from idagg.run.terminal import Hangup
@@ -392,7 +391,7 @@ class Supervisor:
 
     async def _report(self) -> None:
         """Log each trouble, reminders while it lasts, and its end. Keep systemd's status line true."""
-        troubles, rate = Troubles(told_elsewhere=READY_WITHOUT), Rate()
+        troubles = Troubles(told_elsewhere=READY_WITHOUT)
         shown_line, shown_at = "", -math.inf
         while not self._children.stopping.is_set():
             now = time.monotonic()
@@ -404,7 +403,7 @@ class Supervisor:
                 machine = self.machine()
                 notes = ["stopping"] if self._leave.is_set() else []
                 notes += [self._reloads.failed] if self._reloads.failed else []
-                text = status_line(machine, rate.of(machine.running, now), troubles.lasts_s(now), notes)
+                text = status_line(machine, troubles.lasts_s(now), notes)
                 if text != shown_line:
                     notify(f"STATUS={text}")
                 shown_line, shown_at = text, now

@@ -24,7 +24,7 @@ from idagg.errors import (
 from idagg.failpoints import reach
 from idagg.store.address import Address, shown
 from idagg.store.connection import Argument, Connection, open_connection
-from idagg.store.replies import not_permitted, refusal, unreachable
+from idagg.store.replies import away, not_permitted, refusal, unreachable
 from idagg.store.scripts import OPENINGS, UNWAITED
 from idagg.store.topology import Nodes, Source, nodes
 from idagg.tasks import end
@@ -190,15 +190,13 @@ class Client:
         )
 
     async def _within_limit(self, args: tuple[Argument, ...], waits_for: str) -> Any:
-        limit = None if self._timeout_s is None else asyncio.timeout(self._timeout_s)
+        limit = asyncio.timeout(self._timeout_s)
         try:
-            if limit is None:
-                return await self._answer(args, waits_for)
             async with limit:
                 return await self._answer(args, waits_for)
         except OSError as error:
             self._nodes.doubt()
-            if limit is None or not limit.expired():
+            if not limit.expired():
                 raise unreachable(self.address, str(error)) from error
             self._drop()
             raise unreachable(self.address, f"it did not answer within {self._timeout_s:g} s") from error
@@ -227,8 +225,7 @@ class Client:
         """Raises StoreAwayError where too few of them have what was done, or may not have it."""
         if isinstance(acknowledged, hiredis.ReplyError):
             self._drop()
-            error = refusal(self.address, str(acknowledged))
-            raise error if isinstance(error, StoreAwayError) else StoreAwayError(str(error))
+            raise away(self.address, str(acknowledged))
         if acknowledged < self._replicas:
             raise StoreAwayError(
                 f"only {acknowledged} of {self._replicas} replicas of Redis at {self.address} have "

@@ -21,9 +21,8 @@ from typing import Any, cast
 import hiredis
 from aiohappyeyeballs import AddrInfoType, start_connection
 
-from idagg.errors import StoreAwayError
 from idagg.store.address import Address
-from idagg.store.replies import refusal
+from idagg.store.replies import away
 
 Argument = bytes | str | int
 
@@ -225,8 +224,7 @@ async def _log_in(connection: Connection, address: Address) -> None:
 async def _agree(connection: Connection, address: Address, *args: Argument) -> None:
     answer = await connection.send(args)
     if isinstance(answer, hiredis.ReplyError):
-        words = refusal(address.shown, str(answer))
-        raise words if isinstance(words, StoreAwayError) else StoreAwayError(str(words))
+        raise away(address.shown, str(answer))
 
 
 def _tcp_socket(info: AddrInfoType) -> socket.socket:

@@ -20,7 +20,7 @@ PIECE = 200
 _READ_AT_ONCE = 1_500
 _HOUR_S = 3_600
 # No window starts so late; a Lua number holds it exactly.
-_END_OF_TIME_S = 2**48
+END_OF_TIME_S = 2**48
 
 
 class KeptWindow(NamedTuple):
@@ -65,7 +65,7 @@ class Kept:
         self, from_s: int, to_s: int, *, limit: int, newest_first: bool = False
     ) -> AsyncGenerator[list[KeptWindow], None]:
         """The same page in pieces of an hour or less, none of more than PIECE windows."""
-        first_s, end_s = max(from_s, 0), min(to_s, _END_OF_TIME_S)
+        first_s, end_s = max(from_s, 0), min(to_s, END_OF_TIME_S)
         left = limit
         asking = self._ask(first_s, end_s, left, newest_first=newest_first)
         try:
@@ -106,11 +106,10 @@ class Kept:
         found = await self.page(start_s, start_s + 1, limit=1)
         return found[0] if found else None
 
-    async def span(self) -> tuple[int, int] | None:
-        """The starts of the oldest and the newest window; None if no record is kept."""
-        oldest = await self.page(0, _END_OF_TIME_S, limit=1)
-        newest = await self.page(0, _END_OF_TIME_S, limit=1, newest_first=True)
-        return (oldest[0].record.start_s, newest[0].record.start_s) if oldest and newest else None
+    async def begin_s(self) -> int | None:
+        """The start of the oldest window; None if no record is kept."""
+        oldest = await self.page(0, END_OF_TIME_S, limit=1)
+        return oldest[0].record.start_s if oldest else None
 
     def _windows(
         self, hour: bytes, records: bytes, from_s: int, to_s: int, *, newest_first: bool

@@ -69,6 +69,17 @@ def _replicas_of_myself(nodes: str) -> int:
 
 def risks(seen: Seen, *, kind: Kind, replicas: int) -> list[str]:
     """How ids are lost, or refused, as the server is set up: a sentence each. Pure."""
+    found = _faults(seen, kind, replicas)
+    if seen.info.get("aof_enabled") == "0":
+        found.append(
+            f"Redis at {seen.where} keeps no append-only file: ids that were answered ok are lost when it "
+            "ends; set appendonly yes"
+        )
+    return found
+
+
+def _faults(seen: Seen, kind: Kind, replicas: int) -> list[str]:
+    """Those that are nobody's choice."""
     info, where = seen.info, f"Redis at {seen.where}"
     policy = info.get("maxmemory_policy", "noeviction")
     found = []
@@ -76,11 +87,6 @@ def risks(seen: Seen, *, kind: Kind, replicas: int) -> list[str]:
         found.append(
             f"{where} drops keys, and counts with them, when it is full (maxmemory-policy {policy}): windows "
             "come out too small though every id was answered ok; set noeviction"
-        )
-    if info.get("aof_enabled") == "0":
-        found.append(
-            f"{where} keeps no append-only file: ids that were answered ok are lost when it ends; "
-            "set appendonly yes"
         )
     if info.get("role") == "slave":
         found.append(f"{where} is a replica, and nothing is counted: give --redis-url its primary")
@@ -178,7 +184,7 @@ def _check(seen: Seen, kind: Kind, replicas: int) -> None:
     if most and used >= most:
         raise StoreError(f"{where} is full (maxmemory {most / 1e6:.0f} MB), and nothing is counted: raise it")
     # A missing log is the operator's choice, as far as `check` goes: what it means is in what an ok is worth.
-    if found := [risk for risk in risks(seen, kind=kind, replicas=replicas) if "append-only" not in risk]:
+    if found := _faults(seen, kind, replicas):
         raise StoreError("; ".join(found))
 
 

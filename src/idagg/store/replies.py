@@ -53,6 +53,12 @@ def not_permitted(where: str, what: str) -> StoreAwayError:
     )
 
 
+def away(where: str, reply: str) -> StoreAwayError:
+    """An error reply to what every server answers: it is of no use now, whatever it says."""
+    error = refusal(where, reply)
+    return error if isinstance(error, StoreAwayError) else StoreAwayError(str(error))
+
+
 def refusal(where: str, reply: str) -> StoreError:
     """An error reply, code and all, as the error to raise."""
     if "Error running script" in reply:  # Redis 6.2's, around what a command in the script was answered

@@ -21,7 +21,7 @@ import hiredis
 from idagg.errors import LoginRefusedError, StoreAwayError
 from idagg.store.address import Address, Place, kind_of, shown
 from idagg.store.connection import Argument, Connection, open_connection
-from idagg.store.replies import refusal, unreachable
+from idagg.store.replies import away, refusal, unreachable
 from idagg.store.shards import slot_of
 from idagg.tasks import end
 
@@ -157,29 +157,28 @@ class Sentinels:
     async def _primary(self) -> Address:
         place, where = self._source.place, shown(self._source.url)
         found: list[tuple[int, bytes, bytes, int]] = []
-        trouble: list[StoreAwayError] = []
+        told: list[StoreAwayError] = []
+        silent: list[StoreAwayError] = []
         # The second names the successor as soon as it is elected, the first once all replicas follow it.
         commands = [("SENTINEL", what, place.service) for what in ("MASTER", "GET-MASTER-ADDR-BY-NAME")]
         for seed, outcome in await _ask_all(place.seeds, *commands):
             name = f"{seed.host}:{seed.port}"
             if isinstance(outcome, LoginRefusedError):
-                trouble.append(_sentinels_refusal(name, place.service, "WRONGPASS"))
+                told.append(_sentinels_refusal(name, place.service, "WRONGPASS"))
             elif isinstance(outcome, StoreAwayError):
-                trouble.append(outcome)
+                told.append(outcome)
             elif isinstance(outcome, Exception):
-                trouble.append(
+                silent.append(
                     StoreAwayError(f"no sentinel of {where} answers, and nothing is counted: {outcome}")
                 )
             elif refused := _first_error(outcome):
-                trouble.append(_sentinels_refusal(name, place.service, refused))
+                told.append(_sentinels_refusal(name, place.service, refused))
             else:
                 fields = dict(zip(outcome[0][::2], outcome[0][1::2], strict=True))
                 replicas = int(fields.get(b"num-slaves", 0))
                 found.append((int(fields[b"config-epoch"]), *outcome[1], replicas))
         if not found:
-            # What one says of the URL is of more use than that others are away. Always the same one: each
-            # change is logged.
-            raise min(trouble, key=lambda error: (str(error).startswith("no sentinel"), str(error)))
+            raise _clearest(told or silent)
         _, host, port, self.known_replicas = max(found)
         return place.node._replace(host=host.decode(), port=int(port))
 
@@ -250,23 +249,24 @@ class Cluster:
         asked = random.sample(sorted(known), min(len(known), NODES_ASKED))
         addresses = [place.node._replace(host=host, port=port) for host, port in asked]
         found: list[tuple[bool, int, list[_Range]]] = []
-        trouble: list[StoreAwayError] = []
+        told: list[StoreAwayError] = []
+        silent: list[StoreAwayError] = []
         for address, outcome in await _ask_all(addresses, ("CLUSTER", "INFO"), ("CLUSTER", "SLOTS")):
             if isinstance(outcome, StoreAwayError):
-                trouble.append(outcome)
+                told.append(outcome)
             elif isinstance(outcome, Exception):
-                trouble.append(
+                silent.append(
                     StoreAwayError(f"no node of {where} answers, and nothing is counted: {outcome}")
                 )
             elif refused := _first_error(outcome):
-                trouble.append(_nodes_refusal(address.shown, refused))
+                told.append(_nodes_refusal(address.shown, refused))
             else:
                 info = dict(line.split(":", 1) for line in outcome[0].decode().split("\r\n") if ":" in line)
                 ranges = [_range(entry, address.host) for entry in outcome[1]]
                 is_well = info["cluster_state"] == "ok"
                 found.append((is_well, int(info["cluster_current_epoch"]), ranges))
         if not found:
-            raise min(trouble, key=lambda error: (str(error).startswith("no node"), str(error)))
+            raise _clearest(told or silent)
         return max(found)[2]
 
 
@@ -275,6 +275,12 @@ def _range(entry: list[Any], asked: str) -> _Range:
     # What the node does not know, or leaves to us: the name that it was asked by.
     name = asked if host in (None, b"", b"?") else host.decode()
     return _Range(first, last, name, port)
+
+
+def _clearest(errors: list[StoreAwayError]) -> StoreAwayError:
+    """Always the same one: each change is logged. What one says of the URL is of more use than that others
+    are away."""
+    return min(errors, key=str)
 
 
 def _first_error(answers: list[Any]) -> str | None:
@@ -297,7 +303,7 @@ def _sentinels_refusal(name: str, service: str, reply: str) -> StoreAwayError:
             f"the sentinel at {name} refuses the user or the password, and nothing is counted: "
             "give sentinel_username and sentinel_password in the query of --redis-url"
         )
-    return _away(name, reply)
+    return away(name, reply)
 
 
 def _nodes_refusal(where: str, reply: str) -> StoreAwayError:
@@ -307,12 +313,7 @@ def _nodes_refusal(where: str, reply: str) -> StoreAwayError:
             f"Redis at {where} is no node of a cluster, and nothing is counted: give --redis-url as redis:// "
             "or rediss://, or as redis+sentinel:// if it is a sentinel"
         )
-    return _away(where, reply)
-
-
-def _away(where: str, reply: str) -> StoreAwayError:
-    error = refusal(where, reply)
-    return error if isinstance(error, StoreAwayError) else StoreAwayError(str(error))
+    return away(where, reply)
 
 
 async def _ask(address: Address, *commands: tuple[Argument, ...]) -> list[Any]:

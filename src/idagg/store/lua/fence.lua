@@ -16,13 +16,6 @@ for _, index in ipairs({'open', 'parts', 'merged', 'deliveries', 'messages', 'ca
   end
 end
 
--- For where nothing else is to be written: replicas that have this have all that the script sees. WAIT asks for what its
--- own connection has written, and asks for nothing on a new one.
-local function write_something()
-  write_first()
-  redis.call('HSET', key('state'), 'seen', 1)
-end
-
 -- The hash in which a window's record is kept. Below 512 fields and 64 bytes a value, a hash is one piece of memory.
 local function kept_in(start)
   return key('kept', digits(start - start % 3600))

@@ -10,8 +10,7 @@
 local fields = {'length', 'unique', 'estimate', 'hits', 'exact', 'suspect', 'dropped', 'epoch'}
 
 if ARGV[3] == '1' then
-  write_first()
-  redis.call('HSET', key('state'), 'seen', 1)
+  write_something()
 end
 
 local function read(start)

@@ -7,7 +7,8 @@
 --                                 bridge ("START END" of the window in which the length was changed last: the windows of
 --                                 the present length come after it. Gone once it is sealed);
 --                                 regime ("NUMBER SHARDS LENGTH" of the windows that are open now), begins (s; the start of
---                                 its first window), plan ("BEGINS NUMBER SHARDS LENGTH" of the regime to come)
+--                                 its first window), plan ("BEGINS NUMBER SHARDS LENGTH" of the regime to come);
+--                                 seen (1: written where a write was needed and there was nothing to write)
 --   TAG:lock              string  the leader's name, with a time to live
 --   TAG:open              zset    starts of the windows that hold ids and are not sealed
 --   TAG:w:START           hash    length (s), hits (less those in tokens), dropped (endpoints over the limit), capped
@@ -30,7 +31,6 @@
 --   TAG:workers           hash    by worker its token "SEQ START SINCE HITS": the last batch, the window it went
 --                                 to, the first batch of those that were applied here without a gap, and the
 --                                 worker's hits in that window. Kept until there are 1024 of later windows
-
 --
 -- The home shard, {NAMESPACE:0}, has the lock, and all that becomes of a window once its parts are merged: deliveries,
 -- messages, callbacks, records, and
@@ -90,6 +90,13 @@ end
 -- A server that is full refuses a script whose first write takes memory. This one takes none.
 local function write_first()
   redis.call('DEL', key('scratch'))
+end
+
+-- For where nothing else is to be written: replicas that have this have all that the script sees. WAIT asks for what its
+-- own connection has written, and asks for nothing on a new one.
+local function write_something()
+  write_first()
+  redis.call('HSET', key('state'), 'seen', 1)
 end
 
 -- A plan's numbers, and its "NUMBER SHARDS LENGTH".
