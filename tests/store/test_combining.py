@@ -174,7 +174,7 @@ class Recorder:
 
     async def script(self, name: str, tag: str, *args: bytes | str | int) -> Any:
         self.sent.append(args)
-        return [0, 0, 0]
+        return [0, 0, 0, 0]
 
 
 async def together(client: Client, *batches: Batch) -> Any:
@@ -199,12 +199,12 @@ async def test_each_batch_of_a_call_is_applied_once(client: CrankedClient) -> No
         (f"w{number}", 1, ids(number, 1), [b"http://a/%d" % number]) for number in range(WORKERS)
     ]
     answers = await together(client, *first)
-    assert answers == [[NOON, 4, 0], *([[NOON, 3, 0]] * (WORKERS - 1))]
+    assert answers == [[NOON, 4, 0, 0], *([[NOON, 3, 0, 0]] * (WORKERS - 1))]
     again = [(name, seq, some, urls) for name, seq, some, urls in first[:2]]
     fresh: list[Batch] = [(f"w{number}", 2, ids(number, 2), []) for number in (2, 3)]
     answers = await together(client, again[0], fresh[0], again[1], fresh[1])
     # None was acknowledged, so the store's knowledge begins anew.
-    assert answers == [[NOON, 4, 0], [NOON, 3, 2], [NOON, 4, 0], [NOON, 3, 2]]
+    assert answers == [[NOON, 4, 0, 1], [NOON, 3, 2, 1], [NOON, 4, 0, 1], [NOON, 3, 2, 1]]
     assert await sealed(client, NOON + 60) == {NOON: (3 * 6 + 1, 4 * 6)}
     assert await client.command("SCARD", f"{{t:0}}:record:{NOON}:endpoints") == WORKERS
 
@@ -217,7 +217,7 @@ async def test_one_that_comes_late_does_not_stop_the_others(client: CrankedClien
     )
     assert isinstance(late, hiredis.ReplyError)
     assert str(late) == "STALE 2"
-    assert (fresh, again) == ([NOON, 3, 0], [NOON, 4, 0])
+    assert (fresh, again) == ([NOON, 3, 0, 0], [NOON, 4, 0, 2])
     assert await sealed(client, NOON + 60) == {NOON: (7, 8)}
 
 
@@ -225,7 +225,8 @@ async def test_a_worker_twice_in_a_call(client: CrankedClient) -> None:
     """The second one meets what the first one has left."""
     first: Batch = ("w0", 1, ids(0, 1), [])
     second: Batch = ("w0", 2, ids(0, 2), [])
-    assert await together(client, first, first, second) == [[NOON, 4, 0], [NOON, 4, 0], [NOON, 3, 2]]
+    answers = await together(client, first, first, second)
+    assert answers == [[NOON, 4, 0, 0], [NOON, 4, 0, 1], [NOON, 3, 2, 1]]
     assert await sealed(client, NOON + 60) == {NOON: (7, 8)}
 
 
@@ -236,7 +237,8 @@ async def test_over_the_end_of_a_window(client: CrankedClient) -> None:
     await client.at(NOON + 60)
     later: list[Batch] = [(f"w{number}", 2, ids(number, 2), []) for number in range(2)]
     answers = await together(client, *batches, *later)
-    assert answers == [[NOON, 4, 0]] * 2 + [[NOON + 60, 4, 0], [NOON + 60, 3, 0], *[[NOON + 60, 3, 2]] * 2]
+    assert answers[:2] == [[NOON, 4, 0, 1]] * 2
+    assert answers[2:] == [[NOON + 60, 4, 0, 0], [NOON + 60, 3, 0, 0], *[[NOON + 60, 3, 2, 1]] * 2]
     assert await sealed(client, NOON + 120) == {NOON: (7, 8), NOON + 60: (13, 16)}
 
 
@@ -245,7 +247,7 @@ async def test_another_regime_refuses_new_batches_alone(client: CrankedClient) -
     await together(client, ("w0", 1, ids(0, 1), []))
     await client.command("HSET", "{t:0}:state", "regime", "2 4 60")
     again, refused = await together(client, ("w0", 1, ids(0, 1), []), ("w1", 1, ids(1, 1), []))
-    assert again == [NOON, 4, 0]
+    assert again == [NOON, 4, 0, 1]
     assert str(refused) == "REGIME 2 4"
 
 
@@ -254,7 +256,7 @@ async def test_a_token_that_cannot_be_read(client: CrankedClient) -> None:
     await client.command("HSET", "{t:0}:workers", "w1", "spoilt")
     batches: list[Batch] = [(f"w{number}", 1, ids(number, 1), []) for number in range(3)]
     first, refused, last = await together(client, *batches)
-    assert (first, last) == ([NOON, 4, 0], [NOON, 3, 0])
+    assert (first, last) == ([NOON, 4, 0, 0], [NOON, 3, 0, 0])
     assert str(refused) == "DAMAGED token of w1"
     assert await client.command("HGET", "{t:0}:workers", "w1") == b"spoilt"
     await client.command("HDEL", "{t:0}:workers", "w1")
@@ -266,7 +268,7 @@ async def test_full_memory(client: CrankedClient) -> None:
     first: list[Batch] = [(f"w{number}", 1, ids(number, 1), []) for number in range(2)]
     await together(client, *first)
     await client.command("CONFIG", "SET", "maxmemory", "1")
-    assert await together(client, *first) == [[NOON, 4, 0], [NOON, 4, 0]]
+    assert await together(client, *first) == [[NOON, 4, 0, 1], [NOON, 4, 0, 1]]
     for fresh in (ids(2, 1), []):
         with pytest.raises(StoreRefusedError, match="out of memory"):
             await together(client, first[0], ("w2", 1, fresh, []))

@@ -46,6 +46,7 @@ ABSENT_S = 0.5
 MAX_BYTES = 49_152
 
 _BACKLOG = 1024  # a connection for each worker and shard
+_APPLIED = b"*4\r\n:%d\r\n:%d\r\n:%d\r\n:%d\r\n"
 _FAILED = b"-ERR the worker has to ask the store\r\n"
 
 
@@ -270,5 +271,4 @@ class _Line(asyncio.Protocol):
     def answer(self, answer: Any) -> None:
         assert self._transport is not None
         if not self.is_lost and not self._transport.is_closing():
-            is_applied = isinstance(answer, list)
-            self._transport.write(b"*3\r\n:%d\r\n:%d\r\n:%d\r\n" % tuple(answer) if is_applied else _FAILED)
+            self._transport.write(_APPLIED % tuple(answer) if isinstance(answer, list) else _FAILED)

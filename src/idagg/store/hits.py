@@ -89,11 +89,11 @@ class HitStore:
         """
         array = b'["%b"]' % b'","'.join(ids) if ids else b"[]"
         last = self._acknowledged
-        start_s, new_ids, since = await self._scripts.script(
+        start_s, new_ids, since, found = await self._scripts.script(
             "accept", self._tag, *self._fixed, seq, b"%d %d %d" % last, repeats, array, *endpoints
         )
         self._acknowledged = _Acknowledged(seq, start_s, since)
-        # If a batch between has failed, the store may have that one instead.
-        if since != last.since and seq == last.seq + 1 and start_s - last.start_s <= _REMEMBERED_S:
+        # The store may have a later one, whose answer did not come.
+        if found < last.seq and start_s - last.start_s <= _REMEMBERED_S:
             self._on_lost()
         return Stored(start_s, new_ids, continues=(start_s, since) == (last.start_s, last.since))

@@ -13,13 +13,15 @@
 --          take apart, than as many arguments
 -- ARGV[11…] at most 4096 endpoints, named beside some of the ids
 --
--- Returns {start, new, since}
+-- Returns {start, new, since, found}
 --   start  the start of the window that holds the batch, s
 --   new    how many of the ids were not in it before; all of them where the ids are not kept exactly any more
 --   since  the batch with which this store's unbroken knowledge of the worker began. It is this batch's own
 --          number where the last batch applied here is not the one that ARGV[8] names.
+--   found  the number of the last batch applied here before; 0 where this store knows of none
 -- The hits of ARGV[9] are counted where START and SINCE are those of ARGV[8], and nowhere else.
--- When a batch comes again, nothing is counted. The start and since are those of the first time, and new is all ids.
+-- When a batch comes again, nothing is counted. The start and since are those of the first time, new is all ids, and found
+-- its own number.
 --
 -- Errors: STALE    a later batch of this worker was applied already; nothing was done
 --         DIFFERS  length or exact_limit, and the store's: it is not the worker's; nothing was done
@@ -37,7 +39,7 @@ if last.seq == seq then
   -- Written again, so that replicas that have this have the batch.
   write_first()
   redis.call('HSET', key('workers'), ARGV[6], token)
-  return {last.start, #ids, last.since}
+  return {last.start, #ids, last.since, seq}
 elseif last.seq > seq then
   return redis.error_reply('STALE ' .. last.seq)
 elseif refusal then
@@ -62,4 +64,4 @@ elseif last.hits > 0 and redis.call('EXISTS', key('w', last.start)) == 1 then
   redis.pcall('HINCRBY', key('w', last.start), 'hits', digits(last.hits))
 end
 redis.call('HSET', key('workers'), ARGV[6], string.format('%d %d %d %d', seq, start, since, hits))
-return {start, new, since}
+return {start, new, since, last.seq}

@@ -8,7 +8,7 @@
 --   1 to 5  ARGV[6] to ARGV[10] of accept.lua
 --   6       the number of its endpoints; then as many endpoints
 --
--- Returns in the batches' order what accept.lua does: {start, new, since}, or an error of that batch alone:
+-- Returns in the batches' order what accept.lua does: {start, new, since, found}, or an error of that batch alone:
 -- STALE, REGIME, AHEAD, PLANNED, LEADERLESS as there; or
 --         DAMAGED  the worker's token cannot be read; nothing was done
 --
@@ -34,7 +34,7 @@ for i, batch in ipairs(batches) do
   if not last then
     answers[i] = redis.error_reply('DAMAGED token of ' .. worker)
   elseif last.seq == seq then
-    answers[i] = {last.start, #batch.ids, last.since}
+    answers[i] = {last.start, #batch.ids, last.since, seq}
     -- Written again, so that replicas that have this have the batch.
     written[#written + 1] = worker
   elseif last.seq > seq then
@@ -52,7 +52,7 @@ for i, batch in ipairs(batches) do
         'shards', 1)
       state[6] = regime
     end
-    answers[i] = {start, put(start, finish, is_indexed, batch.ids, at + 6, batch.last), since}
+    answers[i] = {start, put(start, finish, is_indexed, batch.ids, at + 6, batch.last), since, last.seq}
     is_repeat, is_indexed = false, is_indexed or #batch.ids > 0
     if last.start == start then
       hits = hits + last.hits
