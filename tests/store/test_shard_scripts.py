@@ -263,13 +263,19 @@ async def test_only_the_last_proposal_is_confirmed(stage: Stage) -> None:
 
 
 async def test_a_plan_that_is_heard_too_late(stage: Stage) -> None:
-    """By the shard's own clock its first window may have ids already; however often it is told."""
+    """By the shard's own clock its first window may have ids already; however often it is told. What is only
+    proposed then is not heard, and what is confirmed is, whenever that is."""
     course = (await stage.course())._replace(plan=Plan(NOON + 60, 2, 4, 60))
     serial = itertools.count(1)
     for second, in_time in ((59, True), (60, False), (60, False)):
         await stage.at(second)
-        assert await stage.other.follow(1, next(serial), course) == in_time
+        assert await stage.other.follow(1, next(serial), course, is_proposed=True) == in_time
+        assert (await stage.state(1, "plan") is not None) == in_time
+    assert await stage.add(1, 1) == 60
+    assert await stage.other.follow(1, next(serial), course)
+    assert await stage.state(1, "plan") == str(course.plan)
     assert await stage.other.follow(1, next(serial), await stage.course())
+    assert await stage.state(1, "plan") is None
 
 
 @pytest.mark.parametrize("shard", [0, 1])
@@ -283,7 +289,7 @@ async def test_a_plan_begins_after_all_windows_that_have_ids(stage: Stage, shard
     plan = await stage.windows.merging.propose(2, shards=4, window_s=60)
     assert plan.begins_s == NOON + (60 if shard else 120)
     course = (await stage.course(2))._replace(plan=plan)
-    assert await stage.other.follow(2, 1, course) == (not shard)
+    assert await stage.other.follow(2, 1, course, is_proposed=True) == (not shard)
 
 
 async def test_ids_that_came_meanwhile_keep_a_plan_from_being_confirmed(stage: Stage) -> None:

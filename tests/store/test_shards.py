@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import collections
 import itertools
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from idagg.errors import OtherRegimeError, StoreAwayError
-from idagg.flush import leader, turns
+from idagg.flush import leader, sealer, turns
 from idagg.store.shards import Regime, shard_of, shard_tag
 from kit import servers, sharded
 from kit.sharded import IDS, Fate, ShardClient, Stage
@@ -108,6 +109,36 @@ async def test_a_shard_that_is_away_makes_windows_late(stage: Stage, monkeypatch
     monkeypatch.setattr(ShardClient, "away", frozenset())
     await until(lambda: stage.told == [(0, 40, 40), (60, 40, 40)])
     await until(lambda: process.flusher.trouble is None)
+
+
+async def test_a_change_that_a_shard_cannot_hear_of(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is withdrawn before it begins, so that the other shards take ids all the time. Once the shard is
+    back, the change is made."""
+    caplog.set_level(logging.INFO, "idagg.flush")
+    await stage.start(4)
+    await stage.counted(FOUR)
+    tag = shard_tag("t", 3)
+    monkeypatch.setattr(ShardClient, "away", frozenset({tag}))
+    monkeypatch.setattr(sealer, "PROPOSE_AGAIN_S", 600.0)
+    process = await stage.start(2)
+    await until(lambda: "shard 3 cannot be told of it" in caplog.text)
+
+    async def planned() -> bool:
+        state = [f"{shard_tag('t', shard)}:state" for shard in range(3)]
+        return any([await stage.client.command("HEXISTS", key, "plan") for key in state])
+
+    async with asyncio.timeout(LIMIT_S):
+        while await planned():  # noqa: ASYNC110  nobody tells
+            await asyncio.sleep(0.01)
+    await stage.at(90)
+    assert await stage.add(FOUR, [number for number in IDS if shard_of(b"%d" % number, 4) != 3]) == {}
+    monkeypatch.setattr(ShardClient, "away", frozenset())
+    process.flusher._sealer._now.propose_at = 0
+    await until(lambda: "ids are spread over 2 shards" in caplog.text)
+    await stage.at(120)
+    await stage.counted(Regime(2, 2))
 
 
 async def test_endpoints_of_all_shards_are_called_up_to_the_limit(

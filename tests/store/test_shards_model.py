@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import math
 from collections.abc import Awaitable, Coroutine, Iterator
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from idagg.errors import OtherRegimeError, StoreAwayError, StoreError
+from idagg.flush import sealer
 from idagg.flush.leader import Leadership
 from idagg.flush.sealer import Sealer
 from idagg.flush.turns import Turn, Turns
@@ -133,6 +135,11 @@ class Leader:
         else:
             turns = {"home": self.sealer._seal_home, "merge": self.sealer._merge, "plan": self.sealer._plan}
             await turns[which](self.epoch)
+
+    async def withdraw(self) -> None:
+        now = self.sealer._now
+        if now.proposal is not None and not now.is_confirming:
+            self.sealer._withdraw(now, "the test has it so")
 
 
 async def _nothing(epoch: int) -> None: ...
@@ -316,6 +323,12 @@ class ShardsMachine(RuleBasedStateMachine):
             self.client.fate = None
 
     @rule()
+    def withdraw(self) -> None:
+        """Not all shards were told of the leader's proposal in time."""
+        if self.leader is not None:
+            self.run(self.leader.withdraw())
+
+    @rule()
     def deliver(self) -> None:
         """The oldest record is delivered, and goes."""
         if self.leader is not None:
@@ -374,8 +387,12 @@ def machine_server() -> Iterator[servers.RedisServer]:
         yield server
 
 
-def test_shards_keep_to_the_model(machine_server: servers.RedisServer) -> None:
+def test_shards_keep_to_the_model(
+    machine_server: servers.RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever the order of events, each id that was counted is in one record, once."""
+    monkeypatch.setattr(sealer, "TELL_S", math.inf)  # the model says when it is over
+    monkeypatch.setattr(sealer, "PROPOSE_AGAIN_S", 0.0)
 
     class Machine(ShardsMachine):
         server = machine_server

@@ -7,6 +7,8 @@ repeated, and the next leader goes on where the last one was killed.
 A change of the regime, of how windows and ids are spread, begins with a later window. First all other
 shards are told of the plan, then the home shard. Only then, once replicas have it, it is announced to the
 workers. So no window has ids that were spread in two ways, and no failover forgets which shards have some.
+A shard that knows a plan takes no ids by another regime once it begins. So a proposal that not all shards
+can be told of is withdrawn before it begins, and made again later.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import collections
 import functools
 import itertools
 import logging
+import math
 from collections.abc import Awaitable, Callable
 
 from idagg.errors import FencedError, StoreAwayError
@@ -24,6 +27,7 @@ from idagg.flush import turns
 from idagg.flush.turns import Turns
 from idagg.store.hits import MAX_ENDPOINTS
 from idagg.store.parts import (
+    PLAN_MARGIN_S,
     Course,
     Part,
     Plan,
@@ -39,6 +43,11 @@ from idagg.window import iso
 
 log = logging.getLogger("idagg.flush")
 
+# How long telling all shards of a proposal may take. The rest of the time before it begins is for telling
+# them that it is withdrawn.
+TELL_S = PLAN_MARGIN_S / 2
+PROPOSE_AGAIN_S = 3.0
+
 
 class _Epoch:
     """What this leader has seen of the shards, and told them, in this epoch."""
@@ -47,7 +56,10 @@ class _Epoch:
         self.epoch = epoch
         self.course: Course | None = None
         self.proposal: Plan | None = None
-        self.late: Plan | None = None  # one that a shard heard of too late
+        self.is_confirming = False  # it may be the plan already: it is not withdrawn any more
+        self.withdraw_at = math.inf  # by the loop's clock
+        self.propose_at = -math.inf  # no other one before that
+        self.has_warned = False
         self.progress: dict[int, Progress] = {}
         self.told: dict[int, tuple[object, ...]] = {}  # what each shard was told of the course
         self.serial = itertools.count(1)
@@ -66,6 +78,17 @@ class _Epoch:
         if self.proposal is None or self.course.plan is not None:
             return self.course
         return self.course._replace(plan=self.proposal)
+
+    @property
+    def is_proposed(self) -> bool:
+        """Whether the plan of the heading is one that can be withdrawn."""
+        return self.heading.plan is not None and self.heading.plan == self.proposal and not self.is_confirming
+
+    def withdraw(self, now: float) -> None:
+        self.proposal = None
+        self.propose_at = now + PROPOSE_AGAIN_S
+        for nudge in self.nudges.values():
+            nudge.set()
 
     @property
     def shards(self) -> range:
@@ -183,25 +206,30 @@ class Sealer:
         await self._turns.first(nudge.wait(), timeout_s=min(wait_ms / 1000, turns.LOOK_S))
 
     async def _tell(self, shard: int, now: _Epoch) -> None:
-        heading = now.heading
+        heading, is_proposed = now.heading, now.is_proposed
+        now.told.pop(shard, None)
+        sealing = self._windows.shard(shard)
         try:
-            in_time = await self._windows.shard(shard).follow(now.epoch, next(now.serial), heading)
+            in_time = await sealing.follow(now.epoch, next(now.serial), heading, is_proposed=is_proposed)
         except FencedError as error:
             # If we lead, the home shard has forgotten an epoch; else it says so.
             await self._windows.merging.outbid(now.epoch, error.epoch)
             raise
-        if in_time or heading.plan != now.proposal:
+        if in_time:
             now.told[shard] = heading.said
             now.may_plan.set()
-            return
-        if now.late != now.proposal:
-            now.late = now.proposal
-            log.warning(
-                "shard %d has heard of its new regime too late by its own clock: it is planned anew; if this "
-                "lasts, compare the clocks of the masters",
-                shard,
+        elif heading.plan == now.proposal:
+            self._withdraw(
+                now,
+                f"shard {shard} has heard of it too late by its own clock; if this lasts, compare the clocks "
+                "of the masters",
             )
-        now.proposal = None
+
+    def _withdraw(self, now: _Epoch, why: str) -> None:
+        now.withdraw(asyncio.get_running_loop().time())
+        if not now.has_warned:
+            now.has_warned = True
+            log.warning("a change of --shards or --window has to wait, and is tried again: %s", why)
 
     def _left(self, shard: int, now: _Epoch) -> list[int]:
         """The starts of this shard's parts that have been merged."""
@@ -261,19 +289,26 @@ class Sealer:
         """Change the regime where it is not what is agreed on."""
         now = self._at(epoch)
         now.may_plan.clear()
-        if now.course is not None and now.course.needs_plan:
+        time = asyncio.get_running_loop().time
+        if now.course is not None and now.course.needs_plan and time() >= now.propose_at:
             if now.proposal is None:
                 now.proposal = await self._windows.merging.propose(
                     epoch, shards=now.course.shards, window_s=now.course.window_s
                 )
+                now.is_confirming = False
+                now.withdraw_at = time() + TELL_S
                 for shard in (0, *now.shards):
                     now.nudges[shard].set()
             said = now.heading.said
-            if all(now.told.get(shard) == said for shard in now.shards):
+            untold = [shard for shard in now.shards if now.told.get(shard) != said]
+            if untold and not now.is_confirming and time() >= now.withdraw_at:
+                self._withdraw(now, f"shard {untold[0]} cannot be told of it")
+            elif not untold:
                 plan = now.proposal
+                now.is_confirming = True
                 reach("before-plan")
                 if not await self._windows.merging.confirm(epoch, plan):
-                    now.proposal = None
+                    now.withdraw(time())
                     return
                 now.course = now.course._replace(plan=plan, is_announced=False)  # as the next look will say
         if now.course is not None and now.course.plan is not None and not now.course.is_announced:
@@ -283,4 +318,6 @@ class Sealer:
                     "from window %s on, %d s long, ids are spread over %d shards",
                     *(iso(plan.begins_s), plan.window_s, plan.shards),
                 )
-        await self._turns.first(now.may_plan.wait(), timeout_s=turns.LOOK_S)
+        is_telling = now.proposal is not None and not now.is_confirming
+        timeout_s = max(0, now.withdraw_at - time()) if is_telling else turns.LOOK_S
+        await self._turns.first(now.may_plan.wait(), timeout_s=timeout_s)

@@ -65,15 +65,15 @@ class Sealing:
         progress = Progress(through_s, frozenset(map(int, quarantined)), tuple(map(_part, parts)))
         return Look(progress, _course(*state), _heard(state[3], state[5]))
 
-    async def follow(self, epoch: int, serial: int, course: Course) -> bool:
+    async def follow(self, epoch: int, serial: int, course: Course, *, is_proposed: bool = False) -> bool:
         """Tell a shard that is not the home shard who leads, and what the home shard says; False: too late
-        for a plan that it has not heard of. ``serial`` rises with each call within an epoch. Raises
-        FencedError where the shard knows a later epoch."""
+        for its plan, which ``is_proposed`` and not confirmed, and the shard goes on without it. ``serial``
+        rises with each call within an epoch. Raises FencedError where the shard knows a later epoch."""
         shape = f"{course.regime.number} {course.regime.shards} {course.grid_s}"
         return bool(
             await self._client.script(
                 *("follow", self._tag, epoch, serial, course.window_s, course.exact_limit, shape),
-                *(course.floor_s, str(course.plan) if course.plan else ""),
+                *(course.floor_s, str(course.plan) if course.plan else "", int(is_proposed)),
             )
         )
 

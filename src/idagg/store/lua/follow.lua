@@ -8,9 +8,10 @@
 -- ARGV[6]  a second: no window before it takes ids here, since the regime begins with it, or the home shard has merged
 --          what came before
 -- ARGV[7]  the plan; '' for none
+-- ARGV[8]  1: the plan is only proposed
 --
--- Returns 1; 0 where it is too late for the plan, if this shard has not heard of it: it may have taken ids for windows
--- that the plan names.
+-- Returns 1; 0 where it is too late for what is only proposed, and the shard goes on without it: it may have taken ids
+-- for windows that the plan names.
 --
 -- Errors: FENCED  another epoch has begun; nothing was done
 --         SCHEMA  the shard was written by another version; nothing was done
@@ -25,9 +26,10 @@ end
 write_first()
 redis.call('HSET', key('state'), 'schema', SCHEMA, 'epoch', ARGV[1], 'serial', ARGV[2], 'length', ARGV[3],
   'exact_limit', ARGV[4], 'regime', ARGV[5], 'sealed_through', digits(math.max(state.sealed_through, ARGV[6])))
-if ARGV[7] == '' then
+local is_late = ARGV[8] == '1' and latest(state) >= read_plan(ARGV[7]).begins
+if ARGV[7] == '' or is_late then
   redis.call('HDEL', key('state'), 'plan')
-  return 1
+else
+  redis.call('HSET', key('state'), 'plan', ARGV[7])
 end
-redis.call('HSET', key('state'), 'plan', ARGV[7])
-return latest(state) < read_plan(ARGV[7]).begins and 1 or 0
+return is_late and 0 or 1
