@@ -59,6 +59,7 @@ OTHERS_FLAGS = {
     *("--config", "--version", "--help", "--data-binary", "--data-urlencode", "--now", "--quick"),
     *("--minutes", "--seed", "--rate", "--out"),  # the soak's
     *("--store-server", "--figures", "--injections"),  # the tests'
+    *("--cluster", "--cluster-replicas", "--cluster-yes"),  # of redis-cli
     *("--default", "--lua"),  # of other stores; the first goes on with _lua_flags
 }
 
