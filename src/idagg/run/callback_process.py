@@ -118,6 +118,7 @@ class CallbackProcess:
         )
 
     async def run(self) -> None:
+        """Work until asked to end. Attempts under way are given up; they count as made."""
         await work(
             callbacks=self._callbacks.run(),
             caller=self._caller.run(),

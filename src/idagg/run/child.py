@@ -1,7 +1,7 @@
 """A process of the supervisor: a fresh interpreter that is watched by its heartbeats and killed if it hangs.
 
-It writes a heartbeat to its standard output twice a second. If the supervisor dies, the process's standard
-input closes, and it stops. A reload executes another supervisor, which adopts the process: it needs the pid
+It writes a heartbeat to its standard output twice a second. If the supervisor dies, the kernel kills it
+(``parent.py``). A reload executes another supervisor, which adopts the process: it needs the pid
 and two descriptors.
 """
 
